@@ -1,0 +1,66 @@
+"""Settings every process shares. Read once, by a composition root, from `HELIU_*` variables."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where state lives and where things listen. A variable `HELIU_API_PORT` sets `api_port`."""
+
+    model_config = SettingsConfigDict(env_prefix="HELIU_", extra="ignore")
+
+    home: Path = Path(".heliu")
+    database_url: str | None = Field(default=None, description="PostgreSQL URL; without it an embedded server is used")
+    blob_url: str | None = Field(default=None, description="file:///… or s3://bucket/prefix; default <home>/blobs")
+    host: str = "127.0.0.1"
+    api_port: int = 8700
+    gateway_port: int = 8701
+    ray_gcs_port: int = 6390
+    ray_dashboard_port: int = 8266
+    node_venv: Path = Path(".venv-node")
+    models_dir: Path | None = Field(default=None, description="prepared base models; default <home>/models")
+    control_url: str | None = Field(default=None, description="how nodes reach the control plane; default loopback")
+    ray_url: str | None = Field(default=None, description="Ray dashboard URL; default loopback at ray_dashboard_port")
+    lease_seconds: int = 20
+    heartbeat_seconds: int = 4
+    lease_margin_seconds: int = 5
+    body_limit_bytes: int = 1 << 20
+    upload_limit_bytes: int = 1 << 30
+    database_pool_size: int = 10
+    log_level: str = "INFO"
+
+    @property
+    def api_url(self) -> str:
+        """The control plane, as this machine reaches it."""
+        return f"http://{self.host}:{self.api_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        """The gateway, as this machine reaches it."""
+        return f"http://{self.host}:{self.gateway_port}"
+
+    @property
+    def ray_dashboard_url(self) -> str:
+        """Where the Ray Jobs API answers."""
+        return self.ray_url or f"http://127.0.0.1:{self.ray_dashboard_port}"
+
+    @property
+    def node_control_url(self) -> str:
+        """The control plane, as nodes reach it."""
+        return self.control_url or self.api_url
+
+    @property
+    def blobs(self) -> str:
+        """URL of the object store."""
+        return self.blob_url or f"file://{self.home.resolve()}/blobs"
+
+    @property
+    def models(self) -> Path:
+        """Folder of prepared base models on this machine's node."""
+        return self.models_dir or self.home / "models"
+
+    def secret_file(self, name: str) -> Path:
+        """Path of a secret kept by this installation (mode 0600)."""
+        return self.home / "secrets" / name
