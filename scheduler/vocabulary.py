@@ -1,0 +1,255 @@
+"""The words of scheduling: workloads, attempts, placements, decisions and their reasons. Standard library, units and ids only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType, TypeAlias
+
+from kit.units import GpuMilli
+from quotas.vocabulary import FirmId, PoolName, ProjectId, QoS
+
+WorkloadId = NewType("WorkloadId", str)  # "job_…" or "rep_…"
+AttemptId = NewType("AttemptId", str)  # "att_…"; also Ray's submission id
+NodeId = NewType("NodeId", str)  # Ray's node id, hexadecimal
+ArtifactId = NewType("ArtifactId", str)  # "art_…"
+UploadId = NewType("UploadId", str)  # "up_…"
+QuoteId = NewType("QuoteId", str)  # "quo_…"
+
+JOBS_CHANNEL = "heliu_jobs"  # PostgreSQL NOTIFY; the payload is a workload id or "*"
+
+PRIORITY_MIN, PRIORITY_MAX = -1000, 1000
+WORKERS_MAX = 256
+
+
+class WorkloadKind(StrEnum):
+    JOB = "job"  # ends by itself
+    REPLICA = "replica"  # a model server: runs again after every end, until it is stopped
+
+
+class JobState(StrEnum):
+    """Where a workload stands; a replica uses the same states, and `cancelled` is how it ends."""
+
+    QUEUED = "queued"  # waits, with a reason
+    STARTING = "starting"  # placed; the node prepares (free of charge)
+    RUNNING = "running"  # its program runs; the paid clock ticks
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_J = JobState
+JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    _J.QUEUED: frozenset({_J.STARTING, _J.FAILED, _J.CANCELLED}),  # failed: rejected by a decision
+    _J.STARTING: frozenset({_J.QUEUED, _J.RUNNING, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
+    _J.RUNNING: frozenset({_J.QUEUED, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
+    _J.SUCCEEDED: frozenset(),
+    _J.FAILED: frozenset(),
+    _J.CANCELLED: frozenset(),
+}
+JOB_OVER = frozenset({_J.SUCCEEDED, _J.FAILED, _J.CANCELLED})
+
+
+class AttemptState(StrEnum):
+    """Where one try stands. Only a claimed attempt can have had an effect on a node."""
+
+    PLACED = "placed"  # recorded with its hold and placement; the runtime may or may not know it
+    CLAIMED = "claimed"  # its runner fetched the plan and holds the lease
+    RUNNING = "running"  # its program has started
+    ENDED = "ended"
+
+
+_A = AttemptState
+ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[AttemptState]] = {
+    _A.PLACED: frozenset({_A.CLAIMED, _A.ENDED}),
+    _A.CLAIMED: frozenset({_A.RUNNING, _A.ENDED}),
+    _A.RUNNING: frozenset({_A.ENDED}),
+    _A.ENDED: frozenset(),
+}
+
+
+class EndCause(StrEnum):
+    """Why an attempt is over; it decides who pays and whether another one follows."""
+
+    DONE = "done"
+    PROGRAM_ERROR = "program_error"  # the firm's program, data or parameters
+    TIME_LIMIT = "time_limit"  # ran its maximum
+    SETUP = "setup"  # the node could not prepare it
+    NODE_LOST = "node_lost"  # the runtime lost it before it ran
+    LEASE_LOST = "lease_lost"  # its runner fell silent
+    EVICTED = "evicted"  # preempted, drained, or its replica's money ran out
+    CANCELLED = "cancelled"  # its owner said stop
+    PLATFORM = "platform"  # something of ours broke while it ran
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the platform bears this attempt: nothing is charged for it."""
+        return self in _FREE
+
+
+_E = EndCause
+_FREE = frozenset({_E.SETUP, _E.NODE_LOST, _E.LEASE_LOST, _E.EVICTED, _E.PLATFORM})
+
+
+class WaitReason(StrEnum):
+    """The rule that holds a waiting workload."""
+
+    NEW = "new"
+    NO_QUOTA = "no_quota"
+    NO_ROOM = "no_room"
+    NO_NODE = "no_node"
+    BEHIND = "behind"
+    NO_MONEY = "no_money"
+    BACKOFF = "backoff"
+
+    @property
+    def sentence(self) -> str:
+        """What it means, for people."""
+        return _SENTENCES[self]
+
+
+_SENTENCES: Mapping[WaitReason, str] = {
+    WaitReason.NEW: "It has just arrived and is looked at in the next cycle.",
+    WaitReason.NO_QUOTA: "The firm's quota in this pool is taken by its own running work.",
+    WaitReason.NO_ROOM: "The pool's nodes are busy: there is no room for all of its workers at once.",
+    WaitReason.NO_NODE: "No node that is up and open for work could ever hold it in the pools it accepts.",
+    WaitReason.BEHIND: "It would fit now, but starting it would delay work that comes before it.",
+    WaitReason.NO_MONEY: "The firm's balance and vouchers do not cover its maximum price.",
+    WaitReason.BACKOFF: "Its last attempt ended early; it is tried again after a pause.",
+}
+
+
+class RejectReason(StrEnum):
+    """Why a workload can never run as it is."""
+
+    UNKNOWN_POOL = "unknown_pool"
+    TOO_LARGE = "too_large"
+    NO_QUOTA = "no_quota"
+
+
+class NodeState(StrEnum):
+    READY = "ready"
+    LOST = "lost"  # its cluster no longer lists it as alive
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which node each worker of a gang gets, in worker order; a node may appear more than once."""
+
+    pool: PoolName
+    nodes: tuple[NodeId, ...]
+    gpu_milli: GpuMilli  # per worker
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Admit it and run it there, now."""
+
+    workload_id: WorkloadId
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Stop this running work with a grace period and queue it again. `why` is the named rule."""
+
+    workload_id: WorkloadId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It waits. `eta` is when it is expected to start, None when nothing known will let it start."""
+
+    workload_id: WorkloadId
+    reason: WaitReason
+    detail: str
+    eta: datetime | None
+    estimated: bool = False  # beyond the timeline's reservations: a guess, not a plan
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """It can never run as it is."""
+
+    workload_id: WorkloadId
+    reason: RejectReason
+    detail: str
+
+
+Decision: TypeAlias = Start | Preempt | Wait | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """What serving asks for: a program that runs until it is stopped. Asking twice with one `key` is one replica."""
+
+    key: str  # unique in the firm; serving's replica id
+    name: str
+    firm_id: FirmId
+    project_id: ProjectId
+    pools: tuple[PoolName, ...]
+    gpu_milli: GpuMilli
+    program: str
+    params: Mapping[str, Any]
+    qos: QoS
+    priority: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadStatus:
+    """Where a workload stands, for serving."""
+
+    id: WorkloadId
+    kind: WorkloadKind
+    state: JobState
+    attempt_id: AttemptId | None  # the live attempt
+    pool: PoolName | None
+    wait_reason: WaitReason | None
+    wait_detail: str | None
+    eta: datetime | None
+    failures: int  # attempts in a row that ended early
+    last_cause: EndCause | None
+    last_message: str | None
+    stop_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptIdentity:
+    """Who a runner's token belongs to, while the attempt's fence holds."""
+
+    attempt_id: AttemptId
+    workload_id: WorkloadId
+    kind: WorkloadKind
+    firm_id: FirmId
+    project_id: ProjectId
+    fence: int
+    stop_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactView:
+    """A file a firm's work produced or a member uploaded, stored under its hash."""
+
+    id: ArtifactId
+    firm_id: FirmId
+    project_id: ProjectId
+    workload_id: WorkloadId
+    attempt_id: AttemptId
+    name: str
+    kind: str  # adapter | results | file
+    sha256: str
+    size_bytes: int
+    meta: Mapping[str, Any]
+    created_at: datetime
+
+
+def may_become(now: JobState, then: JobState) -> bool:
+    """Whether a workload in state `now` may next be in `then`."""
+    return then in JOB_TRANSITIONS[now]
+
+
+def attempt_may_become(now: AttemptState, then: AttemptState) -> bool:
+    """Whether an attempt in state `now` may next be in `then`."""
+    return then in ATTEMPT_TRANSITIONS[now]
