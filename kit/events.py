@@ -1,28 +1,33 @@
 """Durable events: written in the transaction that made them true, read in order, at least once.
 
-A sequence number is taken before its transaction commits, so a reader could step over an event that
-commits late. Readers therefore see only events of transactions older than every one still running.
+A sequence number is taken before its transaction commits, so a reader going by it could step over an event that
+commits late. Readers therefore go by (transaction, sequence) and see only transactions older than every running one.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NewType
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.db import notify
+from kit.errors import InvalidInput
 
 CHANNEL = "heliu_events"
+
+Cursor = NewType("Cursor", str)
+"""Where a reader stands; opaque, ordered by the log."""
+START = Cursor("0-0")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened. `topic` is `noun.verb`; `subject` the id it happened to."""
 
-    seq: int
+    cursor: Cursor
     at: datetime
     topic: str
     subject: str
@@ -44,35 +49,47 @@ async def append(
 async def read(
     tx: AsyncSession,
     *,
-    after: int = 0,
+    after: Cursor = START,
     topics: Sequence[str] = (),
     subject: str | None = None,
     limit: int = 500,
 ) -> list[Event]:
-    """Events with a sequence number above `after`, oldest first; all topics when `topics` is empty."""
+    """Events after `after`, oldest first; all topics when `topics` is empty. Raises InvalidInput for a bad cursor."""
+    xid, seq = _parse(after)
     rows = await tx.execute(
         text("""
-            SELECT seq, at, topic, subject, firm_id, body FROM kit.event
-            WHERE seq > :after AND xid < pg_snapshot_xmin(pg_current_snapshot())
+            SELECT xid || '-' || seq, at, topic, subject, firm_id, body FROM kit.event
+            WHERE (xid, seq) > (CAST(CAST(:xid AS text) AS xid8), :seq)
+              AND xid < pg_snapshot_xmin(pg_current_snapshot())
               AND (cardinality(CAST(:topics AS text[])) = 0 OR topic = ANY(CAST(:topics AS text[])))
               AND (CAST(:subject AS text) IS NULL OR subject = :subject)
-            ORDER BY seq LIMIT :limit"""),
-        {"after": after, "topics": list(topics), "subject": subject, "limit": limit},
+            ORDER BY xid, seq LIMIT :limit"""),
+        {"xid": str(xid), "seq": seq, "topics": list(topics), "subject": subject, "limit": limit},
     )
     return [Event(*row) for row in rows]
 
 
-async def position(tx: AsyncSession, reader: str) -> int:
-    """Sequence number up to which `reader` has seen everything; 0 for a new reader. Locks the reader's row."""
+async def position(tx: AsyncSession, reader: str) -> Cursor:
+    """Up to where `reader` has handled everything; START for a new reader. Locks the reader's row."""
     await tx.execute(
-        text("INSERT INTO kit.cursor (reader, seq) VALUES (:reader, 0) ON CONFLICT DO NOTHING"), {"reader": reader}
+        text("INSERT INTO kit.cursor (reader, position) VALUES (:reader, :start) ON CONFLICT DO NOTHING"),
+        {"reader": reader, "start": START},
     )
-    row = await tx.execute(text("SELECT seq FROM kit.cursor WHERE reader = :reader FOR UPDATE"), {"reader": reader})
-    return int(row.scalar_one())
+    row = await tx.execute(
+        text("SELECT position FROM kit.cursor WHERE reader = :reader FOR UPDATE"), {"reader": reader}
+    )
+    return Cursor(row.scalar_one())
 
 
-async def advance(tx: AsyncSession, reader: str, seq: int) -> None:
-    """Record that `reader` has handled everything up to `seq`, in the transaction of its effects."""
+async def advance(tx: AsyncSession, reader: str, cursor: Cursor) -> None:
+    """Record that `reader` has handled everything up to `cursor`, in the transaction of its effects."""
     await tx.execute(
-        text("UPDATE kit.cursor SET seq = greatest(seq, :seq) WHERE reader = :reader"), {"reader": reader, "seq": seq}
+        text("UPDATE kit.cursor SET position = :cursor WHERE reader = :reader"), {"reader": reader, "cursor": cursor}
     )
+
+
+def _parse(cursor: Cursor) -> tuple[int, int]:
+    xid, dash, seq = cursor.partition("-")
+    if not (dash and xid.isdecimal() and seq.isdecimal()):
+        raise InvalidInput(f"{cursor!r} is not a cursor; pass one that an earlier answer gave, or none")
+    return int(xid), int(seq)

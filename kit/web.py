@@ -1,0 +1,212 @@
+"""The one place that knows HTTP: the app factory, problem details (RFC 9457), body limits, request ids."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kit import errors
+from kit.ids import new_id
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[errors.HeliuError], int] = {
+    errors.InvalidInput: 422,
+    errors.TooLarge: 413,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.NoMoney: 402,
+    errors.Refused: 409,
+    errors.RateLimited: 429,
+    errors.Unavailable: 503,
+}
+
+REQUESTS = Counter("heliu_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
+SECONDS = Histogram("heliu_http_request_seconds", "Time to answer an HTTP request", ["method", "route"])
+
+
+class Body(BaseModel):
+    """What a request may carry: unknown fields and silent conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, str_strip_whitespace=True)
+
+
+class View(BaseModel):
+    """What an answer carries."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+def create_app(
+    title: str,
+    version: str,
+    routers: Sequence[APIRouter],
+    *,
+    body_limit_bytes: int,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    unlimited_prefixes: Sequence[str] = (),
+    **options: Any,
+) -> FastAPI:
+    """A FastAPI app with Heliu's manners. Routes under `unlimited_prefixes` bound their own bodies."""
+    app = FastAPI(title=title, version=version, lifespan=lifespan, **options)
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(errors.HeliuError, _on_heliu_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_surprise)
+    app.add_middleware(RequestEnvelope, body_limit_bytes=body_limit_bytes, unlimited=tuple(unlimited_prefixes))
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def status_of(error: errors.HeliuError) -> int:
+    """HTTP status for an error: that of its nearest known class."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return STATUS[kind]
+    return 500
+
+
+def bearer_of(request: Request) -> str | None:
+    """The bearer token of a request, or None when it carries none."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    hint: str | None = None,
+    retryable: bool = False,
+    headers: dict[str, str] | None = None,
+    **members: Any,
+) -> JSONResponse:
+    """Problem details (RFC 9457) with Heliu's `code`, `hint` and `retryable`."""
+    content = {
+        "type": f"https://heliu.dev/problems/{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "hint": hint,
+        "retryable": retryable,
+        **members,
+    }
+    return JSONResponse(content, status, headers, media_type="application/problem+json")
+
+
+async def _on_heliu_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.HeliuError)
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(
+        status_of(error),
+        error.code,
+        error.message,
+        hint=error.hint,
+        retryable=error.retryable,
+        headers=headers,
+        **({"details": error.details} if error.details else {}),
+    )
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        {"field": ".".join(str(part) for part in fault["loc"] if part != "body"), "message": fault["msg"]}
+        for fault in error.errors()
+    ]
+    first = faults[0] if faults else {"field": "", "message": "it does not fit the schema"}
+    where = f"{first['field']}: " if first["field"] else ""
+    return problem(
+        422, "invalid_input", where + first["message"], hint="see /docs for what this route takes", faults=faults
+    )
+
+
+async def _on_http_exception(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _on_surprise(_request: Request, error: Exception) -> Response:
+    log.error("unhandled error", exc_info=error)
+    return problem(500, "internal", "something broke on our side; nothing was changed", retryable=True)
+
+
+class RequestEnvelope:
+    """Around every request: an id, a limit on its body, a count and a time. Bodies are never logged."""
+
+    def __init__(self, app: ASGIApp, *, body_limit_bytes: int, unlimited: tuple[str, ...]) -> None:
+        self._app = app
+        self._limit = body_limit_bytes
+        self._unlimited = unlimited
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request; anything else passes through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, request_id = perf_counter(), 500, new_id("req")
+        limited = not scope["path"].startswith(self._unlimited) if self._unlimited else True
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        seen = 0
+
+        async def bounded_receive() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if limited and seen > self._limit:
+                raise errors.TooLarge(f"the body is over {self._limit} bytes", hint="send less, or use an upload")
+            return message
+
+        async def tagged_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            if limited and declared.isdigit() and int(declared) > self._limit:
+                answer = problem(413, "too_large", f"the body is over {self._limit} bytes", hint="send less")
+                await answer(scope, receive, tagged_send)
+            else:
+                await self._app(scope, bounded_receive, tagged_send)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            REQUESTS.labels(scope["method"], route, status).inc()
+            SECONDS.labels(scope["method"], route).observe(perf_counter() - started)
+
+
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
+    """The body of a request as a stream."""
+    async for chunk in request.stream():
+        if chunk:
+            yield chunk
