@@ -1,0 +1,64 @@
+"""Quota as data over time: which version is in force at an instant, and whether an ask fits under a cap."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from kit.errors import InvalidInput
+from kit.units import MILLI_PER_GPU, GpuMilli
+from quotas.vocabulary import FirmId, PoolName
+
+MAX_NOMINAL = GpuMilli(1_000_000 * MILLI_PER_GPU)
+"""A million accelerators: beyond it a number is a typing error."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaVersion:
+    """What one firm may use of one pool from `effective_from` on, until a later version replaces it.
+
+    `version` is the order of writing; of two versions that start at the same instant the later written one holds.
+    """
+
+    version: int
+    firm_id: FirmId
+    pool: PoolName
+    nominal: GpuMilli
+    effective_from: datetime
+
+
+def in_force(versions: Iterable[QuotaVersion], *, at: datetime) -> dict[tuple[FirmId, PoolName], QuotaVersion]:
+    """Per firm and pool the version in force at `at`; a pair that has none yet is absent."""
+    chosen: dict[tuple[FirmId, PoolName], QuotaVersion] = {}
+    for one in versions:
+        if one.effective_from > at:
+            continue
+        before = chosen.get((one.firm_id, one.pool))
+        if before is None or (before.effective_from, before.version) < (one.effective_from, one.version):
+            chosen[one.firm_id, one.pool] = one
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class CapCheck:
+    """Whether an ask fits: `fits`, and by how much it goes over the cap (0 when it fits)."""
+
+    fits: bool
+    over: GpuMilli
+
+
+def check_cap(*, cap: GpuMilli, used: GpuMilli, asked: GpuMilli) -> CapCheck:
+    """Whether `asked` more fits under `cap` beside `used`, all in thousandths of an accelerator."""
+    assert min(cap, used, asked) >= 0, "capacity is counted from zero"
+    over = max(0, used + asked - cap)
+    return CapCheck(over == 0, GpuMilli(over))
+
+
+def valid_nominal(gpu_milli: int) -> GpuMilli:
+    """`gpu_milli` as a quota. Raises InvalidInput below zero or beyond a million accelerators."""
+    if not 0 <= gpu_milli <= MAX_NOMINAL:
+        raise InvalidInput(
+            f"A quota is between 0 and {MAX_NOMINAL} thousandths of an accelerator; got {gpu_milli}.",
+            code="quota_range",
+            hint="One accelerator is 1000.",
+        )
+    return GpuMilli(gpu_milli)
