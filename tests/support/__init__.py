@@ -1,0 +1,1 @@
+"""What tests share: databases, needs, conditions to wait for."""
