@@ -1,129 +1,323 @@
-"""The words of quotas: firms and people, money and usage. Standard library and kit.units only."""
+"""The words of `quotas`: ids, enums and frozen records that other packages may hold.
 
-from dataclasses import dataclass
+Money is integer micro-yuan, GPU time integer GPU-milliseconds; a period is a Shanghai month written "YYYY-MM".
+"""
+
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NewType
 
-FirmId = NewType("FirmId", str)  # "firm_…"
-ProjectId = NewType("ProjectId", str)  # "prj_…"
-MemberId = NewType("MemberId", str)  # "mem_…"
-KeyId = NewType("KeyId", str)  # "key_…"
-PoolName = NewType("PoolName", str)  # "<centre>/<accelerator>", e.g. "optics-valley/cpu-slot"
-HoldId = NewType("HoldId", str)  # "hold_…"
-ChargeId = NewType("ChargeId", str)  # "chg_…"
-VoucherId = NewType("VoucherId", str)  # "vch_…"
-ProgrammeId = NewType("ProgrammeId", str)  # "prg_…"
-TariffId = NewType("TariffId", str)  # "trf_…"
+from kit.units import GpuMs, MicroYuan, Ppm, Tokens
+from quotas.vocabulary_people import (
+    DEFAULT_PROJECT as DEFAULT_PROJECT,
+    FIRM_ROLES as FIRM_ROLES,
+    KEYS_CHANNEL as KEYS_CHANNEL,
+    PLATFORM_FIRM as PLATFORM_FIRM,
+    STAFF_ROLES as STAFF_ROLES,
+    FirmId as FirmId,
+    FirmKind as FirmKind,
+    FirmState as FirmState,
+    FirmView as FirmView,
+    IndustryCluster as IndustryCluster,
+    KeyGrant as KeyGrant,
+    KeyId as KeyId,
+    MemberId as MemberId,
+    ProjectId as ProjectId,
+    ProjectView as ProjectView,
+    ReviewStep as ReviewStep,
+    Role as Role,
+    Scope as Scope,
+)
+
+HoldId = NewType("HoldId", str)
+ChargeId = NewType("ChargeId", str)
+LeaseId = NewType("LeaseId", str)
+ProgrammeId = NewType("ProgrammeId", str)
+VoucherId = NewType("VoucherId", str)
+TariffId = NewType("TariffId", str)
+PoolName = NewType("PoolName", str)  # "<centre>/<accelerator>"
+CentreName = NewType("CentreName", str)
+ModelName = NewType("ModelName", str)
+Period = NewType("Period", str)  # "2026-11": a month of Asia/Shanghai
 
 
-# ── Firms and people ────────────────────────────────────────────────────────────────────────────────────────────────
-
-PLATFORM_FIRM = FirmId("firm_platform")
-"""The platform itself: shared deployments are its workloads, their GPU time is its cost."""
-
-DEFAULT_PROJECT = "default"
-"""Name of the project that every firm has from its first day."""
-
-KEYS_CHANNEL = "heliu_keys"
-"""PostgreSQL NOTIFY; the payload is a key id, or "*" when any key may have changed."""
+def centre_of(pool: PoolName) -> CentreName:
+    """The centre that lends a pool: the part before the slash."""
+    return CentreName(pool.split("/", 1)[0])
 
 
-class FirmKind(StrEnum):
-    COMPANY = "company"
-    PLATFORM = "platform"
+# --- money ---------------------------------------------------------------------------------------------------------
 
 
-class FirmState(StrEnum):
-    APPLIED = "applied"
-    IN_REVIEW = "in_review"
-    ACTIVE = "active"
-    SUSPENDED = "suspended"
+class QoS(StrEnum):
+    """How firmly a workload holds its GPUs; prices differ by it."""
+
+    RESERVED = "reserved"
+    STANDARD = "standard"
+    INTERRUPTIBLE = "interruptible"
+
+
+class UsageKind(StrEnum):
+    COMPUTE = "compute"
+    TOKENS = "tokens"
+
+
+class HoldState(StrEnum):
+    OPEN = "open"
+    SETTLED = "settled"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class StatementState(StrEnum):
+    OPEN = "open"
+    CLOSING = "closing"
     CLOSED = "closed"
-    REJECTED = "rejected"
 
 
-class ReviewStep(StrEnum):
-    """What an administrator does to a firm."""
+class RefusalReason(StrEnum):
+    """Why money said no. The ledger's reasons come first, in the order in which they are checked."""
 
-    TAKE = "take"
-    APPROVE = "approve"
-    REJECT = "reject"
-    SUSPEND = "suspend"
-    RESUME = "resume"
-    CLOSE = "close"
-
-
-class IndustryCluster(StrEnum):
-    """The six clusters of Wuhan's 2024–2026 digital-content plan."""
-
-    ONLINE_AUDIOVISUAL = "online_audiovisual"  # 网络视听
-    ONLINE_GAMES = "online_games"  # 网络游戏
-    DIGITAL_PUBLISHING = "digital_publishing"  # 数字出版传媒
-    CONTENT_SECURITY = "content_security"  # 数字内容安全
-    CULTURE_METAVERSE = "culture_metaverse"  # 数字文创元宇宙
-    CREATIVE_DESIGN = "creative_design"  # 数字创意设计
-
-
-class Role(StrEnum):
-    PLATFORM_ADMIN = "platform_admin"
-    CENTRE_OPERATOR = "centre_operator"
-    AUDITOR = "auditor"
-    FIRM_OWNER = "firm_owner"
-    FIRM_FINANCE = "firm_finance"
-    FIRM_DEVELOPER = "firm_developer"
-
-
-STAFF_ROLES = frozenset({Role.PLATFORM_ADMIN, Role.CENTRE_OPERATOR, Role.AUDITOR})
-FIRM_ROLES = frozenset({Role.FIRM_OWNER, Role.FIRM_FINANCE, Role.FIRM_DEVELOPER})
-
-
-class Scope(StrEnum):
-    """What an API key may be used for; a key has at least one."""
-
-    INFERENCE = "inference"
-    JOBS_READ = "jobs:read"
-    JOBS_WRITE = "jobs:write"
-    ARTIFACTS_READ = "artifacts:read"
-    ARTIFACTS_WRITE = "artifacts:write"
-    MODELS_READ = "models:read"
-    DEPLOYMENTS_READ = "deployments:read"
-    DEPLOYMENTS_WRITE = "deployments:write"
-    BILLING_READ = "billing:read"
-    QUOTAS_READ = "quotas:read"
+    AMOUNT_NOT_POSITIVE = "amount_not_positive"
+    AMOUNT_TOO_LARGE = "amount_too_large"
+    PENDING_UNKNOWN = "pending_unknown"
+    PENDING_RESOLVED = "pending_resolved"
+    PENDING_EXPIRED = "pending_expired"
+    EXCEEDS_PENDING = "exceeds_pending"
+    SAME_ACCOUNT = "same_account"
+    ACCOUNT_UNKNOWN = "account_unknown"
+    ASSET_MISMATCH = "asset_mismatch"
+    ACCOUNT_CLOSED = "account_closed"
+    EXCEEDS_FUNDS = "exceeds_funds"
+    # what the services add
+    NO_MONEY = "no_money"
+    NO_TARIFF = "no_tariff"
+    ABOVE_CAP = "above_cap"
+    FIRM_CAP_REACHED = "firm_cap_reached"
+    POOL_EMPTY = "pool_empty"
+    PROGRAMME_CLOSED = "programme_closed"
 
 
 @dataclass(frozen=True, slots=True)
-class FirmView:
-    """A firm as other packages see it."""
+class GpuRate:
+    """The price of one GPU-hour of a pool at a QoS, and the tariff version that says so."""
 
-    id: FirmId
-    kind: FirmKind
-    name: str
-    state: FirmState
-    uscc: str | None
-    industry_cluster: IndustryCluster | None
-    district: str | None
+    tariff_id: TariffId
+    micro_yuan_per_gpu_hour: MicroYuan
 
 
 @dataclass(frozen=True, slots=True)
-class ProjectView:
-    id: ProjectId
+class TokenRate:
+    """Micro-yuan per million tokens of one model, by kind."""
+
+    tariff_id: TariffId
+    input: MicroYuan
+    cached_input: MicroYuan
+    output: MicroYuan
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeQuote:
+    """What a workload may cost: the least and the most, and who would pay the most."""
+
+    tariff_id: TariffId
+    min_micro_yuan: MicroYuan
+    max_micro_yuan: MicroYuan
+    voucher_pays_min: MicroYuan
+    voucher_pays_max: MicroYuan
+    cash_min: MicroYuan
+    cash_max: MicroYuan
+    voucher_ids: tuple[VoucherId, ...]
+    explanation: tuple[str, ...]
+    affordable: bool
+    valid_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class VoucherPart:
+    """What one voucher holds or pays of an amount; `base` is the cost it subsidises at `share_ppm`."""
+
+    voucher_id: VoucherId
+    base: MicroYuan
+    share_ppm: Ppm
+    amount: MicroYuan
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Money put aside for a workload: `amount = cash + sum(vouchers)`."""
+
+    id: HoldId
     firm_id: FirmId
-    name: str
+    project_id: ProjectId
+    subject: str
+    amount: MicroYuan
+    cash: MicroYuan
+    vouchers: tuple[VoucherPart, ...]
+    tariff_id: TariffId
+    state: HoldState
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class KeyGrant:
-    """What a valid key allows; a gateway keeps it until it is told otherwise. None means: no limit of its own."""
+class ComputeUsage:
+    """GPU time one attempt used in [started_at, ended_at). (attempt_id, started_at) names it for ever."""
 
+    subject: str
+    attempt_id: str
+    firm_id: FirmId
+    project_id: ProjectId
+    pool: PoolName
+    centre: CentreName
+    qos: QoS
+    gpu_ms: GpuMs
+    started_at: datetime
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One line of a statement: what was used, at which tariff, and who paid."""
+
+    id: ChargeId
+    firm_id: FirmId
+    project_id: ProjectId
+    kind: UsageKind
+    subject: str
+    tariff_id: TariffId | None
+    amount: MicroYuan
+    cash: MicroYuan
+    voucher: MicroYuan
+    period: Period
+    gpu_ms: GpuMs = GpuMs(0)
+    vouchers: tuple[VoucherPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AllowanceLease:
+    """A slice of a firm's money in a gateway's hands: a ledger hold the holder must renew, return or lose."""
+
+    id: LeaseId
+    holder: str
+    firm_id: FirmId
+    amount_left: MicroYuan
+    expires_at: datetime
+    recalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """What one request used. (source, id) names it for ever; `dedicated` tokens are metered at price zero."""
+
+    id: str
+    source: str
     key_id: KeyId
     firm_id: FirmId
     project_id: ProjectId
-    scopes: frozenset[Scope]
-    models: frozenset[str] | None
-    ip_ranges: tuple[str, ...] | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    expires_at: datetime | None
-    revoked_at: datetime | None
+    model: ModelName
+    base_model: ModelName
+    input: Tokens
+    cached_input: Tokens
+    output: Tokens
+    at: datetime
+    outcome: str
+    lease_id: LeaseId | None = None
+    dedicated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    accepted: int
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenHold:
+    """A ledger hold that is not resolved; `id` is a hold's or a lease's."""
+
+    id: str
+    kind: str
+    subject: str
+    firm_id: FirmId
+    amount: MicroYuan
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something an invariant's checker found wrong."""
+
+    invariant: str
+    about: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    charge_id: ChargeId
+    kind: UsageKind
+    subject: str
+    project_id: ProjectId
+    tariff_id: TariffId | None
+    service_period: Period
+    first_at: datetime
+    last_at: datetime
+    quantities: dict[str, int]
+    rates: dict[str, int]
+    amount: MicroYuan
+    voucher: MicroYuan
+    cash: MicroYuan
+    vouchers: dict[str, int]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A firm's month. `closing = opening + top_ups - cash`, to the micro-yuan."""
+
+    firm_id: FirmId
+    period: Period
+    starts_at: datetime
+    ends_at: datetime
+    state: StatementState
+    lines: tuple[StatementLine, ...]
+    amount: MicroYuan
+    voucher: MicroYuan
+    cash: MicroYuan
+    opening: MicroYuan
+    top_ups: MicroYuan
+    closing: MicroYuan
+    hash: str
+    closed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CentreLine:
+    pool: PoolName
+    payout_ppm: Ppm
+    gpu_ms: GpuMs
+    list_micro_yuan: MicroYuan
+    payable: MicroYuan
+
+
+@dataclass(frozen=True, slots=True)
+class CentreStatement:
+    """What a centre lent in a month and what it is owed for it."""
+
+    centre: CentreName
+    period: Period
+    lines: tuple[CentreLine, ...]
+    gpu_ms: GpuMs
+    payable: MicroYuan
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The ledger's self-examination: empty findings mean every invariant holds."""
+
+    findings: tuple[Finding, ...]
+    accounts: int
+    transfers: int
+    blocks: int
+    open_holds: tuple[OpenHold, ...] = field(default=())

@@ -1,0 +1,126 @@
+"""The words of firms and people; `quotas.vocabulary` re-exports them, others import them from there."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+FirmId = NewType("FirmId", str)  # "firm_…"
+ProjectId = NewType("ProjectId", str)  # "prj_…"
+MemberId = NewType("MemberId", str)  # "mem_…"
+KeyId = NewType("KeyId", str)  # "key_…"
+
+PLATFORM_FIRM = FirmId("firm_platform")
+"""The platform itself: shared deployments are its workloads, their GPU time is its cost."""
+
+DEFAULT_PROJECT = "default"
+"""Name of the project that every firm has from its first day."""
+
+KEYS_CHANNEL = "heliu_keys"
+"""PostgreSQL NOTIFY; the payload is a key id, or "*" when any key may have changed."""
+
+
+class FirmKind(StrEnum):
+    COMPANY = "company"
+    PLATFORM = "platform"
+
+
+class FirmState(StrEnum):
+    APPLIED = "applied"
+    IN_REVIEW = "in_review"
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    CLOSED = "closed"
+    REJECTED = "rejected"
+
+
+class ReviewStep(StrEnum):
+    """What an administrator does to a firm."""
+
+    TAKE = "take"
+    APPROVE = "approve"
+    REJECT = "reject"
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    CLOSE = "close"
+
+
+class IndustryCluster(StrEnum):
+    """The six clusters of Wuhan's 2024–2026 digital-content plan."""
+
+    ONLINE_AUDIOVISUAL = "online_audiovisual"  # 网络视听
+    ONLINE_GAMES = "online_games"  # 网络游戏
+    DIGITAL_PUBLISHING = "digital_publishing"  # 数字出版传媒
+    CONTENT_SECURITY = "content_security"  # 数字内容安全
+    CULTURE_METAVERSE = "culture_metaverse"  # 数字文创元宇宙
+    CREATIVE_DESIGN = "creative_design"  # 数字创意设计
+
+
+class Role(StrEnum):
+    PLATFORM_ADMIN = "platform_admin"
+    CENTRE_OPERATOR = "centre_operator"
+    AUDITOR = "auditor"
+    FIRM_OWNER = "firm_owner"
+    FIRM_FINANCE = "firm_finance"
+    FIRM_DEVELOPER = "firm_developer"
+
+
+STAFF_ROLES = frozenset({Role.PLATFORM_ADMIN, Role.CENTRE_OPERATOR, Role.AUDITOR})
+FIRM_ROLES = frozenset({Role.FIRM_OWNER, Role.FIRM_FINANCE, Role.FIRM_DEVELOPER})
+
+
+class Scope(StrEnum):
+    """What an API key may be used for; a key has at least one."""
+
+    INFERENCE = "inference"
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    ARTIFACTS_READ = "artifacts:read"
+    ARTIFACTS_WRITE = "artifacts:write"
+    MODELS_READ = "models:read"
+    DEPLOYMENTS_READ = "deployments:read"
+    DEPLOYMENTS_WRITE = "deployments:write"
+    BILLING_READ = "billing:read"
+    QUOTAS_READ = "quotas:read"
+
+
+@dataclass(frozen=True, slots=True)
+class FirmView:
+    """A firm as other packages see it."""
+
+    id: FirmId
+    kind: FirmKind
+    name: str
+    state: FirmState
+    uscc: str | None
+    industry_cluster: IndustryCluster | None
+    district: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectView:
+    id: ProjectId
+    firm_id: FirmId
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyGrant:
+    """What a valid key allows; a gateway keeps it until it is told otherwise. None means: no limit of its own."""
+
+    key_id: KeyId
+    firm_id: FirmId
+    project_id: ProjectId
+    scopes: frozenset[Scope]
+    models: frozenset[str] | None
+    ip_ranges: tuple[str, ...] | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    firm_state: FirmState
+
+    def usable(self, *, now: datetime) -> bool:
+        """Whether the key opens anything at `now`: not revoked, not expired, its firm active."""
+        expired = self.expires_at is not None and self.expires_at <= now
+        return self.revoked_at is None and not expired and self.firm_state is FirmState.ACTIVE
