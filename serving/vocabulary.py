@@ -64,6 +64,7 @@ class LoadState(StrEnum):
     PENDING = "pending"
     LOADING = "loading"
     READY = "ready"
+    UNLOADING = "unloading"  # not wanted here any more; requests with it are finishing
     FAILED = "failed"
 
 
@@ -90,7 +91,8 @@ _L = LoadState
 LOAD_TRANSITIONS: Mapping[LoadState, frozenset[LoadState]] = {
     _L.PENDING: frozenset({_L.LOADING, _L.READY, _L.FAILED}),
     _L.LOADING: frozenset({_L.PENDING, _L.READY, _L.FAILED}),
-    _L.READY: frozenset({_L.PENDING}),  # the engine restarted and has forgotten it
+    _L.READY: frozenset({_L.PENDING, _L.UNLOADING}),  # pending: the engine restarted and has forgotten it
+    _L.UNLOADING: frozenset({_L.PENDING, _L.READY}),  # wanted again
     _L.FAILED: frozenset({_L.PENDING}),
 }
 
