@@ -84,6 +84,7 @@ class RefusalReason(StrEnum):
     PENDING_UNKNOWN = "pending_unknown"
     PENDING_RESOLVED = "pending_resolved"
     PENDING_EXPIRED = "pending_expired"
+    PENDING_NOT_EXPIRED = "pending_not_expired"
     EXCEEDS_PENDING = "exceeds_pending"
     SAME_ACCOUNT = "same_account"
     ACCOUNT_UNKNOWN = "account_unknown"
