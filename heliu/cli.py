@@ -1,0 +1,157 @@
+"""The `heliu` command. Exit codes: 0 done · 1 refused or failed · 2 wrong usage · 3 not reachable · 4 not signed in."""
+
+import os
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kit.cli import JsonFlag, fail, show
+from kit.errors import HeliuError
+
+app = typer.Typer(
+    name="heliu",
+    help="Heliu (合流): a city shares its GPUs. Start with [bold]heliu demo[/bold].",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done · 1 refused or failed · 2 wrong usage · 3 the platform cannot be reached · 4 not signed in.",
+)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Folder with the platform's state.",
+        envvar="HELIU_HOME",
+        show_default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Entry point: a refusal becomes a sentence and an exit code, never a traceback."""
+    _mount_packages()
+    app()
+
+
+@app.command()
+def up(
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", "-d", help="Return when ready; stop it with heliu down."),
+    ] = False,
+    plain: Annotated[bool, typer.Option(hidden=True)] = False,
+    home: HomeOption = None,
+) -> None:
+    """Start the whole platform on this machine and stay until Ctrl-C."""
+    from heliu import front
+
+    _use_home(home)
+    with _refusals():
+        front.up(detach=detach, plain=plain)
+
+
+@app.command()
+def down(home: HomeOption = None) -> None:
+    """Stop everything `heliu up` started, and only that."""
+    from heliu import front
+
+    _use_home(home)
+    with _refusals():
+        front.down()
+
+
+@app.command()
+def status(as_json: JsonFlag = False, home: HomeOption = None) -> None:
+    """Show the processes of this machine's platform and where it listens. Exit code 3 when it is not up."""
+    from heliu import front
+
+    _use_home(home)
+    front.status(as_json=as_json)
+
+
+@app.command()
+def demo(
+    exit_: Annotated[
+        bool,
+        typer.Option("--exit", help="Stop everything at the end; the exit code says if all held."),
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Play the whole story: a firm, a quota, a fine-tune, a served adapter, a statement."""
+    from heliu.demo.play import play
+
+    _use_home(home)
+    with _refusals():
+        raise typer.Exit(play(stop_after=exit_))
+
+
+@app.command()
+def version(as_json: JsonFlag = False) -> None:
+    """Print the version."""
+    number = installed_version("heliu")
+    show({"version": number} if as_json else number, as_json=as_json)
+
+
+@app.command(rich_help_panel="Processes")
+def api() -> None:
+    """Serve the control plane."""
+    from heliu.main import run_api
+    from kit.settings import Settings
+
+    run_api(Settings())
+
+
+@app.command(rich_help_panel="Processes")
+def gateway() -> None:
+    """Serve the OpenAI-compatible gateway."""
+    from heliu.main import run_gateway
+    from kit.settings import Settings
+
+    run_gateway(Settings())
+
+
+@app.command(rich_help_panel="Processes")
+def controller() -> None:
+    """Run the scheduler loop, the replica controller and the ledger sweeper while this process leads."""
+    from heliu.main import run_controller
+    from kit.settings import Settings
+
+    run_controller(Settings())
+
+
+@app.command(rich_help_panel="Processes")
+def migrate() -> None:
+    """Bring the database to this version's schema."""
+    from heliu.main import migrate as run
+    from kit.settings import Settings
+
+    with _refusals():
+        run(Settings())
+
+
+def _mount_packages() -> None:
+    import quotas.cli
+    import scheduler.cli
+    import serving.cli
+
+    for package in (quotas.cli, scheduler.cli, serving.cli):
+        for group in package.app.registered_groups:
+            app.registered_groups.append(group)
+        app.registered_commands.extend(package.app.registered_commands)
+
+
+def _use_home(home: Path | None) -> None:
+    if home is not None:
+        os.environ["HELIU_HOME"] = str(home.resolve())
+
+
+class _refusals:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, HeliuError):
+            fail(error.message, hint=error.hint)

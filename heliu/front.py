@@ -1,0 +1,147 @@
+"""What `heliu up`, `down` and `status` show: a line per service while it starts, then every address."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+import psutil
+import typer
+from rich.panel import Panel
+from rich.table import Table
+
+from heliu.supervisor import down as taking_down
+from heliu.supervisor import preflight
+from heliu.supervisor import up as starting
+from heliu.supervisor.ray_cluster import ACCELERATOR, CENTRE, SLOTS
+from heliu.supervisor.records import RunFolder, ServiceRecord
+from kit.cli import UNREACHABLE, console, show
+from kit.settings import Settings
+
+SHOWN = ("ready", "done", "ended", "started again", "stopped")
+
+
+def up(*, detach: bool, plain: bool) -> None:
+    """Start the platform; in the foreground this returns when it was stopped."""
+    settings = Settings()
+    began = monotonic()
+    progress = _plain_line if plain else _line
+
+    def ready() -> None:
+        if plain:
+            print("supervisor: ready", flush=True)
+        else:
+            announce(settings, seconds=monotonic() - began, detached=detach)
+
+    if detach:
+        starting.start_detached(settings, progress)
+        ready()
+    else:
+        asyncio.run(starting.run(settings, progress, ready))
+        _line("supervisor", "stopped")
+
+
+def down() -> None:
+    """Stop the platform of this home."""
+    home = Settings().home
+    if RunFolder(home).instance() is None and not RunFolder(home).services():
+        console.print(f"nothing runs in {home.resolve()}")
+        return
+    taking_down.take_down(home, lambda line: console.print(line, highlight=False))
+    console.print("[green]✓[/green] everything is stopped; its state is kept, heliu up finds it again")
+
+
+def addresses(settings: Settings) -> dict[str, str]:
+    """Where the platform of this machine listens."""
+    return {
+        "API and its documentation": f"{settings.api_url}/docs",
+        "OpenAI-compatible gateway": f"{settings.gateway_url}/v1",
+        "Ray dashboard": f"http://127.0.0.1:{settings.ray_dashboard_port}",
+        "Logs": str(settings.home.resolve() / "logs"),
+    }
+
+
+def announce(settings: Settings, *, seconds: float, detached: bool) -> None:
+    """Say that it is ready, where, and how the first administrator gets in."""
+    from heliu.main import admin_link
+
+    table = Table.grid(padding=(0, 2))
+    for what, where in addresses(settings).items():
+        table.add_row(what, f"[cyan]{where}[/cyan]")
+    table.add_row("Administrator, once, 15 min", f"[cyan]{admin_link(settings)}[/cyan]")
+    table.add_row(
+        "Centre",
+        f"{CENTRE}: a pool of {SLOTS} {ACCELERATOR}s (these are CPU slots, not GPUs)",
+    )
+    table.add_row("Stop", "heliu down" if detached else "Ctrl-C, or heliu down")
+    console.print(
+        Panel(
+            table,
+            title=f"Heliu is ready in {seconds:.0f} s",
+            border_style="green",
+            expand=False,
+        )
+    )
+
+
+def status(*, as_json: bool) -> None:
+    """Print what runs; ends with exit code 3 when the platform is not up."""
+    settings = Settings()
+    instance = preflight.running_instance(settings.home)
+    rows = [_row(record) for record in RunFolder(settings.home).services()]
+    state = "down" if instance is None else "ready" if instance.ready else "starting"
+    if as_json:
+        show(
+            {"state": state, "services": rows, "addresses": addresses(settings)},
+            as_json=True,
+        )
+    else:
+        columns = {
+            "name": "Service",
+            "state": "State",
+            "pid": "Process",
+            "since": "Since",
+            "restarts": "Restarts",
+        }
+        show(
+            rows,
+            as_json=False,
+            columns=columns,
+            title=f"Heliu in {settings.home.resolve()}: {state}",
+        )
+        if instance:
+            show(addresses(settings), as_json=False)
+    if instance is None:
+        raise typer.Exit(UNREACHABLE)
+
+
+def _row(record: ServiceRecord) -> Mapping[str, Any]:
+    process = record.process.find()
+    since = datetime.fromtimestamp(record.process.create_time, UTC).astimezone()
+    memory = _memory_mib(process) if process else 0
+    return {
+        "name": record.name,
+        "state": "gone" if process is None else "ready" if record.ready else "starting",
+        "pid": record.process.pid,
+        "since": since.isoformat(timespec="seconds"),
+        "restarts": record.restarts,
+        "memory_mib": memory,
+    }
+
+
+def _memory_mib(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss >> 20
+    except psutil.Error:
+        return 0
+
+
+def _line(name: str, what: str) -> None:
+    if what.startswith(SHOWN):
+        mark = "[green]✓[/green]" if what in ("ready", "done") else "[yellow]•[/yellow]"
+        console.print(f"  {mark} {name:<12} {what}", highlight=False)
+
+
+def _plain_line(name: str, what: str) -> None:
+    print(f"{name}: {what}", flush=True)
