@@ -1,0 +1,315 @@
+"""The double-entry ledger: its tables, the one function that posts, and the chain that seals what was posted."""
+
+from alembic import op
+
+revision = "quotas_0002"
+down_revision = "quotas_0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create accounts, operations, transfers, open holds and blocks, and the functions over them."""
+    _accounts()
+    _entries()
+    op.execute(REFUSAL_OF_LEG)
+    op.execute(MOVE_BALANCES)
+    op.execute(WRITE_LEGS)
+    op.execute(POST)
+    _chain()
+
+
+def downgrade() -> None:
+    """Drop the ledger."""
+    for name in ("seal", "chain_lines", "post", "write_legs", "move_balances", "refusal_of_leg"):
+        op.execute(f"DROP FUNCTION quotas.{name}")
+    for name in ("block", "pending", "transfer", "operation", "balance", "account"):
+        op.execute(f"DROP TABLE quotas.{name}")
+    op.execute("DROP TYPE quotas.transfer_kind")
+
+
+def _accounts() -> None:
+    op.execute("CREATE TYPE quotas.transfer_kind AS ENUM ('posted', 'pending', 'post', 'void', 'expire')")
+    op.execute("""
+        CREATE TABLE quotas.account (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            code text NOT NULL UNIQUE CHECK (code <> ''),
+            asset text NOT NULL CHECK (asset <> ''),
+            owner text NOT NULL CHECK (owner <> ''),
+            bounded boolean NOT NULL,
+            closed boolean NOT NULL DEFAULT false,
+            opened_at timestamptz NOT NULL
+        )""")
+    op.execute("CREATE INDEX account_owner ON quotas.account (owner)")
+    # A cache of the transfers. Of a bounded account it is current; of any other it stands at the last sealed block,
+    # so that nobody waits for a row that everybody changes. The CHECK is the last guard against an overdraft.
+    op.execute("""
+        CREATE TABLE quotas.balance (
+            account_id bigint PRIMARY KEY REFERENCES quotas.account,
+            debits_posted bigint NOT NULL DEFAULT 0 CHECK (debits_posted >= 0),
+            credits_posted bigint NOT NULL DEFAULT 0 CHECK (credits_posted >= 0),
+            debits_pending bigint NOT NULL DEFAULT 0 CHECK (debits_pending >= 0),
+            credits_pending bigint NOT NULL DEFAULT 0 CHECK (credits_pending >= 0),
+            floor bigint CHECK (floor <= 0),
+            CONSTRAINT balance_above_floor CHECK (credits_posted - debits_posted - debits_pending >= floor)
+        ) WITH (fillfactor = 50)""")
+
+
+def _entries() -> None:
+    op.execute("""
+        CREATE TABLE quotas.operation (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            scope text NOT NULL CHECK (scope <> ''),
+            key text NOT NULL CHECK (key <> ''),
+            request_hash bytea NOT NULL CHECK (octet_length(request_hash) = 32),
+            at timestamptz NOT NULL,
+            transfer_ids bigint[] NOT NULL,
+            reply jsonb,
+            CONSTRAINT operation_once UNIQUE (scope, key)
+        )""")
+    # No foreign keys here: `quotas.post` is the only writer and has seen both accounts; a key check would lock the
+    # rows that everybody shares. `heliu ledger check` verifies the references.
+    op.execute("""
+        CREATE TABLE quotas.transfer (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+            operation_id bigint NOT NULL,
+            kind quotas.transfer_kind NOT NULL,
+            debit_id bigint NOT NULL,
+            credit_id bigint NOT NULL,
+            amount bigint NOT NULL CHECK (amount BETWEEN 1 AND 9007199254740992),
+            pending_id bigint,
+            final boolean NOT NULL,
+            at timestamptz NOT NULL,
+            CONSTRAINT transfer_between_two CHECK (debit_id <> credit_id),
+            CONSTRAINT transfer_final_resolves CHECK (NOT final OR pending_id IS NOT NULL)
+        )""")
+    op.execute("CREATE INDEX transfer_order ON quotas.transfer (xid)")
+    op.execute("CREATE UNIQUE INDEX transfer_resolves_once ON quotas.transfer (pending_id) WHERE final")
+    op.execute("""
+        CREATE TABLE quotas.pending (
+            id bigint PRIMARY KEY,
+            debit_id bigint NOT NULL,
+            credit_id bigint NOT NULL,
+            amount_left bigint NOT NULL CHECK (amount_left > 0),
+            expires_at timestamptz NOT NULL
+        ) WITH (fillfactor = 70)""")
+    op.execute("""
+        CREATE TABLE quotas.block (
+            number bigint PRIMARY KEY CHECK (number > 0),
+            from_xid xid8 NOT NULL,
+            until_xid xid8 NOT NULL,
+            transfers bigint NOT NULL CHECK (transfers > 0),
+            previous bytea NOT NULL CHECK (octet_length(previous) = 32),
+            hash bytea NOT NULL CHECK (octet_length(hash) = 32),
+            sealed_at timestamptz NOT NULL,
+            CONSTRAINT block_covers_something CHECK (from_xid < until_xid)
+        )""")
+    for table in ("operation", "transfer", "block"):
+        op.execute(f"""
+            CREATE TRIGGER {table}_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON quotas.{table}
+            FOR EACH STATEMENT EXECUTE FUNCTION quotas.refuse_change()""")
+
+
+# The ladder of refusals of one leg, funds apart: quotas/ledger.py `why_not` says the same, and a property test that
+# they agree. `held` is the open hold the leg names, all null when there is none.
+REFUSAL_OF_LEG = """
+CREATE FUNCTION quotas.refusal_of_leg(
+    kind quotas.transfer_kind, debit bigint, credit bigint, amount bigint, pending bigint, held quotas.pending,
+    now timestamptz, OUT refusal text, OUT debit_bounded boolean, OUT credit_bounded boolean
+) LANGUAGE plpgsql AS $$
+DECLARE
+    one quotas.account; other quotas.account;
+BEGIN
+    IF kind IN ('posted', 'pending', 'post') THEN
+        IF amount IS NULL OR amount < 1 THEN refusal := 'amount_not_positive'; RETURN; END IF;
+        IF amount > 9007199254740992 THEN refusal := 'amount_too_large'; RETURN; END IF;
+    END IF;
+    IF pending IS NOT NULL OR kind IN ('post', 'void', 'expire') THEN
+        IF held.id IS NULL THEN
+            refusal := CASE WHEN EXISTS (SELECT FROM quotas.transfer t WHERE t.id = pending AND t.kind = 'pending')
+                THEN 'pending_resolved' ELSE 'pending_unknown' END;
+            RETURN;
+        END IF;
+        IF held.expires_at <= now AND kind IN ('post', 'pending') THEN refusal := 'pending_expired'; RETURN; END IF;
+        IF held.expires_at > now AND kind = 'expire' THEN refusal := 'pending_not_expired'; RETURN; END IF;
+        IF kind = 'post' AND amount > held.amount_left THEN refusal := 'exceeds_pending'; RETURN; END IF;
+    END IF;
+    IF debit = credit THEN refusal := 'same_account'; RETURN; END IF;
+    SELECT * INTO one FROM quotas.account a WHERE a.id = debit;
+    SELECT * INTO other FROM quotas.account a WHERE a.id = credit;
+    IF one.id IS NULL OR other.id IS NULL THEN refusal := 'account_unknown'; RETURN; END IF;
+    IF one.asset <> other.asset THEN refusal := 'asset_mismatch'; RETURN; END IF;
+    IF kind IN ('posted', 'pending') AND (one.closed OR other.closed) THEN
+        refusal := 'account_closed'; RETURN;
+    END IF;
+    debit_bounded := one.bounded; credit_bounded := other.bounded;
+END $$"""
+
+# Apply changes to bounded balances in account order, each by one conditional UPDATE. Returns the account that lacks
+# funds, after taking back what it had changed; null when all were applied.
+MOVE_BALANCES = """
+CREATE FUNCTION quotas.move_balances(ids bigint[], dp bigint[], cp bigint[], dq bigint[], cq bigint[])
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    change record;
+    short bigint;
+BEGIN
+    FOR change IN
+        SELECT u.id, sum(u.dp)::bigint dp, sum(u.cp)::bigint cp, sum(u.dq)::bigint dq, sum(u.cq)::bigint cq
+        FROM unnest(ids, dp, cp, dq, cq) AS u (id, dp, cp, dq, cq) GROUP BY u.id ORDER BY u.id
+    LOOP
+        UPDATE quotas.balance b SET
+            debits_posted = b.debits_posted + change.dp, credits_posted = b.credits_posted + change.cp,
+            debits_pending = b.debits_pending + change.dq, credits_pending = b.credits_pending + change.cq
+        WHERE b.account_id = change.id AND (change.dp + change.dq <= change.cp OR b.credits_posted + change.cp
+            - b.debits_posted - change.dp - b.debits_pending - change.dq >= b.floor);
+        IF NOT FOUND THEN
+            short := change.id;
+            EXIT;
+        END IF;
+    END LOOP;
+    IF short IS NOT NULL THEN
+        UPDATE quotas.balance b SET
+            debits_posted = b.debits_posted - back.dp, credits_posted = b.credits_posted - back.cp,
+            debits_pending = b.debits_pending - back.dq, credits_pending = b.credits_pending - back.cq
+        FROM (SELECT u.id, sum(u.dp)::bigint dp, sum(u.cp)::bigint cp, sum(u.dq)::bigint dq, sum(u.cq)::bigint cq
+            FROM unnest(ids, dp, cp, dq, cq) AS u (id, dp, cp, dq, cq) GROUP BY u.id) AS back
+        WHERE b.account_id = back.id AND back.id < short;
+    END IF;
+    RETURN short;
+END $$"""
+
+# Write transfers that were found good, and what they do to the open holds.
+WRITE_LEGS = """
+CREATE FUNCTION quotas.write_legs(
+    operation bigint, now timestamptz, ids bigint[], kinds quotas.transfer_kind[], debits bigint[], credits bigint[],
+    amounts bigint[], pendings bigint[], finals boolean[], expiries timestamptz[]
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO quotas.transfer (id, operation_id, kind, debit_id, credit_id, amount, pending_id, final, at)
+    OVERRIDING SYSTEM VALUE
+    SELECT u.id, operation, u.kind, u.debit, u.credit, u.amount, u.pending, u.final, now
+    FROM unnest(ids, kinds, debits, credits, amounts, pendings, finals)
+        AS u (id, kind, debit, credit, amount, pending, final);
+    FOR i IN 1 .. cardinality(ids) LOOP
+        IF kinds[i] = 'pending' AND pendings[i] IS NULL THEN
+            INSERT INTO quotas.pending VALUES (ids[i], debits[i], credits[i], amounts[i], expiries[i]);
+        ELSIF finals[i] THEN
+            DELETE FROM quotas.pending p WHERE p.id = pendings[i];
+        ELSIF kinds[i] <> 'posted' THEN
+            UPDATE quotas.pending p
+            SET amount_left = amount_left + CASE kinds[i] WHEN 'pending' THEN amounts[i] ELSE -amounts[i] END
+            WHERE p.id = pendings[i];
+        END IF;
+    END LOOP;
+END $$"""
+
+# The only door into the ledger. One operation is all of its legs or nothing; a refusal changes nothing and leaves the
+# caller's transaction usable. The same (scope, key) with the same request answers as the first time did.
+POST = """
+CREATE FUNCTION quotas.post(
+    scope text, key text, request_hash bytea, now timestamptz, reply jsonb, kinds quotas.transfer_kind[],
+    debits bigint[], credits bigint[], amounts bigint[], pendings bigint[], finals boolean[], expiries timestamptz[],
+    OUT refusal text, OUT refused_leg int, OUT short_account bigint, OUT operation_id bigint,
+    OUT transfer_ids bigint[], OUT replayed boolean, OUT stored_reply jsonb
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    known quotas.operation; held quotas.pending; verdict record; amount bigint; released bigint;
+    ids bigint[] := '{}'; dp bigint[] := '{}'; cp bigint[] := '{}'; dq bigint[] := '{}'; cq bigint[] := '{}';
+    moved bigint; kept bigint;
+BEGIN
+    replayed := false;
+    SELECT * INTO known FROM quotas.operation o WHERE o.scope = post.scope AND o.key = post.key;
+    IF known.id IS NULL THEN
+        IF cardinality(kinds) > 1 THEN
+            PERFORM FROM quotas.pending p WHERE p.id = ANY (pendings) ORDER BY p.id FOR UPDATE;
+        END IF;
+        FOR i IN 1 .. cardinality(kinds) LOOP
+            held := NULL;
+            IF pendings[i] IS NOT NULL THEN
+                SELECT * INTO held FROM quotas.pending p WHERE p.id = pendings[i] FOR UPDATE;
+                IF held.id IS NOT NULL THEN debits[i] := held.debit_id; credits[i] := held.credit_id; END IF;
+            END IF;
+            verdict := quotas.refusal_of_leg(kinds[i], debits[i], credits[i], amounts[i], pendings[i], held, now);
+            IF verdict.refusal IS NOT NULL THEN
+                refusal := verdict.refusal; refused_leg := i - 1; RETURN;
+            END IF;
+            IF kinds[i] IN ('void', 'expire') THEN amounts[i] := held.amount_left; END IF;
+            amount := amounts[i];
+            finals[i] := kinds[i] IN ('post', 'void', 'expire') AND (finals[i] OR amount = held.amount_left);
+            moved := CASE WHEN kinds[i] IN ('posted', 'post') THEN amount ELSE 0 END;
+            kept := CASE kinds[i] WHEN 'posted' THEN 0 WHEN 'pending' THEN amount
+                ELSE -(CASE WHEN finals[i] THEN held.amount_left ELSE amount END) END;
+            IF verdict.debit_bounded THEN
+                ids := ids || debits[i]; dp := dp || moved; cp := cp || 0::bigint; dq := dq || kept; cq := cq || 0::bigint;
+            END IF;
+            IF verdict.credit_bounded THEN
+                ids := ids || credits[i]; dp := dp || 0::bigint; cp := cp || moved; dq := dq || 0::bigint; cq := cq || kept;
+            END IF;
+        END LOOP;
+        IF ids <> '{}' THEN
+            short_account := quotas.move_balances(ids, dp, cp, dq, cq);
+            IF short_account IS NOT NULL THEN refusal := 'exceeds_funds'; RETURN; END IF;
+        END IF;
+        transfer_ids := ARRAY(SELECT nextval('quotas.transfer_id_seq') FROM unnest(kinds));
+        INSERT INTO quotas.operation (scope, key, request_hash, at, transfer_ids, reply)
+        VALUES (post.scope, post.key, post.request_hash, now, transfer_ids, post.reply)
+        ON CONFLICT DO NOTHING RETURNING id INTO operation_id;
+        IF operation_id IS NOT NULL THEN
+            PERFORM quotas.write_legs(operation_id, now, transfer_ids, kinds, debits, credits, amounts, pendings,
+                finals, expiries);
+            stored_reply := post.reply;
+            RETURN;
+        END IF;
+        -- Somebody with the same key committed while we worked: take our balances back and answer as they did.
+        PERFORM quotas.move_balances(ids, ARRAY(SELECT -x FROM unnest(dp) x), ARRAY(SELECT -x FROM unnest(cp) x),
+            ARRAY(SELECT -x FROM unnest(dq) x), ARRAY(SELECT -x FROM unnest(cq) x));
+        SELECT * INTO STRICT known FROM quotas.operation o WHERE o.scope = post.scope AND o.key = post.key;
+    END IF;
+    IF known.request_hash <> post.request_hash THEN refusal := 'key_reused'; RETURN; END IF;
+    operation_id := known.id; transfer_ids := known.transfer_ids; replayed := true; stored_reply := known.reply;
+END $$"""
+
+
+def _chain() -> None:
+    op.execute("""
+        CREATE FUNCTION quotas.chain_lines(from_xid xid8, until_xid xid8) RETURNS text LANGUAGE sql STABLE AS $$
+            SELECT string_agg(concat_ws('|', t.id, t.operation_id, t.kind, t.debit_id, t.credit_id, t.amount,
+                coalesce(t.pending_id::text, ''), t.final, (extract(epoch FROM t.at) * 1000000)::bigint, o.scope, o.key),
+                E'\\n' ORDER BY t.xid, t.id)
+            FROM quotas.transfer t JOIN quotas.operation o ON o.id = t.operation_id
+            WHERE t.xid >= chain_lines.from_xid AND t.xid < chain_lines.until_xid
+        $$""")
+    # Everything below the oldest running transaction is final, so a block's content can never change after it is read.
+    op.execute("""
+        CREATE FUNCTION quotas.seal(now timestamptz, at_most bigint) RETURNS SETOF quotas.block LANGUAGE plpgsql AS $$
+        DECLARE
+            head quotas.block; start xid8; stop xid8; cut xid8; many bigint;
+        BEGIN
+            PERFORM pg_advisory_xact_lock(hashtext('quotas.seal'));
+            SELECT * INTO head FROM quotas.block b ORDER BY b.number DESC LIMIT 1;
+            start := coalesce(head.until_xid, '0');
+            stop := pg_snapshot_xmin(pg_current_snapshot());
+            SELECT t.xid INTO cut FROM quotas.transfer t
+            WHERE t.xid > start AND t.xid < stop ORDER BY t.xid OFFSET at_most LIMIT 1;
+            stop := coalesce(cut, stop);
+            SELECT count(*) INTO many FROM quotas.transfer t WHERE t.xid >= start AND t.xid < stop;
+            IF many = 0 THEN RETURN; END IF;
+            UPDATE quotas.balance b SET debits_posted = b.debits_posted + m.dp, credits_posted = b.credits_posted + m.cp
+            FROM (
+                SELECT s.account_id, sum(s.dp)::bigint dp, sum(s.cp)::bigint cp FROM (
+                    SELECT t.debit_id AS account_id, t.amount AS dp, 0 AS cp FROM quotas.transfer t
+                    WHERE t.xid >= start AND t.xid < stop AND t.kind IN ('posted', 'post')
+                    UNION ALL
+                    SELECT t.credit_id, 0, t.amount FROM quotas.transfer t
+                    WHERE t.xid >= start AND t.xid < stop AND t.kind IN ('posted', 'post')
+                ) s JOIN quotas.account a ON a.id = s.account_id AND NOT a.bounded GROUP BY s.account_id
+            ) m WHERE b.account_id = m.account_id;
+            RETURN QUERY INSERT INTO quotas.block
+            SELECT coalesce(head.number, 0) + 1, start, stop, many, coalesce(head.hash, decode(repeat('00', 32), 'hex')),
+                sha256(coalesce(head.hash, decode(repeat('00', 32), 'hex'))
+                    || convert_to(quotas.chain_lines(start, stop), 'UTF8')), now
+            RETURNING *;
+        END $$""")

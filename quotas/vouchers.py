@@ -1,0 +1,125 @@
+"""Vouchers: which of a firm's vouchers pay how much of a cost, and why.
+
+One yuan of cost is subsidised by one programme only ("one subsidy per contract"): a voucher of share s that pays p
+uses up p / s of the cost; what remains goes to the next voucher, and at last to cash.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from kit.units import PPM, MicroYuan, Ppm
+from quotas.vocabulary import FirmId, ProgrammeId, UsageKind, VoucherId, VoucherPart
+
+
+@dataclass(frozen=True, slots=True)
+class VoucherTerms:
+    """A voucher as it stands when a decision is made; `left` is what its account still has available."""
+
+    id: VoucherId
+    programme_id: ProgrammeId
+    firm_id: FirmId
+    share_ppm: Ppm
+    priority: int
+    valid_from: datetime
+    expires_at: datetime
+    left: MicroYuan
+    covers: frozenset[UsageKind] = frozenset({UsageKind.COMPUTE})
+    pools: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Who pays an amount: `amount = cash + sum(parts)`; the explanation has one sentence per voucher."""
+
+    parts: tuple[VoucherPart, ...]
+    cash: MicroYuan
+    explanation: tuple[str, ...]
+
+
+def burn_order(vouchers: Sequence[VoucherTerms]) -> list[VoucherTerms]:
+    """Lower priority number first, then what expires first, then the id."""
+    return sorted(vouchers, key=lambda v: (v.priority, v.expires_at, v.id))
+
+
+def allocate(
+    amount: MicroYuan, vouchers: Sequence[VoucherTerms], *, kind: UsageKind, pool: str | None, at: datetime
+) -> Allocation:
+    """Share a cost between vouchers, in burn order, and cash."""
+    parts: list[VoucherPart] = []
+    explanation: list[str] = []
+    open_cost = int(amount)
+    for voucher in burn_order(vouchers):
+        if reason := why_unused(voucher, kind=kind, pool=pool, at=at):
+            explanation.append(f"{voucher.id} does not pay: {reason}")
+            continue
+        if open_cost == 0:
+            explanation.append(f"{voucher.id} does not pay: nothing was left to pay")
+            continue
+        part = _part(open_cost, voucher.id, voucher.share_ppm, voucher.left)
+        explanation.append(
+            f"{voucher.id} of {voucher.programme_id} pays {part.amount} micro-yuan: "
+            f"{voucher.share_ppm / 10_000:g} % of {part.base}"
+            + (", all that it had" if part.amount == voucher.left else "")
+        )
+        if part.amount:
+            parts.append(part)
+            open_cost -= part.base
+    cash = amount - sum(part.amount for part in parts)
+    assert 0 <= cash <= amount, "vouchers never pay more than the cost"
+    explanation.append(f"cash pays {cash} micro-yuan")
+    return Allocation(tuple(parts), MicroYuan(cash), tuple(explanation))
+
+
+def settle(amount: MicroYuan, held: Sequence[VoucherPart]) -> Allocation:
+    """Share what was really used between the vouchers that were held for it, in the same order, and cash.
+
+    No voucher pays more than was held of it, so that `settled <= held` part by part.
+    """
+    parts: list[VoucherPart] = []
+    open_cost = int(amount)
+    for before in held:
+        part = _part(open_cost, before.voucher_id, before.share_ppm, before.amount)
+        if part.amount:
+            parts.append(part)
+            open_cost -= part.base
+    cash = amount - sum(part.amount for part in parts)
+    return Allocation(
+        tuple(parts),
+        MicroYuan(cash),
+        tuple(f"{p.voucher_id} paid {p.amount} of {p.base} micro-yuan ({p.share_ppm / 10_000:g} %)" for p in parts),
+    )
+
+
+def why_unused(voucher: VoucherTerms, *, kind: UsageKind, pool: str | None, at: datetime) -> str | None:
+    """Why a voucher does not pay for this, or None when it may."""
+    if at < voucher.valid_from:
+        return f"valid from {voucher.valid_from.isoformat()}"
+    if at >= voucher.expires_at:
+        return f"expired at {voucher.expires_at.isoformat()}"
+    if kind not in voucher.covers:
+        return f"its programme does not pay for {kind}"
+    if voucher.pools is not None and pool not in voucher.pools:
+        return f"its programme does not pay for pool {pool}"
+    if voucher.left <= 0:
+        return "it is used up"
+    return None
+
+
+def _part(cost: int, voucher_id: VoucherId, share_ppm: Ppm, left: MicroYuan) -> VoucherPart:
+    """What a voucher pays of a cost: never above its share (rounded down), never above what it has."""
+    wanted = cost * share_ppm // PPM
+    if wanted <= left:
+        return VoucherPart(voucher_id, MicroYuan(cost), share_ppm, MicroYuan(wanted))
+    base = min(cost, -(-left * PPM // share_ppm))
+    return VoucherPart(voucher_id, MicroYuan(base), share_ppm, left)
+
+
+def paid_by(parts: Sequence[VoucherPart]) -> Mapping[str, int]:
+    """Voucher id → micro-yuan."""
+    return {part.voucher_id: int(part.amount) for part in parts}
+
+
+def room_under_cap(*, cap: MicroYuan, granted_this_year: MicroYuan) -> MicroYuan:
+    """How much a firm may still be granted of a programme in a Shanghai calendar year."""
+    return MicroYuan(max(0, cap - granted_this_year))
