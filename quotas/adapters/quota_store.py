@@ -1,0 +1,45 @@
+"""Questions to the history of quotas."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+
+from quotas.adapters.tables import QuotaVersionRow
+
+
+async def add(tx: AsyncSession, row: QuotaVersionRow) -> None:
+    """Write a version; nothing ever changes one."""
+    tx.add(row)
+    await tx.flush()
+
+
+async def in_force(
+    tx: AsyncSession, *, at: datetime, firm_id: str | None = None, pool: str | None = None
+) -> Sequence[QuotaVersionRow]:
+    """Per firm and pool the version in force at `at`: the latest start, and of equal starts the last written."""
+    query = (
+        select(QuotaVersionRow)
+        .where(col(QuotaVersionRow.effective_from) <= at)
+        .distinct(col(QuotaVersionRow.firm_id), col(QuotaVersionRow.pool))
+        .order_by(
+            col(QuotaVersionRow.firm_id),
+            col(QuotaVersionRow.pool),
+            col(QuotaVersionRow.effective_from).desc(),
+            col(QuotaVersionRow.seq).desc(),
+        )
+    )
+    if firm_id is not None:
+        query = query.where(QuotaVersionRow.firm_id == firm_id)
+    if pool is not None:
+        query = query.where(QuotaVersionRow.pool == pool)
+    return (await tx.execute(query)).scalars().all()
+
+
+async def history(tx: AsyncSession, *, firm_id: str, pool: str | None = None) -> Sequence[QuotaVersionRow]:
+    """All versions of a firm, newest first."""
+    query = select(QuotaVersionRow).where(QuotaVersionRow.firm_id == firm_id)
+    if pool is not None:
+        query = query.where(QuotaVersionRow.pool == pool)
+    return (await tx.execute(query.order_by(col(QuotaVersionRow.seq).desc()))).scalars().all()
