@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kit.errors import Refused
 from kit.secret_files import load_or_create
 from kit.settings import Settings
 
@@ -57,14 +59,22 @@ def temp_folder(home: Path) -> Path:
     return Path("/tmp") / f"heliu-{hashlib.sha256(str(inside).encode()).hexdigest()[:10]}"
 
 
-def forget_old_sessions(home: Path) -> None:
-    """Remove the sockets and logs of earlier clusters of this home; call only when none runs."""
-    for session in temp_folder(home).glob("session_*"):
+def prepare_temp_folder(home: Path) -> None:
+    """Make Ray's folder ours alone, without what earlier clusters of this home left. Call only when none runs.
+
+    Raises Refused when somebody else owns a folder of that name.
+    """
+    folder = temp_folder(home)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+        raise Refused(f"{folder} belongs to somebody else", hint="remove it, or choose another HELIU_HOME")
+    folder.chmod(0o700)
+    for session in folder.glob("session_*"):
         if session.is_symlink():
             session.unlink(missing_ok=True)
         else:
             shutil.rmtree(session, ignore_errors=True)
-    (temp_folder(home) / "ray_current_cluster").unlink(missing_ok=True)
+    (folder / "ray_current_cluster").unlink(missing_ok=True)
 
 
 def head_command(settings: Settings) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ async def run(settings: Settings, progress: Progress, when_ready: Callable[[], N
     home = settings.home.resolve()
     preflight.check(settings)
     end_leftovers(home, lambda line: progress("supervisor", line))
-    ray_cluster.forget_old_sessions(home)
+    ray_cluster.prepare_temp_folder(home)
     instance_id = secrets.token_hex(8)
     (home / "logs").mkdir(parents=True, exist_ok=True)
     note = json_reporter(Layout(settings).log_file("supervisor"))
