@@ -21,7 +21,14 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the ledger."""
-    for name in ("seal", "chain_lines", "post", "write_legs", "move_balances", "refusal_of_leg"):
+    for name in (
+        "seal",
+        "chain_lines",
+        "post",
+        "write_legs",
+        "move_balances",
+        "refusal_of_leg",
+    ):
         op.execute(f"DROP FUNCTION quotas.{name}")
     for name in ("block", "pending", "transfer", "operation", "balance", "account"):
         op.execute(f"DROP TABLE quotas.{name}")
@@ -29,7 +36,9 @@ def downgrade() -> None:
 
 
 def _accounts() -> None:
-    op.execute("CREATE TYPE quotas.transfer_kind AS ENUM ('posted', 'pending', 'post', 'void', 'expire')")
+    op.execute(
+        "CREATE TYPE quotas.transfer_kind AS ENUM ('posted', 'pending', 'post', 'void', 'expire')"
+    )
     op.execute("""
         CREATE TABLE quotas.account (
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -85,7 +94,9 @@ def _entries() -> None:
             CONSTRAINT transfer_final_resolves CHECK (NOT final OR pending_id IS NOT NULL)
         )""")
     op.execute("CREATE INDEX transfer_order ON quotas.transfer (xid)")
-    op.execute("CREATE UNIQUE INDEX transfer_resolves_once ON quotas.transfer (pending_id) WHERE final")
+    op.execute(
+        "CREATE UNIQUE INDEX transfer_resolves_once ON quotas.transfer (pending_id) WHERE final"
+    )
     op.execute("""
         CREATE TABLE quotas.pending (
             id bigint PRIMARY KEY,

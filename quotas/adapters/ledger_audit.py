@@ -1,0 +1,124 @@
+"""Examine the live ledger: every invariant that can be computed from its own tables, set by set, in the database."""
+
+import json
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quotas.adapters import ledger_store
+from quotas.ledger_checks import GENESIS, block_hash
+from quotas.vocabulary import Finding
+
+# Each query returns (about, detail) rows, and none when the invariant holds.
+_QUESTIONS: tuple[tuple[str, str], ...] = (
+    # Both accounts of a transfer exist and count the same asset, so debits = credits per asset.
+    ("L1", """
+        SELECT 'transfer ' || t.id, 'it joins ' || coalesce(d.asset, 'nothing') || ' and ' || coalesce(c.asset, 'nothing')
+        FROM quotas.transfer t LEFT JOIN quotas.account d ON d.id = t.debit_id
+        LEFT JOIN quotas.account c ON c.id = t.credit_id WHERE d.asset IS DISTINCT FROM c.asset OR d.id IS NULL"""),
+    ("L1", """
+        WITH sealed AS (SELECT coalesce(max(until_xid), '0') AS upto FROM quotas.block), moves AS (
+            SELECT t.debit_id AS account_id, t.amount AS dp, 0 AS cp, t.xid FROM quotas.transfer t
+            WHERE t.kind IN ('posted', 'post')
+            UNION ALL SELECT t.credit_id, 0, t.amount, t.xid FROM quotas.transfer t WHERE t.kind IN ('posted', 'post')
+        ), replayed AS (
+            SELECT a.id, coalesce(sum(m.dp), 0) AS dp, coalesce(sum(m.cp), 0) AS cp
+            FROM quotas.account a CROSS JOIN sealed
+            LEFT JOIN moves m ON m.account_id = a.id AND (a.bounded OR m.xid < sealed.upto) GROUP BY a.id
+        )
+        SELECT a.code, 'the cache says ' || b.debits_posted || '/' || b.credits_posted || ', a replay '
+            || r.dp || '/' || r.cp
+        FROM replayed r JOIN quotas.account a ON a.id = r.id LEFT JOIN quotas.balance b ON b.account_id = r.id
+        WHERE (b.debits_posted, b.credits_posted) IS DISTINCT FROM (r.dp, r.cp)"""),
+    ("L1", """
+        WITH kept AS (
+            SELECT s.account_id, sum(s.dq) AS dq, sum(s.cq) AS cq FROM (
+                SELECT debit_id AS account_id, amount_left AS dq, 0 AS cq FROM quotas.pending
+                UNION ALL SELECT credit_id, 0, amount_left FROM quotas.pending) s GROUP BY s.account_id
+        )
+        SELECT a.code, 'the cache holds ' || b.debits_pending || '/' || b.credits_pending || ', the open holds say '
+            || coalesce(k.dq, 0) || '/' || coalesce(k.cq, 0)
+        FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id LEFT JOIN kept k ON k.account_id = a.id
+        WHERE a.bounded AND (b.debits_pending, b.credits_pending)
+            IS DISTINCT FROM (coalesce(k.dq, 0), coalesce(k.cq, 0))"""),
+    ("L1", """
+        SELECT a.code, 'available ' || (b.credits_posted - b.debits_posted - b.debits_pending) || ' is below its floor'
+        FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id
+        WHERE a.bounded AND b.credits_posted - b.debits_posted - b.debits_pending < coalesce(b.floor, 0)"""),
+    ("L2", """
+        WITH held AS (
+            SELECT coalesce(pending_id, id) AS id, sum(amount) AS amount FROM quotas.transfer WHERE kind = 'pending' GROUP BY 1
+        ), taken AS (
+            SELECT pending_id AS id, sum(amount) FILTER (WHERE kind = 'post') AS amount, sum(final::int) AS finals
+            FROM quotas.transfer WHERE kind IN ('post', 'void', 'expire') GROUP BY 1
+        )
+        SELECT 'hold ' || coalesce(h.id, t.id), CASE
+            WHEN h.id IS NULL THEN 'resolved but never held'
+            WHEN t.amount > h.amount THEN t.amount || ' taken of ' || h.amount
+            WHEN t.finals > 1 THEN 'resolved ' || t.finals || ' times'
+            WHEN coalesce(t.finals, 0) = 0 AND p.id IS NULL THEN 'neither open nor resolved'
+            WHEN t.finals = 1 AND p.id IS NOT NULL THEN 'resolved and still open'
+            ELSE 'open with ' || p.amount_left || ' left of ' || h.amount || ' less ' || coalesce(t.amount, 0) END
+        FROM held h FULL JOIN taken t ON t.id = h.id LEFT JOIN quotas.pending p ON p.id = coalesce(h.id, t.id)
+        WHERE h.id IS NULL OR t.amount > h.amount OR t.finals > 1
+            OR (coalesce(t.finals, 0) = 0) <> (p.id IS NOT NULL)
+            OR (p.id IS NOT NULL AND p.amount_left <> h.amount - coalesce(t.amount, 0))"""),
+    ("L1", """
+        SELECT 'operation ' || o.id, 'it names ' || cardinality(o.transfer_ids) || ' transfers and has ' || count(t.id)
+        FROM quotas.operation o LEFT JOIN quotas.transfer t ON t.operation_id = o.id
+        GROUP BY o.id HAVING array_agg(t.id ORDER BY t.id) IS DISTINCT FROM o.transfer_ids"""),
+)  # fmt: skip
+
+
+async def check_ledger_tables(tx: AsyncSession) -> list[Finding]:
+    """L1 and L2 over the whole ledger. Reads every transfer: an audit, not a hot path."""
+    findings: list[Finding] = []
+    for invariant, question in _QUESTIONS:
+        rows = await tx.execute(text(question))
+        findings += [
+            Finding(invariant, str(about), str(detail)) for about, detail in rows
+        ]
+    return findings
+
+
+async def check_chain(tx: AsyncSession, heads: Path | None = None) -> list[Finding]:
+    """Every block follows its predecessor and hashes to what it says; heads written outside the database agree."""
+    findings: list[Finding] = []
+    known = _written_heads(heads)
+    previous, upto, number = GENESIS, "0", 0
+    for block in await ledger_store.blocks(tx):
+        number += 1
+        about = f"block {block.number}"
+        if (block.number, block.previous, str(block.from_xid)) != (
+            number,
+            previous,
+            upto,
+        ):
+            findings.append(
+                Finding("chain", about, "it does not follow the block before it")
+            )
+        if (
+            block_hash(block.previous, [await ledger_store.block_lines(tx, block)])
+            != block.hash
+        ):
+            findings.append(
+                Finding("chain", about, "its transfers are not those that were sealed")
+            )
+        if known.pop(block.number, block.hash.hex()) != block.hash.hex():
+            findings.append(
+                Finding("chain", about, f"its head is not the one written in {heads}")
+            )
+        previous, upto = block.hash, str(block.until_xid)
+    findings += [
+        Finding("chain", f"block {lost}", f"it is in {heads} and not in the ledger")
+        for lost in known
+    ]
+    return findings
+
+
+def _written_heads(path: Path | None) -> dict[int, str]:
+    if path is None or not path.exists():
+        return {}
+    lines = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
+    return {int(line["number"]): str(line["hash"]) for line in lines}
