@@ -1,6 +1,7 @@
 """The one place that knows HTTP: the app factory, problem details (RFC 9457), body limits, request ids."""
 
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -11,7 +12,8 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticSerializationError, core_schema, to_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,11 +38,40 @@ STATUS: dict[type[errors.HeliuError], int] = {
 REQUESTS = Counter("heliu_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 SECONDS = Histogram("heliu_http_request_seconds", "Time to answer an HTTP request", ["method", "route"])
 
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
 
 class Body(BaseModel):
     """What a request may carry: unknown fields and silent conversions are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, str_strip_whitespace=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Read as JSON what FastAPI hands over parsed: strictly as Python no text is an enum, an instant or a tuple."""
+
+        def read(value: Any, strictly: ValidatorFunctionWrapHandler) -> Any:
+            if not isinstance(value, dict):
+                return strictly(value)
+            written = _written(value)
+            try:
+                return strictly(value)
+            except ValidationError:
+                return cls.model_validate_json(written)
+
+        model = handler(source)
+        return core_schema.json_or_python_schema(model, core_schema.no_info_wrap_validator_function(read, model))
+
+
+def _written(value: dict[Any, Any]) -> bytes:
+    """`value` as JSON. Refuses text that no database can keep: NUL and half a surrogate pair."""
+    try:
+        written = to_json(value, fallback=str)
+    except PydanticSerializationError:
+        raise PydanticCustomError("text", "Text must be valid Unicode") from None
+    if _ESCAPED_NUL.search(written):
+        raise PydanticCustomError("text", "Text must not contain the character NUL")
+    return written
 
 
 class View(BaseModel):
@@ -194,7 +225,10 @@ class RequestEnvelope:
             await send(message)
 
         try:
-            if limited and declared.isdigit() and int(declared) > self._limit:
+            if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
+                answer = problem(422, "invalid_input", "the address contains the character NUL")
+                await answer(scope, receive, tagged_send)
+            elif limited and declared.isdigit() and int(declared) > self._limit:
                 answer = problem(413, "too_large", f"the body is over {self._limit} bytes", hint="send less")
                 await answer(scope, receive, tagged_send)
             else:
