@@ -1,0 +1,57 @@
+# Every target is safe to run again. PYTHON names the interpreter that makes the environments (3.11 or 3.12).
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SOURCES := kit quotas scheduler serving heliu tests
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo down test check format lint types imports dependencies spelling
+
+help: ## List the targets
+	@echo 'Heliu. On a fresh machine: make demo'
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  ARGS=…        what `make demo` and `make test` pass on, e.g. ARGS=--exit, ARGS="-k ledger"'
+	@echo '  HELIU_ENGINE=cuda   vLLM for GPUs instead of its CPU build;  HELIU_HOME=…  where state lives (.heliu)'
+
+setup: ## Make both environments and the model (first time about 3 min, 6 GB)
+	@$(PYTHON) heliu/bootstrap.py all
+
+demo: ## Set up, start the platform, play the story, leave it running
+	@$(PYTHON) heliu/bootstrap.py check all
+	@$(BIN)/heliu demo $(ARGS)
+
+down: ## Stop everything `make demo` or `heliu up` started, and only that
+	@if [ -x $(BIN)/heliu ]; then $(BIN)/heliu down; else echo 'nothing runs: Heliu is not set up here'; fi
+
+test: ## Set up and pass every test
+	@$(PYTHON) heliu/bootstrap.py all
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types imports dependencies spelling ## Everything that needs no running part: lint, types, imports, …
+
+.venv-control:
+	@$(PYTHON) heliu/bootstrap.py control
+.PHONY: .venv-control
+
+lint: .venv-control ## Rules and format (ruff)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+
+format: .venv-control ## Rewrite files to the format and mend what can be mended
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+types: .venv-control ## Types (basedpyright; strict on pure files)
+	@$(BIN)/basedpyright --level error
+
+imports: .venv-control ## Who may import what (import-linter)
+	@$(BIN)/lint-imports
+
+dependencies: .venv-control ## Every import declared, every declaration imported (deptry)
+	@$(BIN)/deptry kit quotas scheduler serving heliu
+
+spelling: .venv-control ## Typing slips (codespell)
+	@git ls-files -z | xargs -0 $(BIN)/codespell
