@@ -1,0 +1,158 @@
+"""Placement under pressure: what share of the fleet's GPUs is allocated when arrivals reach 130 % of it.
+
+Protocol of FGD (Weng et al., ATC'23), figure 9a: arrivals only, every task is placed if any node fits.
+"""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.scheduler.policies import POLICIES, UNREPEATABLE, Candidates, Policy
+from benchmarks.scheduler.trace import Fleet, Task, arrivals, mix_of
+from kit.units import MILLI_PER_GPU
+from scheduler.packing import Ints, Rooms, Shape
+
+LOAD = 1.30
+NEVER = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Mean allocated share of the GPUs over the arrivals whose sum rounds to 130 %, and seconds it took."""
+
+    allocated: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class Scores:
+    """What a policy last thought of every node for one kind of task: score [N], GPU [N], as of event `seen`."""
+
+    score: Ints
+    gpu: Ints
+    seen: int = -1
+
+
+@dataclass(slots=True)
+class Cluster:
+    """The nodes in the seed's fixed random order; `changed[n]` is the event that last touched node n."""
+
+    rooms: Rooms
+    models: tuple[str, ...]
+    changed: Ints
+    keeps_scores: bool
+    scores: dict[Task, Scores] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, fleet: Fleet, order: Ints, *, keeps_scores: bool) -> "Cluster":
+        """A fresh copy of the fleet, reordered."""
+        rooms = Rooms(
+            fleet.cpu_milli[order], fleet.memory_mib[order], fleet.gpu_milli[order]
+        )
+        models = tuple(fleet.models[n] for n in order)
+        return cls(rooms, models, np.zeros(len(order), dtype=np.int64), keeps_scores)
+
+    def place(self, task: Task, policy: Policy, event: int) -> bool:
+        """Put the task on the node the policy likes best; False when it fits nowhere."""
+        scores = self._scored(task, policy, event)
+        node = int(np.argmax(scores.score))
+        if scores.score[node] == NEVER:
+            return False
+        shape, rooms = task.shape, self.rooms
+        rooms.cpu_milli[node] -= shape.cpu_milli
+        rooms.memory_mib[node] -= shape.memory_mib
+        if shape.is_share:
+            rooms.gpu_milli[node, scores.gpu[node]] -= shape.gpu_milli
+        elif shape.gpus:
+            rooms.gpu_milli[
+                node,
+                np.flatnonzero(rooms.gpu_milli[node] == MILLI_PER_GPU)[: shape.gpus],
+            ] = 0
+        assert rooms.gpu_milli[node].min() >= 0, "a placement cannot mint GPUs"
+        self.changed[node] = event
+        return True
+
+    def _scored(self, task: Task, policy: Policy, event: int) -> Scores:
+        """Scores of every node for this task; only nodes that changed since the last look are scored again."""
+        scores = self.scores.get(task)
+        if scores is None:
+            size = len(self.changed)
+            scores = self.scores[task] = Scores(np.full(size, NEVER), np.full(size, -1))
+        known = self.keeps_scores and scores.seen >= 0
+        stale = (
+            np.flatnonzero(self.changed >= scores.seen)
+            if known
+            else np.arange(len(self.changed))
+        )
+        scores.seen = event
+        scores.score[stale] = NEVER
+        nodes = stale[self._fits(task, stale)]
+        if len(nodes):
+            candidates, index, gpu = candidates_on(self.rooms, nodes, task.shape)
+            score = policy(candidates)
+            order = np.lexsort((gpu, -score, index))
+            best = order[np.unique(index[order], return_index=True)[1]]
+            scores.score[nodes[index[best]]] = score[best]
+            scores.gpu[nodes[index[best]]] = gpu[best]
+        return scores
+
+    def _fits(self, task: Task, nodes: Ints) -> np.ndarray:
+        shape, rooms = task.shape, self.rooms
+        fits = (rooms.cpu_milli[nodes] >= shape.cpu_milli) & (
+            rooms.memory_mib[nodes] >= shape.memory_mib
+        )
+        if shape.gpus:
+            each = shape.gpu_milli if shape.is_share else MILLI_PER_GPU
+            fits &= (rooms.gpu_milli[nodes] >= each).sum(axis=1) >= shape.gpus
+        if task.models:
+            fits &= np.array(
+                [self.models[node] in task.models for node in nodes], dtype=bool
+            )
+        return fits
+
+
+def candidates_on(
+    rooms: Rooms, nodes: Ints, shape: Shape
+) -> tuple[Candidates, Ints, Ints]:
+    """Every way to put the task on `nodes`: the candidates, the index into `nodes` and the GPU (−1: not a share) [K]."""
+    if shape.is_share:
+        index, gpu = np.nonzero(rooms.gpu_milli[nodes] >= shape.gpu_milli)
+    else:
+        index, gpu = np.arange(len(nodes)), np.full(len(nodes), -1)
+    of = nodes[index]
+    before = Rooms(rooms.cpu_milli[of], rooms.memory_mib[of], rooms.gpu_milli[of])
+    gpus, left = before.gpu_milli.copy(), None
+    if shape.is_share:
+        row = np.arange(len(of))
+        left = before.gpu_milli[row, gpu]
+        gpus[row, gpu] -= shape.gpu_milli
+    elif shape.gpus:
+        whole = gpus == MILLI_PER_GPU
+        gpus[whole & (np.cumsum(whole, axis=1) <= shape.gpus)] = 0
+    after = Rooms(
+        before.cpu_milli - shape.cpu_milli, before.memory_mib - shape.memory_mib, gpus
+    )
+    return Candidates(shape, index, before, after, left), index, gpu
+
+
+def run(fleet: Fleet, tasks: list[Task], policy: str, seed: int) -> Outcome:
+    """One seed: arrivals up to 130 % of the fleet's GPUs."""
+    rng = np.random.default_rng(seed)
+    sequence = arrivals(tasks, fleet.capacity, load=LOAD, rng=rng)
+    cluster = Cluster.of(
+        fleet,
+        rng.permutation(len(fleet.models)),
+        keeps_scores=policy not in UNREPEATABLE,
+    )
+    started = perf_counter()
+    scorer = POLICIES[policy](mix_of(tasks), rng)
+    arrived = allocated = 0
+    shares: list[float] = []
+    for event, task in enumerate(sequence):
+        arrived += task.shape.demand
+        if cluster.place(task, scorer, event):
+            allocated += task.shape.demand
+        if round(100 * arrived / fleet.capacity) == round(100 * LOAD):
+            shares.append(allocated / fleet.capacity)
+    return Outcome(100 * float(np.mean(shares)), perf_counter() - started)

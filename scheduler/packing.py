@@ -1,0 +1,150 @@
+"""What a placement costs the tasks still to come: a bid price for the GPU share it takes plus the shortage it makes.
+
+Tasks arrive one by one and are never refused where they fit, so a policy can only choose *where*. It knows the mix of
+task shapes, not their order.
+
+* **Bid price.** An arc-flow linear programme packs the mix's GPU shares into GPUs: its nodes are what may be left of a
+  GPU, its arcs put one share into what is left. The dual of a node is what a GPU in that state is still worth
+  (network revenue management: Talluri and van Ryzin 1998; arc flow: Valério de Carvalho 1999). Taking a share that
+  leaves 190 thousandths nobody asks for costs the difference.
+* **Shortage.** GPU room is worth nothing without the CPU and memory its tasks need. The shortage of a node is the part
+  of its free GPU thousandths that its free CPU or memory cannot serve at the mix's mean need per thousandth; a
+  placement pays for the growth.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import coo_array
+
+from kit.units import MILLI_PER_GPU
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one task needs. `gpu_milli` is per GPU: a share (one GPU, under 1000) or whole GPUs (1000 each)."""
+
+    cpu_milli: int
+    memory_mib: int
+    gpus: int
+    gpu_milli: int
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the task takes a part of one GPU."""
+        return self.gpus == 1 and self.gpu_milli < MILLI_PER_GPU
+
+    @property
+    def demand(self) -> int:
+        """GPU thousandths in all."""
+        return self.gpus * self.gpu_milli
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What is free on each of K candidate nodes: CPU [K], memory [K], and thousandths of every GPU [K, G]."""
+
+    cpu_milli: Ints
+    memory_mib: Ints
+    gpu_milli: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a mix of tasks makes room worth. `residual[r]` is the worth of a GPU with r thousandths left [1001]."""
+
+    residual: Floats
+    cpu_milli_per_thousandth: float
+    memory_mib_per_thousandth: float
+
+    def shortage(self, rooms: Rooms) -> Floats:
+        """Free GPU thousandths of each node that its CPU or memory cannot serve [K]."""
+        free = rooms.gpu_milli.sum(axis=1)
+        served = np.minimum(
+            rooms.cpu_milli / max(self.cpu_milli_per_thousandth, 1e-9),
+            rooms.memory_mib / max(self.memory_mib_per_thousandth, 1e-9),
+        )
+        return np.maximum(0.0, free - served)
+
+    def share_cost(self, left: Ints, gpu_milli: int) -> Floats:
+        """Worth lost beyond the thousandths taken when a share goes to GPUs with `left` thousandths [K]."""
+        return self.residual[left] - self.residual[left - gpu_milli] - gpu_milli
+
+    def placement_cost(
+        self, before: Rooms, after: Rooms, *, left: Ints | None, gpu_milli: int
+    ) -> Ints:
+        """Cost of each candidate in thousandths, rounded; the lowest is best. `left` only for shares [K]."""
+        cost = self.shortage(after) - self.shortage(before)
+        if left is not None:
+            cost = cost + self.share_cost(left, gpu_milli)
+        return np.rint(cost).astype(np.int64)
+
+
+def prices_of(mix: Mapping[Shape, int]) -> Prices:
+    """Prices for tasks that come in the proportions of `mix` (shape → count). Without GPU tasks all prices are zero."""
+    wanted: Counter[int] = Counter()
+    for shape, count in mix.items():
+        if shape.gpus:
+            wanted[min(shape.gpu_milli, MILLI_PER_GPU)] += count * shape.gpus
+    demand = sum(size * count for size, count in wanted.items())
+    if not demand:
+        return Prices(np.zeros(MILLI_PER_GPU + 1), 0.0, 0.0)
+    cpu = sum(shape.cpu_milli * count for shape, count in mix.items() if shape.gpus)
+    memory = sum(shape.memory_mib * count for shape, count in mix.items() if shape.gpus)
+    return Prices(
+        _residual_worth(wanted, gpus=demand / MILLI_PER_GPU),
+        cpu / demand,
+        memory / demand,
+    )
+
+
+def _residual_worth(wanted: Mapping[int, int], *, gpus: float) -> Floats:
+    """Duals of the arc-flow programme, spread over 0..1000: a residual between two states is worth the lower one.
+
+    As many GPUs as the demand fills without waste: that is where the states' worth differs most.
+    """
+    sizes = sorted((size for size in wanted if size > 0), reverse=True)
+    states = _reachable(sizes)
+    row = {state: index for index, state in enumerate(states)}
+    arcs = [(state, size) for state in states for size in sizes if size <= state]
+    rows: list[int] = []
+    columns: list[int] = []
+    signs: list[float] = []
+    for column, (state, size) in enumerate(arcs):
+        rows += [row[state], row[state - size], len(states) + sizes.index(size)]
+        columns += [column] * 3
+        signs += [1.0, -1.0, 1.0]
+    limits = np.zeros(len(states) + len(sizes))
+    limits[row[MILLI_PER_GPU]] = gpus
+    limits[len(states) :] = [wanted[size] for size in sizes]
+    matrix = coo_array((signs, (rows, columns)), shape=(len(limits), len(arcs))).tocsr()
+    solution = linprog(
+        [-size for _, size in arcs], A_ub=matrix, b_ub=limits, method="highs"
+    )
+    assert solution.status == 0, (
+        f"a packing programme always has a solution: {solution.message}"
+    )
+    duals = -solution.ineqlin.marginals[: len(states)]
+    worth = np.zeros(MILLI_PER_GPU + 1)
+    for state, dual in sorted(zip(states, duals, strict=True)):
+        worth[state:] = dual
+    return worth
+
+
+def _reachable(sizes: Sequence[int]) -> list[int]:
+    """Everything that may be left of a GPU, fullest GPU last."""
+    states, open_ = {MILLI_PER_GPU}, [MILLI_PER_GPU]
+    while open_:
+        state = open_.pop()
+        for size in sizes:
+            if size <= state and state - size not in states:
+                states.add(state - size)
+                open_.append(state - size)
+    return sorted(states, reverse=True)

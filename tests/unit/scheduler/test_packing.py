@@ -1,0 +1,51 @@
+"""Prices of room: what a placement costs the tasks still to come."""
+
+import numpy as np
+import pytest
+
+from scheduler.packing import Prices, Rooms, Shape, prices_of
+
+SHARE = Shape(cpu_milli=4_000, memory_mib=8_000, gpus=1, gpu_milli=600)
+REST = Shape(cpu_milli=4_000, memory_mib=8_000, gpus=1, gpu_milli=400)
+WHOLE = Shape(cpu_milli=8_000, memory_mib=16_000, gpus=1, gpu_milli=1_000)
+
+
+def rooms(cpu_milli: int, memory_mib: int, *gpus: int) -> Rooms:
+    return Rooms(np.array([cpu_milli]), np.array([memory_mib]), np.array([gpus]))
+
+
+def test_a_share_that_completes_a_gpu_costs_less_than_one_that_breaks_a_whole() -> None:
+    prices = prices_of({SHARE: 10, REST: 10, WHOLE: 5})
+    completes, breaks = prices.share_cost(np.array([400, 1_000]), 400)
+    assert completes <= breaks
+    assert completes == pytest.approx(0)
+
+
+def test_a_remainder_nobody_asks_for_is_worth_nothing() -> None:
+    prices = prices_of({SHARE: 10})
+    assert prices.residual[400] == 0
+    assert prices.residual[1_000] == pytest.approx(prices.residual[600])
+
+
+def test_worth_never_falls_when_more_is_left() -> None:
+    worth = prices_of({SHARE: 7, REST: 3, WHOLE: 5}).residual
+    assert np.all(np.diff(worth) >= -1e-9)
+
+
+def test_gpu_room_without_cpu_counts_as_shortage() -> None:
+    prices = prices_of({WHOLE: 1})  # 8 CPU milli and 16 MiB for every thousandth
+    assert prices.shortage(rooms(4_000, 1_000_000, 1_000))[0] == pytest.approx(500)
+    assert prices.shortage(rooms(8_000, 16_000, 1_000))[0] == pytest.approx(0)
+
+
+def test_a_placement_pays_for_the_shortage_it_makes() -> None:
+    prices = prices_of({WHOLE: 1})
+    before, after = rooms(16_000, 32_000, 1_000, 1_000), rooms(4_000, 16_000, 1_000, 0)
+    cost = prices.placement_cost(before, after, left=None, gpu_milli=1_000)
+    assert cost.tolist() == [500]
+
+
+def test_a_mix_without_gpu_tasks_prices_nothing() -> None:
+    prices = prices_of({Shape(1_000, 1_000, 0, 0): 4})
+    assert isinstance(prices, Prices)
+    assert not prices.residual.any()
