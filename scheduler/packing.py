@@ -139,8 +139,8 @@ def _residual_worth(wanted: Mapping[int, int], *, gpus: float) -> Floats:
 
 
 def _reachable(sizes: Sequence[int]) -> list[int]:
-    """Everything that may be left of a GPU, fullest GPU last."""
-    states, open_ = {MILLI_PER_GPU}, [MILLI_PER_GPU]
+    """Everything that may be left of a GPU by this mix, and what exactly holds one share of it; emptiest GPU first."""
+    states, open_ = {MILLI_PER_GPU, *sizes}, [MILLI_PER_GPU, *sizes]
     while open_:
         state = open_.pop()
         for size in sizes:

@@ -6,7 +6,6 @@ import pytest
 from scheduler.packing import Prices, Rooms, Shape, prices_of
 
 SHARE = Shape(cpu_milli=4_000, memory_mib=8_000, gpus=1, gpu_milli=600)
-REST = Shape(cpu_milli=4_000, memory_mib=8_000, gpus=1, gpu_milli=400)
 WHOLE = Shape(cpu_milli=8_000, memory_mib=16_000, gpus=1, gpu_milli=1_000)
 
 
@@ -14,21 +13,21 @@ def rooms(cpu_milli: int, memory_mib: int, *gpus: int) -> Rooms:
     return Rooms(np.array([cpu_milli]), np.array([memory_mib]), np.array([gpus]))
 
 
-def test_a_share_that_completes_a_gpu_costs_less_than_one_that_breaks_a_whole() -> None:
-    prices = prices_of({SHARE: 10, REST: 10, WHOLE: 5})
-    completes, breaks = prices.share_cost(np.array([400, 1_000]), 400)
-    assert completes <= breaks
-    assert completes == pytest.approx(0)
+def test_a_share_costs_less_on_an_opened_gpu_than_where_it_spoils_a_whole_one() -> None:
+    large, small = Shape(4_000, 8_000, 1, 810), Shape(4_000, 8_000, 1, 320)
+    prices = prices_of({large: 10, small: 10, WHOLE: 10})
+    opened, whole = prices.share_cost(np.array([680, 1_000]), 320)
+    assert whole - opened > 100
 
 
 def test_a_remainder_nobody_asks_for_is_worth_nothing() -> None:
     prices = prices_of({SHARE: 10})
     assert prices.residual[400] == 0
-    assert prices.residual[1_000] == pytest.approx(prices.residual[600])
+    assert prices.residual[1_000] == pytest.approx(prices.residual[600]) == pytest.approx(600)
 
 
 def test_worth_never_falls_when_more_is_left() -> None:
-    worth = prices_of({SHARE: 7, REST: 3, WHOLE: 5}).residual
+    worth = prices_of({SHARE: 7, WHOLE: 5}).residual
     assert np.all(np.diff(worth) >= -1e-9)
 
 
