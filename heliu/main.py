@@ -173,11 +173,10 @@ async def _lead(settings: Settings, leader: Leader) -> None:
 
 
 def migrate(settings: Settings) -> None:
-    """Bring the database to this version's schema and make sure the platform's own firm is there."""
+    """Bring the database to this version's schema; the platform's own firm comes with it."""
     url = database_url(settings)
     asyncio.run(_with_database(url, _wait))
     run_migrations(url, MIGRATIONS)
-    asyncio.run(_with_database(url, _first_rows))
 
 
 def admin_link(settings: Settings) -> str:
@@ -189,7 +188,7 @@ def admin_link(settings: Settings) -> str:
             tokens.append(await quotas.api.issue_admin_link(tx, SystemClock().now()))
 
     asyncio.run(_with_database(database_url(settings), issue))
-    return f"{settings.api_url}/setup?token={tokens[0]}"
+    return f"{settings.api_url}/admin/claim?token={tokens[0]}"
 
 
 async def _with_database(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
@@ -202,8 +201,3 @@ async def _with_database(url: str, work: Callable[[Database], Awaitable[None]]) 
 
 async def _wait(db: Database) -> None:
     await wait_until_ready(db)
-
-
-async def _first_rows(db: Database) -> None:
-    async with db.transaction() as tx:
-        await quotas.api.ensure_platform_firm(tx, SystemClock().now())

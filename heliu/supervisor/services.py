@@ -168,6 +168,8 @@ def _http(name: str, port: int, layout: Layout, after: tuple[str, ...]) -> Servi
 def _control_environment(layout: Layout) -> dict[str, str]:
     return ray_cluster.ray_environment(layout.settings) | {
         "HELIU_HOME": str(layout.home),
+        "HELIU_NODE_VENV": str(layout.settings.node_venv.resolve()),
+        "HELIU_MODELS_DIR": str(layout.settings.models.resolve()),
         "HELIU_DATABASE_URL": layout.database_url(),
     }
 
