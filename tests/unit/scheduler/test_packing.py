@@ -13,17 +13,21 @@ def rooms(cpu_milli: int, memory_mib: int, *gpus: int) -> Rooms:
     return Rooms(np.array([cpu_milli]), np.array([memory_mib]), np.array([gpus]))
 
 
-def test_a_share_costs_less_on_an_opened_gpu_than_where_it_spoils_a_whole_one() -> None:
-    large, small = Shape(4_000, 8_000, 1, 810), Shape(4_000, 8_000, 1, 320)
-    prices = prices_of({large: 10, small: 10, WHOLE: 10})
-    opened, whole = prices.share_cost(np.array([680, 1_000]), 320)
-    assert whole - opened > 100
+def test_a_share_is_kept_out_of_a_hole_that_a_larger_one_would_fill() -> None:
+    large, small = Shape(4_000, 8_000, 1, 650), Shape(4_000, 8_000, 1, 320)
+    prices = prices_of({large: 50, small: 40})
+    hole_of_680, whole_gpu = prices.share_cost(np.array([680, 1_000]), 320)
+    assert hole_of_680 - whole_gpu == pytest.approx(650)
 
 
 def test_a_remainder_nobody_asks_for_is_worth_nothing() -> None:
     prices = prices_of({SHARE: 10})
     assert prices.residual[400] == 0
-    assert prices.residual[1_000] == pytest.approx(prices.residual[600]) == pytest.approx(600)
+    assert (
+        prices.residual[1_000]
+        == pytest.approx(prices.residual[600])
+        == pytest.approx(600)
+    )
 
 
 def test_worth_never_falls_when_more_is_left() -> None:
