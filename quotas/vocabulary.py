@@ -191,7 +191,7 @@ class Charge:
     cash: MicroYuan
     voucher: MicroYuan
     period: Period
-    gpu_ms: GpuMs = GpuMs(0)
+    gpu_ms: GpuMs
     vouchers: tuple[VoucherPart, ...] = ()
 
 
@@ -264,12 +264,14 @@ class StatementLine:
     service_period: Period
     first_at: datetime
     last_at: datetime
+    about: dict[str, str]
     quantities: dict[str, int]
     rates: dict[str, int]
     amount: MicroYuan
     voucher: MicroYuan
     cash: MicroYuan
     vouchers: dict[str, int]
+    explanation: tuple[str, ...] = ()
     note: str = ""
 
 

@@ -109,7 +109,7 @@ def why_unused(voucher: VoucherTerms, *, kind: UsageKind, pool: str | None, at: 
 def _part(cost: int, voucher_id: VoucherId, share_ppm: Ppm, left: MicroYuan) -> VoucherPart:
     """What a voucher pays of a cost: never above its share (rounded down), never above what it has."""
     wanted = cost * share_ppm // PPM
-    if wanted <= left:
+    if wanted < left:
         return VoucherPart(voucher_id, MicroYuan(cost), share_ppm, MicroYuan(wanted))
     base = min(cost, -(-left * PPM // share_ppm))
     return VoucherPart(voucher_id, MicroYuan(base), share_ppm, left)

@@ -71,14 +71,87 @@ _QUESTIONS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 
+# L2 and L3 where the ledger meets money's nouns: holds, leases, charges, usage.
+_NOUNS: tuple[tuple[str, str], ...] = (
+    ("L2", """
+        WITH named AS (
+            SELECT h.id, h.cash_pending_id AS pending_id, h.state = 'open' AS open FROM quotas.compute_hold h
+            UNION ALL SELECT h.id, (part ->> 'pending_id')::bigint, h.state = 'open'
+            FROM quotas.compute_hold h, jsonb_array_elements(h.parts) AS part
+        )
+        SELECT n.id, CASE WHEN n.open THEN 'open, and its transfer is resolved' ELSE 'over, and money is still held' END
+        FROM named n LEFT JOIN quotas.pending p ON p.id = n.pending_id
+        WHERE n.pending_id IS NOT NULL AND n.open <> (p.id IS NOT NULL)"""),
+    ("L2", """
+        SELECT l.id, 'over, and money is still held' FROM quotas.allowance_lease l
+        JOIN quotas.pending p ON p.id = l.pending_id WHERE l.state <> 'open'"""),
+    ("L2", """
+        SELECT 'pending transfer ' || p.id, 'no hold and no lease names it' FROM quotas.pending p
+        JOIN quotas.transfer t ON t.id = p.id JOIN quotas.operation o ON o.id = t.operation_id AND o.scope IN ('hold', 'lease')
+        WHERE NOT EXISTS (SELECT FROM quotas.compute_hold h WHERE h.cash_pending_id = p.id)
+        AND NOT EXISTS (SELECT FROM quotas.allowance_lease l WHERE l.pending_id = p.id)
+        AND NOT EXISTS (SELECT FROM quotas.compute_hold h, jsonb_array_elements(h.parts) AS part
+            WHERE (part ->> 'pending_id')::bigint = p.id)"""),
+    ("L3", """
+        SELECT 'charge ' || c.id, 'its records count ' || u.input || '/' || u.cached || '/' || u.output || ', the line '
+            || c.input || '/' || c.cached_input || '/' || c.output
+        FROM quotas.charge c JOIN (
+            SELECT charge_id, sum(input) AS input, sum(cached_input) AS cached, sum(output) AS output, count(*) AS many
+            FROM quotas.token_usage GROUP BY charge_id) u ON u.charge_id = c.id
+        WHERE (u.input, u.cached, u.output, u.many) IS DISTINCT FROM (c.input, c.cached_input, c.output, c.requests)"""),
+    ("L3", """
+        SELECT 'charge ' || c.id, 'no usage stands behind it' FROM quotas.charge c
+        WHERE c.reverses IS NULL AND NOT EXISTS (SELECT FROM quotas.token_usage t WHERE t.charge_id = c.id)
+        AND NOT EXISTS (SELECT FROM quotas.compute_usage g WHERE g.charge_id = c.id)"""),
+    ("L3", """
+        SELECT 'usage ' || t.source || ' ' || t.id, 'no charge carries it' FROM quotas.token_usage t
+        WHERE NOT EXISTS (SELECT FROM quotas.charge c WHERE c.id = t.charge_id)"""),
+    ("L3", """
+        SELECT 'charge ' || c.id, c.requests || ' requests of ' || coalesce(c.model, '?') || ' have no price'
+        FROM quotas.charge c WHERE c.kind = 'tokens' AND c.tariff_id IS NULL AND c.reverses IS NULL
+        AND c.note = '' AND c.firm_id <> 'firm_platform'"""),
+    ("L3", """
+        WITH booked AS (
+            SELECT firm_id, sum(amount) AS amount FROM (
+                SELECT firm_id, amount FROM quotas.cash_movement UNION ALL SELECT firm_id, -cash FROM quotas.charge) s
+            GROUP BY firm_id
+        )
+        SELECT a.code, 'the ledger says ' || (b.credits_posted - b.debits_posted) || ', payments less charges '
+            || coalesce(k.amount, 0)
+        FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id LEFT JOIN booked k ON k.firm_id = a.owner
+        WHERE a.code = 'firm:' || a.owner || ':cash'
+        AND b.credits_posted - b.debits_posted <> coalesce(k.amount, 0)"""),
+    ("L3", """
+        WITH paid AS (
+            SELECT v.key AS voucher_id, sum(v.value::bigint) AS amount
+            FROM quotas.charge c, jsonb_each_text(c.vouchers) AS v GROUP BY 1
+        )
+        SELECT 'voucher ' || v.id, 'the ledger redeemed ' || coalesce(r.amount, 0) || ', its charges say '
+            || coalesce(p.amount, 0)
+        FROM quotas.voucher v LEFT JOIN paid p ON p.voucher_id = v.id LEFT JOIN (
+            SELECT a.owner, sum(CASE WHEN t.debit_id = a.id THEN t.amount ELSE -t.amount END) AS amount
+            FROM quotas.transfer t JOIN quotas.account a ON a.id IN (t.debit_id, t.credit_id) AND a.code LIKE 'voucher:%'
+            JOIN quotas.account o ON o.id IN (t.debit_id, t.credit_id) AND o.code LIKE 'programme:%:redeemed'
+            WHERE t.kind IN ('posted', 'post') GROUP BY a.owner) r ON r.owner = v.id
+        WHERE coalesce(p.amount, 0) <> coalesce(r.amount, 0)"""),
+)  # fmt: skip
+
+
+async def check_nouns(tx: AsyncSession) -> list[Finding]:
+    """L2 and L3: holds and leases agree with the ledger, every usage is on one charge, every charge was paid."""
+    return await _answers(tx, _NOUNS)
+
+
 async def check_ledger_tables(tx: AsyncSession) -> list[Finding]:
     """L1 and L2 over the whole ledger. Reads every transfer: an audit, not a hot path."""
+    return await _answers(tx, _QUESTIONS)
+
+
+async def _answers(tx: AsyncSession, questions: tuple[tuple[str, str], ...]) -> list[Finding]:
     findings: list[Finding] = []
-    for invariant, question in _QUESTIONS:
+    for invariant, question in questions:
         rows = await tx.execute(text(question))
-        findings += [
-            Finding(invariant, str(about), str(detail)) for about, detail in rows
-        ]
+        findings += [Finding(invariant, str(about), str(detail)) for about, detail in rows]
     return findings
 
 
@@ -86,34 +159,21 @@ async def check_chain(tx: AsyncSession, heads: Path | None = None) -> list[Findi
     """Every block follows its predecessor and hashes to what it says; heads written outside the database agree."""
     findings: list[Finding] = []
     known = _written_heads(heads)
-    previous, upto, number = GENESIS, "0", 0
-    for block in await ledger_store.blocks(tx):
-        number += 1
+    previous, upto = GENESIS, "0"
+    for number, block in enumerate(await ledger_store.blocks(tx), start=1):
         about = f"block {block.number}"
         if (block.number, block.previous, str(block.from_xid)) != (
             number,
             previous,
             upto,
         ):
-            findings.append(
-                Finding("chain", about, "it does not follow the block before it")
-            )
-        if (
-            block_hash(block.previous, [await ledger_store.block_lines(tx, block)])
-            != block.hash
-        ):
-            findings.append(
-                Finding("chain", about, "its transfers are not those that were sealed")
-            )
+            findings.append(Finding("chain", about, "it does not follow the block before it"))
+        if block_hash(block.previous, [await ledger_store.block_lines(tx, block)]) != block.hash:
+            findings.append(Finding("chain", about, "its transfers are not those that were sealed"))
         if known.pop(block.number, block.hash.hex()) != block.hash.hex():
-            findings.append(
-                Finding("chain", about, f"its head is not the one written in {heads}")
-            )
+            findings.append(Finding("chain", about, f"its head is not the one written in {heads}"))
         previous, upto = block.hash, str(block.until_xid)
-    findings += [
-        Finding("chain", f"block {lost}", f"it is in {heads} and not in the ledger")
-        for lost in known
-    ]
+    findings += [Finding("chain", f"block {lost}", f"it is in {heads} and not in the ledger") for lost in known]
     return findings
 
 

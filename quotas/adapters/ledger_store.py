@@ -39,9 +39,7 @@ class Block:
 
 def request_hash(content: object) -> bytes:
     """SHA-256 of a request's content, the same for the same content in any order of keys."""
-    written = json.dumps(
-        content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str
-    )
+    written = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(written.encode()).digest()
 
 
@@ -89,12 +87,8 @@ async def post(
     if row.refusal == "key_reused":
         raise key_reused(scope, key)
     if row.refusal is not None:
-        return Refusal(
-            RefusalReason(row.refusal), leg=row.refused_leg, account=row.short_account
-        )
-    return Posting(
-        row.operation_id, tuple(row.transfer_ids), row.replayed, row.stored_reply
-    )
+        return Refusal(RefusalReason(row.refusal), leg=row.refused_leg, account=row.short_account)
+    return Posting(row.operation_id, tuple(row.transfer_ids), row.replayed, row.stored_reply)
 
 
 def key_reused(scope: str, key: str) -> Conflict:
@@ -106,9 +100,7 @@ def key_reused(scope: str, key: str) -> Conflict:
     )
 
 
-_FIND_ACCOUNTS = text(
-    "SELECT code, id FROM quotas.account WHERE code = ANY(CAST(:codes AS text[]))"
-)
+_FIND_ACCOUNTS = text("SELECT code, id FROM quotas.account WHERE code = ANY(CAST(:codes AS text[]))")
 _OPEN_ACCOUNTS = text("""
     WITH made AS (
         INSERT INTO quotas.account (code, asset, owner, bounded, opened_at)
@@ -120,9 +112,7 @@ _OPEN_ACCOUNTS = text("""
     INSERT INTO quotas.balance (account_id, floor) SELECT id, CASE WHEN bounded THEN 0 END FROM made""")
 
 
-async def accounts(
-    tx: AsyncSession, specs: Sequence[AccountSpec], *, at: datetime
-) -> dict[AccountSpec, int]:
+async def accounts(tx: AsyncSession, specs: Sequence[AccountSpec], *, at: datetime) -> dict[AccountSpec, int]:
     """Ids of accounts; those that do not exist are opened."""
     wanted = sorted(set(specs))
     found = await _ids(tx, wanted)
@@ -167,9 +157,7 @@ _BOUNDED = text("""
     WHERE a.bounded AND a.code = ANY(CAST(:codes AS text[]))""")
 
 
-async def bounded_states(
-    tx: AsyncSession, specs: Sequence[AccountSpec]
-) -> Mapping[str, AccountState]:
+async def bounded_states(tx: AsyncSession, specs: Sequence[AccountSpec]) -> Mapping[str, AccountState]:
     """Code → state of bounded accounts; one that was never opened is missing, that is, zero."""
     rows = await tx.execute(_BOUNDED, {"codes": [spec.code for spec in specs]})
     return {row.code: AccountState(row.posted, row.held, row.floor) for row in rows}
@@ -206,9 +194,7 @@ async def set_floor(tx: AsyncSession, account_id: int, floor: int) -> bool:
     return done.first() is not None
 
 
-async def seal(
-    tx: AsyncSession, *, now: datetime, at_most: int = 50_000
-) -> Block | None:
+async def seal(tx: AsyncSession, *, now: datetime, at_most: int = 50_000) -> Block | None:
     """Seal what is committed and not sealed yet into one block; None when there is nothing."""
     row = (
         await tx.execute(
@@ -219,9 +205,9 @@ async def seal(
     return None if row is None else Block(**row._mapping)
 
 
-async def blocks(tx: AsyncSession) -> list[Block]:
-    """Every sealed block, in order."""
-    rows = await tx.execute(text("SELECT * FROM quotas.block ORDER BY number"))
+async def blocks(tx: AsyncSession, *, after: int = 0) -> list[Block]:
+    """Every sealed block above a number, in order."""
+    rows = await tx.execute(text("SELECT * FROM quotas.block WHERE number > :after ORDER BY number"), {"after": after})
     return [Block(**row._mapping) for row in rows]
 
 
@@ -232,3 +218,20 @@ async def block_lines(tx: AsyncSession, block: Block) -> str:
         {"start": block.from_xid, "stop": block.until_xid},
     )
     return str(row.scalar_one() or "")
+
+
+async def pending_left(tx: AsyncSession, pending_ids: Sequence[int]) -> dict[int, int]:
+    """What open holds still hold, by pending transfer; they are locked, in order. A resolved one is missing."""
+    rows = await tx.execute(
+        text("""SELECT id, amount_left FROM quotas.pending WHERE id = ANY(CAST(:ids AS bigint[]))
+            ORDER BY id FOR UPDATE"""),
+        {"ids": list(pending_ids)},
+    )
+    return {row.id: row.amount_left for row in rows}
+
+
+async def hold_until(tx: AsyncSession, pending_id: int, expires_at: datetime) -> None:
+    """Move the end of an open hold."""
+    await tx.execute(
+        text("UPDATE quotas.pending SET expires_at = :at WHERE id = :id"), {"id": pending_id, "at": expires_at}
+    )

@@ -94,9 +94,7 @@ def _vouchers() -> None:
             note text NOT NULL
         )""")
     op.execute("CREATE INDEX voucher_firm ON quotas.voucher (firm_id)")
-    op.execute(
-        "CREATE INDEX voucher_programme ON quotas.voucher (programme_id, firm_id)"
-    )
+    op.execute("CREATE INDEX voucher_programme ON quotas.voucher (programme_id, firm_id)")
     op.execute("CREATE INDEX voucher_expiry ON quotas.voucher (expires_at)")
 
 
@@ -112,9 +110,7 @@ def _cash() -> None:
             period text NOT NULL,
             operation_id bigint NOT NULL REFERENCES quotas.operation
         )""")
-    op.execute(
-        "CREATE INDEX cash_movement_firm ON quotas.cash_movement (firm_id, period)"
-    )
+    op.execute("CREATE INDEX cash_movement_firm ON quotas.cash_movement (firm_id, period)")
 
 
 def _charges() -> None:
@@ -154,13 +150,11 @@ def _charges() -> None:
             explanation jsonb NOT NULL,
             reverses text REFERENCES quotas.charge,
             note text NOT NULL DEFAULT '',
-            CONSTRAINT charge_is_paid CHECK (amount = voucher + cash + loss),
+            CONSTRAINT charge_is_paid CHECK (amount = voucher + cash),
             CONSTRAINT charge_reversed_once UNIQUE (reverses)
         )""")
     op.execute("CREATE INDEX charge_firm ON quotas.charge (firm_id, period)")
-    op.execute(
-        "CREATE INDEX charge_centre ON quotas.charge (centre, period) WHERE centre IS NOT NULL"
-    )
+    op.execute("CREATE INDEX charge_centre ON quotas.charge (centre, period) WHERE centre IS NOT NULL")
     op.execute("CREATE INDEX charge_subject ON quotas.charge (subject)")
     op.execute("""
         CREATE TABLE quotas.statement (
@@ -216,9 +210,7 @@ def _holds() -> None:
             request_hash bytea NOT NULL,
             CONSTRAINT compute_hold_closes_once CHECK ((state = 'open') = (closed_at IS NULL))
         )""")
-    op.execute(
-        "CREATE INDEX compute_hold_open ON quotas.compute_hold (expires_at) WHERE state = 'open'"
-    )
+    op.execute("CREATE INDEX compute_hold_open ON quotas.compute_hold (expires_at) WHERE state = 'open'")
     op.execute("CREATE INDEX compute_hold_subject ON quotas.compute_hold (subject)")
     op.execute("""
         CREATE TABLE quotas.allowance_lease (
@@ -233,9 +225,7 @@ def _holds() -> None:
             closed_at timestamptz,
             CONSTRAINT allowance_lease_closes_once CHECK ((state = 'open') = (closed_at IS NULL))
         )""")
-    op.execute(
-        "CREATE INDEX allowance_lease_open ON quotas.allowance_lease (firm_id) WHERE state = 'open'"
-    )
+    op.execute("CREATE INDEX allowance_lease_open ON quotas.allowance_lease (firm_id) WHERE state = 'open'")
 
 
 def _usage() -> None:

@@ -1,0 +1,341 @@
+"""Money for GPU time, before it is used: quote it, put it aside, let it go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.errors import InvalidInput, NotFound
+from kit.ids import new_id
+from kit.units import MAX_AMOUNT, GpuMilli, MicroYuan, Ppm, gpu_ms
+from quotas import chart
+from quotas.adapters import ledger_store
+from quotas.adapters.ledger_store import Posting
+from quotas.adapters.money_tables import ComputeHoldRow
+from quotas.cash import account_of, hold_gone, no_money
+from quotas.ledger import Leg, Refusal, expire, pending, void
+from quotas.pricing import price_gpu, rate_range, share_of, tariff_at
+from quotas.programmes import programme_ids, usable_terms
+from quotas.tariffs import payout_ppm, tariffs_between
+from quotas.vocabulary import (
+    PLATFORM_FIRM,
+    ComputeQuote,
+    FirmId,
+    Hold,
+    HoldId,
+    HoldState,
+    PoolName,
+    ProjectId,
+    QoS,
+    TariffId,
+    UsageKind,
+    VoucherId,
+    VoucherPart,
+    centre_of,
+)
+from quotas.vouchers import Allocation, allocate
+
+QUOTE_VALID = timedelta(minutes=15)
+HOLD_SLACK = timedelta(days=1)
+"""How long after its work must be over a hold waits to be settled before the sweeper lets it go."""
+RACES = 5
+"""How often a hold is tried again when a voucher was used up between reading and holding it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Price:
+    tariff_id: TariffId
+    least: MicroYuan
+    most: MicroYuan
+
+
+async def quote_compute(
+    tx: AsyncSession,
+    *,
+    firm_id: FirmId,
+    pool: PoolName,
+    qos: QoS,
+    gpu_milli: GpuMilli,
+    seconds_min: int,
+    seconds_max: int,
+    at: datetime,
+    now: datetime,
+) -> ComputeQuote:
+    """What GPU time from `at` would cost, who would pay, and whether it can be paid now. Holds nothing.
+
+    Raises Refused (`no_tariff`).
+    """
+    price = await _price(tx, pool, qos, gpu_milli, seconds_min, seconds_max, at=at)
+    terms = [] if firm_id == PLATFORM_FIRM else await usable_terms(tx, firm_id, at=now)
+    most = allocate(price.most, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
+    least = allocate(price.least, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
+    account = await account_of(tx, firm_id)
+    return ComputeQuote(
+        tariff_id=price.tariff_id,
+        min_micro_yuan=price.least,
+        max_micro_yuan=price.most,
+        voucher_pays_min=MicroYuan(price.least - least.cash),
+        voucher_pays_max=MicroYuan(price.most - most.cash),
+        cash_min=least.cash,
+        cash_max=most.cash,
+        voucher_ids=tuple(part.voucher_id for part in most.parts),
+        explanation=most.explanation,
+        affordable=firm_id == PLATFORM_FIRM or most.cash <= account.available,
+        valid_until=now + QUOTE_VALID,
+    )
+
+
+async def _price(
+    tx: AsyncSession,
+    pool: PoolName,
+    qos: QoS,
+    milli: int,
+    seconds_min: int,
+    seconds_max: int,
+    *,
+    at: datetime,
+) -> _Price:
+    if not (milli > 0 and 0 <= seconds_min <= seconds_max and seconds_max > 0):
+        raise InvalidInput("GPU time is priced for at least one thousandth of a GPU and at least one second")
+    end = at + timedelta(seconds=seconds_max)
+    tariffs = await tariffs_between(tx, at, end)
+    low, high = rate_range(tariffs, pool=pool, qos=qos, start=at, end=end)
+    tariff = tariff_at(tariffs, at)
+    assert tariff is not None, "rate_range found a price at the start"
+    least = price_gpu([(gpu_ms(milli, seconds_min * 1000), low)]).amount
+    most = price_gpu([(gpu_ms(milli, seconds_max * 1000), high)]).amount
+    if most > MAX_AMOUNT:
+        raise InvalidInput("that much GPU time costs more than the ledger can hold in one piece; ask for less")
+    return _Price(tariff.id, least, most)
+
+
+async def hold_compute(
+    tx: AsyncSession,
+    *,
+    key: str,
+    firm_id: FirmId,
+    project_id: ProjectId,
+    subject: str,
+    pool: PoolName,
+    qos: QoS,
+    gpu_milli: GpuMilli,
+    seconds_max: int,
+    cap_micro_yuan: MicroYuan | None = None,
+    now: datetime,
+) -> Hold:
+    """Put aside what a workload may cost, at most `cap_micro_yuan`: vouchers in burn order, then cash.
+
+    The same key returns the same hold. Raises NoMoney, Refused (`no_tariff`), Conflict (`key_reused`); after any of
+    them nothing has changed and `tx` may go on.
+    """
+    request = ledger_store.request_hash([firm_id, project_id, subject, pool, qos, gpu_milli, seconds_max])
+    if known := await _known(tx, key, request):
+        return known
+    price = await _price(tx, pool, qos, gpu_milli, 0, seconds_max, at=now)
+    amount = MicroYuan(price.most if cap_micro_yuan is None else min(price.most, cap_micro_yuan))
+    expires_at = now + timedelta(seconds=seconds_max) + HOLD_SLACK
+    allocation, posting = await _reserve(tx, key, firm_id, pool, amount, expires_at=expires_at, now=now)
+    if posting and posting.replayed and (held := await _known(tx, key, request)):
+        return held
+    numbers = list(posting.transfer_ids) if posting else []
+    cash_pending = numbers.pop(0) if posting and len(numbers) > len(allocation.parts) else None
+    values = {
+        "id": new_id("hold"),
+        "firm_id": firm_id,
+        "project_id": project_id,
+        "subject": subject,
+        "pool": pool,
+        "qos": qos.value,
+        "gpu_milli": gpu_milli,
+        "seconds_max": seconds_max,
+        "tariff_id": price.tariff_id,
+        "amount": allocation.cash + sum(part.amount for part in allocation.parts),
+        "cash": allocation.cash,
+        "cash_pending_id": cash_pending,
+        "parts": [
+            {
+                "voucher_id": p.voucher_id,
+                "base": p.base,
+                "share_ppm": p.share_ppm,
+                "amount": p.amount,
+                "pending_id": n,
+            }
+            for p, n in zip(allocation.parts, numbers, strict=True)
+        ],
+        "explanation": list(allocation.explanation),
+        "state": HoldState.OPEN.value,
+        "created_at": now,
+        "expires_at": expires_at,
+        "request_key": key,
+        "request_hash": request,
+    }
+    await tx.execute(insert(ComputeHoldRow).values(values).on_conflict_do_nothing(index_elements=["request_key"]))
+    held = await _known(tx, key, request)
+    assert held is not None, "it was just written, here or by whoever used the key at the same time"
+    return held
+
+
+async def _known(tx: AsyncSession, key: str, request: bytes) -> Hold | None:
+    row = (await tx.execute(select(ComputeHoldRow).where(ComputeHoldRow.request_key == key))).scalar_one_or_none()
+    if row is not None and row.request_hash != request:
+        raise ledger_store.key_reused("hold", key)
+    return None if row is None else hold_view(row)
+
+
+async def _reserve(
+    tx: AsyncSession,
+    key: str,
+    firm_id: FirmId,
+    pool: PoolName,
+    amount: MicroYuan,
+    *,
+    expires_at: datetime,
+    now: datetime,
+) -> tuple[Allocation, Posting | None]:
+    """Who pays an amount, and the ledger's operation that holds it (None when there is nothing to hold)."""
+    cash_account, revenue = chart.firm_cash(firm_id), chart.revenue(UsageKind.COMPUTE)
+    for _ in range(RACES):
+        if firm_id == PLATFORM_FIRM:
+            # The platform pays itself nothing; what it will owe the centre is what it holds.
+            cash_account, revenue = (
+                chart.OWN_COST,
+                chart.centre_payable(centre_of(pool)),
+            )
+            owed = share_of(amount, await payout_ppm(tx, centre=centre_of(pool), at=now))
+            allocation = Allocation((), owed, ("the platform pays its own workloads",))
+        else:
+            terms = await usable_terms(tx, firm_id, at=now)
+            allocation = allocate(amount, terms, kind=UsageKind.COMPUTE, pool=pool, at=now)
+        programmes = await programme_ids(tx, [part.voucher_id for part in allocation.parts])
+        vouchers = [
+            (
+                part,
+                chart.voucher(part.voucher_id, programmes[part.voucher_id]),
+                programmes[part.voucher_id],
+            )
+            for part in allocation.parts
+        ]
+        redeemed = [chart.programme_redeemed(programme) for _, _, programme in vouchers]
+        ids = await ledger_store.accounts(
+            tx,
+            [
+                cash_account,
+                revenue,
+                *(account for _, account, _ in vouchers),
+                *redeemed,
+            ],
+            at=now,
+        )
+        legs: list[Leg] = []
+        if allocation.cash:
+            legs.append(pending(ids[cash_account], ids[revenue], allocation.cash, expires_at))
+        for (part, account, _), to in zip(vouchers, redeemed, strict=True):
+            legs.append(pending(ids[account], ids[to], part.amount, expires_at))
+        if not legs:
+            return allocation, None
+        posting = await ledger_store.post(tx, scope="hold", key=key, request=[firm_id, pool], legs=legs, at=now)
+        if isinstance(posting, Posting):
+            return allocation, posting
+        if posting.account == ids[cash_account]:
+            raise await no_money(tx, firm_id, allocation.cash)
+    raise await no_money(tx, firm_id, amount)
+
+
+def hold_view(row: ComputeHoldRow) -> Hold:
+    """A hold as others see it."""
+    return Hold(
+        HoldId(row.id),
+        FirmId(row.firm_id),
+        ProjectId(row.project_id),
+        row.subject,
+        MicroYuan(row.amount),
+        MicroYuan(row.cash),
+        tuple(parts_of(row)),
+        TariffId(row.tariff_id),
+        HoldState(row.state),
+        row.expires_at,
+    )
+
+
+def parts_of(row: ComputeHoldRow) -> Sequence[VoucherPart]:
+    """The vouchers' parts of a hold, in burn order."""
+    return [_part(part) for part in row.parts]
+
+
+def _part(part: dict[str, Any]) -> VoucherPart:
+    return VoucherPart(
+        VoucherId(part["voucher_id"]),
+        MicroYuan(part["base"]),
+        Ppm(part["share_ppm"]),
+        MicroYuan(part["amount"]),
+    )
+
+
+async def locked_hold(tx: AsyncSession, hold_id: HoldId) -> ComputeHoldRow:
+    """A hold's row, locked until the transaction ends. Raises NotFound."""
+    row = await tx.get(ComputeHoldRow, hold_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise NotFound(f"There is no hold {hold_id}.", code="hold_not_found")
+    return row
+
+
+async def release_hold(tx: AsyncSession, *, hold_id: HoldId, reason: str, now: datetime) -> None:
+    """Give everything held back: the platform broke the work, or it never ran. Again is no change.
+
+    Raises Conflict (`hold_resolved`) when it was settled.
+    """
+    row = await locked_hold(tx, hold_id)
+    if row.state == HoldState.SETTLED:
+        raise hold_gone(f"Hold {hold_id}", row.state)
+    if row.state == HoldState.OPEN:
+        await _give_back(tx, row, void, scope="release", now=now)
+        row.state, row.closed_at, row.close_reason = (
+            HoldState.RELEASED.value,
+            now,
+            reason,
+        )
+        await tx.flush()
+
+
+async def expire_hold(tx: AsyncSession, row: ComputeHoldRow, *, now: datetime) -> None:
+    """Let a hold go whose time is over; `row` is locked and open."""
+    await _give_back(tx, row, expire, scope="hold-expiry", now=now)
+    row.state, row.closed_at, row.close_reason = (
+        HoldState.EXPIRED.value,
+        now,
+        "nobody settled it in time",
+    )
+    await tx.flush()
+
+
+async def _give_back(tx: AsyncSession, row: ComputeHoldRow, how: Any, *, scope: str, now: datetime) -> None:
+    legs = [how(number) for number in pending_ids(row)]
+    if legs:
+        posting = await ledger_store.post(tx, scope=scope, key=row.id, request=row.id, legs=legs, at=now)
+        assert not isinstance(posting, Refusal), f"an open hold can be given back: {posting}"
+
+
+def pending_ids(row: ComputeHoldRow) -> list[int]:
+    """The ledger's pending transfers of a hold."""
+    cash = [] if row.cash_pending_id is None else [row.cash_pending_id]
+    return cash + [part["pending_id"] for part in row.parts]
+
+
+async def expire_holds(tx: AsyncSession, *, now: datetime, at_most: int = 200) -> int:
+    """Let go of holds whose time is over. Returns how many."""
+    due = await tx.execute(
+        select(ComputeHoldRow)
+        .where(text("state = 'open' AND expires_at <= :now"))
+        .order_by(text("id"))
+        .limit(at_most)
+        .with_for_update(skip_locked=True),
+        {"now": now},
+    )
+    rows = due.scalars().all()
+    for row in rows:
+        await expire_hold(tx, row, now=now)
+    return len(rows)

@@ -1,0 +1,116 @@
+"""The ledger as a whole: sweep what is due, seal what was posted, examine everything."""
+
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.db import Database
+from kit.units import MicroYuan
+from quotas.adapters import ledger_audit, ledger_store
+from quotas.adapters.ledger_store import Block
+from quotas.allowances import expire_leases
+from quotas.holds import expire_holds
+from quotas.programmes import expire_vouchers
+from quotas.statement_service import close_statement, due_statements
+from quotas.vocabulary import CheckReport, Finding, FirmId, OpenHold
+
+log = logging.getLogger(__name__)
+
+
+async def sweep(db: Database, now: datetime, heads: Path | None = None) -> int:
+    """Expire holds, leases and vouchers, seal blocks, close months. Safe to run twice and to kill at any line.
+
+    Each step is a transaction of its own. Returns how many things it did.
+    """
+    done = 0
+    for step in (expire_holds, expire_leases, expire_vouchers):
+        done += await db.retrying(lambda tx, step=step: step(tx, now=now))
+    for firm_id, period in await db.retrying(lambda tx: due_statements(tx, now=now)):
+        await db.retrying(lambda tx, firm=firm_id, month=period: close_statement(tx, firm, month, now=now))
+        done += 1
+    while await db.retrying(lambda tx: ledger_store.seal(tx, now=now)):
+        done += 1
+    if heads is not None:
+        done += await write_heads(db, heads)
+    return done
+
+
+async def write_heads(db: Database, path: Path) -> int:
+    """Append the heads of blocks that are not in the file yet; who changes the database would have to change both."""
+    written = 0
+    if path.exists():
+        lines = path.read_text().splitlines()
+        whole = [line for line in lines if line.endswith("}")]
+        written = json.loads(whole[-1])["number"] if whole else 0
+    async with db.transaction() as tx:
+        blocks = await ledger_store.blocks(tx, after=written)
+    if blocks:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(_head(block) for block in blocks)
+    return len(blocks)
+
+
+def _head(block: Block) -> str:
+    head = {
+        "number": block.number,
+        "hash": block.hash.hex(),
+        "transfers": block.transfers,
+        "sealed_at": block.sealed_at.isoformat(),
+    }
+    return json.dumps(head) + "\n"
+
+
+async def check_ledger(tx: AsyncSession, heads: Path | None = None) -> list[Finding]:
+    """Everything that must hold and does not: L1, L2, L3 and the chain. Empty means all is well."""
+    return [
+        *await ledger_audit.check_ledger_tables(tx),
+        *await ledger_audit.check_chain(tx, heads),
+        *await ledger_audit.check_nouns(tx),
+    ]
+
+
+async def check_report(tx: AsyncSession, heads: Path | None = None) -> CheckReport:
+    """The findings, how much was examined, and the open holds by name."""
+    findings = await check_ledger(tx, heads)
+    counts = (
+        await tx.execute(
+            text("""SELECT (SELECT count(*) FROM quotas.account) AS accounts,
+                (SELECT count(*) FROM quotas.transfer) AS transfers, (SELECT count(*) FROM quotas.block) AS blocks""")
+        )
+    ).one()
+    return CheckReport(
+        tuple(findings),
+        counts.accounts,
+        counts.transfers,
+        counts.blocks,
+        tuple(await open_holds(tx)),
+    )
+
+
+async def open_holds(tx: AsyncSession) -> list[OpenHold]:
+    """What is on hold now, by whom and for what: compute holds and gateways' leases."""
+    rows = await tx.execute(
+        text("""
+            SELECT h.id, 'compute' AS kind, h.subject, h.firm_id, h.amount, h.expires_at
+            FROM quotas.compute_hold h WHERE h.state = 'open'
+            UNION ALL
+            SELECT l.id, 'allowance', l.holder, l.firm_id, coalesce(p.amount_left, 0), l.expires_at
+            FROM quotas.allowance_lease l LEFT JOIN quotas.pending p ON p.id = l.pending_id WHERE l.state = 'open'
+            ORDER BY 2, 1""")
+    )
+    return [
+        OpenHold(
+            row.id,
+            row.kind,
+            row.subject,
+            FirmId(row.firm_id),
+            MicroYuan(row.amount),
+            row.expires_at,
+        )
+        for row in rows
+    ]

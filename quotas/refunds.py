@@ -1,0 +1,89 @@
+"""Credit notes: give a charge back to whoever paid it. Nothing is ever edited."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.errors import Conflict, NotFound
+from kit.ids import new_id
+from quotas import chart
+from quotas.adapters import ledger_store
+from quotas.adapters.ledger_store import Posting
+from quotas.adapters.money_tables import ChargeRow
+from quotas.charges import charge_view
+from quotas.chart import AccountSpec
+from quotas.ledger import posted
+from quotas.periods import billing_periods
+from quotas.programmes import programme_ids
+from quotas.statements import period_of
+from quotas.vocabulary import Charge, ChargeId, FirmId, Period, UsageKind, VoucherId
+
+
+async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, now: datetime) -> Charge:
+    """Give a charge back, by a credit note: cash to cash, each voucher its own part with its own expiry. Once.
+
+    The GPU time stays used and the centre stays paid. Raises NotFound, Conflict (`refunded_already`).
+    """
+    row = await tx.get(ChargeRow, charge_id, with_for_update=True, populate_existing=True)
+    if row is None or row.reverses is not None:
+        raise NotFound(f"There is no charge {charge_id}.", code="charge_not_found")
+    found = await tx.execute(select(ChargeRow).where(ChargeRow.reverses == charge_id))
+    if found.scalar_one_or_none() is not None:
+        raise Conflict(f"Charge {charge_id} was given back already.", code="refunded_already")
+    firm_id, revenue = FirmId(row.firm_id), chart.revenue(UsageKind(row.kind))
+    moves: list[tuple[AccountSpec, AccountSpec, int]] = [(revenue, chart.firm_cash(firm_id), row.cash)]
+    programmes = await programme_ids(tx, [VoucherId(voucher) for voucher in row.vouchers])
+    for voucher_id, amount in sorted(row.vouchers.items()):
+        programme = programmes[VoucherId(voucher_id)]
+        moves.append(
+            (
+                chart.programme_redeemed(programme),
+                chart.voucher(VoucherId(voucher_id), programme),
+                amount,
+            )
+        )
+        moves.append((revenue, chart.funder_receivable(programme), amount))
+    moves = [move for move in moves if move[2]]
+    ids = await ledger_store.accounts(tx, [spec for move in moves for spec in move[:2]], at=now)
+    if moves:
+        posting = await ledger_store.post(
+            tx,
+            scope="refund",
+            key=charge_id,
+            request=charge_id,
+            legs=[posted(ids[debit], ids[credit], amount) for debit, credit, amount in moves],
+            at=now,
+        )
+        assert isinstance(posting, Posting), f"what was paid can be given back: {posting}"
+    service = Period(row.service_period)
+    period = (await billing_periods(tx, [(firm_id, period_of(now))]))[firm_id, period_of(now)]
+    note = ChargeRow(
+        id=new_id("chg"),
+        line_key=f"refund:{charge_id}",
+        kind=row.kind,
+        firm_id=row.firm_id,
+        project_id=row.project_id,
+        subject=row.subject,
+        period=period,
+        service_period=service,
+        tariff_id=row.tariff_id,
+        key_id=row.key_id,
+        model=row.model,
+        pool=row.pool,
+        qos=row.qos,
+        rates={},
+        amount=-row.amount,
+        voucher=-row.voucher,
+        cash=-row.cash,
+        vouchers={voucher: -amount for voucher, amount in row.vouchers.items()},
+        list_amount=0,
+        first_at=row.first_at,
+        last_at=row.last_at,
+        explanation=[f"credit note for {charge_id}"],
+        reverses=charge_id,
+        note=reason,
+    )
+    tx.add(note)
+    await tx.flush()
+    return charge_view(note)

@@ -1,0 +1,220 @@
+"""Statements from the books: a firm's month, a centre's month, and the closing of months."""
+
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.errors import HeliuError
+from kit.units import GpuMs, MicroYuan, Ppm
+from quotas.adapters.money_tables import ChargeRow, StatementRow
+from quotas.periods import bar_usage
+from quotas.statements import (
+    bounds,
+    check_statement,
+    may_close,
+    state_at,
+    statement_hash,
+    totals,
+)
+from quotas.vocabulary import (
+    CentreLine,
+    CentreName,
+    CentreStatement,
+    ChargeId,
+    FirmId,
+    Period,
+    PoolName,
+    ProjectId,
+    Statement,
+    StatementLine,
+    StatementState,
+    TariffId,
+    UsageKind,
+)
+
+
+async def statement(tx: AsyncSession, firm_id: FirmId, period: str, now: datetime) -> Statement:
+    """A firm's month as it stands, or as it was closed. Raises InvalidInput for what is no month."""
+    bounds(period)
+    closed = await tx.get(StatementRow, (firm_id, period))
+    if closed is not None:
+        return _stored(closed)
+    return await _computed(tx, firm_id, Period(period), now)
+
+
+async def _computed(tx: AsyncSession, firm_id: FirmId, period: Period, now: datetime) -> Statement:
+    starts_at, ends_at = bounds(period)
+    rows = await tx.execute(
+        select(ChargeRow)
+        .where(ChargeRow.firm_id == firm_id, ChargeRow.period == period)
+        .order_by(text("kind, subject, first_at, id"))
+        .execution_options(populate_existing=True)
+    )
+    lines = tuple(_line(row) for row in rows.scalars())
+    amount, voucher, cash = totals(lines)
+    sums = (
+        await tx.execute(
+            text("""SELECT
+                (SELECT coalesce(sum(amount), 0) FROM quotas.cash_movement WHERE firm_id = :firm AND period < :period)
+                - (SELECT coalesce(sum(cash), 0) FROM quotas.charge WHERE firm_id = :firm AND period < :period) AS opening,
+                (SELECT coalesce(sum(amount), 0) FROM quotas.cash_movement WHERE firm_id = :firm AND period = :period)
+                AS top_ups"""),
+            {"firm": firm_id, "period": period},
+        )
+    ).one()
+    opening, top_ups = int(sums.opening), int(sums.top_ups)
+    made = Statement(
+        firm_id=firm_id,
+        period=period,
+        starts_at=starts_at,
+        ends_at=ends_at,
+        state=state_at(period, now, closed=False),
+        lines=lines,
+        amount=amount,
+        voucher=voucher,
+        cash=cash,
+        opening=MicroYuan(opening),
+        top_ups=MicroYuan(top_ups),
+        closing=MicroYuan(opening + top_ups - cash),
+        hash="",
+    )
+    return replace(made, hash=statement_hash(made))
+
+
+def _line(row: ChargeRow) -> StatementLine:
+    compute = row.kind == UsageKind.COMPUTE
+    quantities = (
+        {"gpu_ms": row.gpu_ms}
+        if compute
+        else {
+            "input": row.input - row.cached_input,
+            "cached_input": row.cached_input,
+            "output": row.output,
+            "requests": row.requests,
+        }
+    )
+    about = {"pool": row.pool, "qos": row.qos} if compute else {"key_id": row.key_id, "model": row.model}
+    return StatementLine(
+        charge_id=ChargeId(row.id),
+        kind=UsageKind(row.kind),
+        subject=row.subject,
+        project_id=ProjectId(row.project_id),
+        tariff_id=None if row.tariff_id is None else TariffId(row.tariff_id),
+        service_period=Period(row.service_period),
+        first_at=row.first_at,
+        last_at=row.last_at,
+        about={name: value for name, value in about.items() if value is not None},
+        quantities=quantities,
+        rates=dict(row.rates),
+        amount=MicroYuan(row.amount),
+        voucher=MicroYuan(row.voucher),
+        cash=MicroYuan(row.cash),
+        vouchers=dict(row.vouchers),
+        explanation=tuple(row.explanation),
+        note=row.note,
+    )
+
+
+async def centre_statement(tx: AsyncSession, centre: CentreName, period: str, now: datetime) -> CentreStatement:
+    """What a centre lent in a month, per pool and payout, and what it is owed. Raises InvalidInput for no month."""
+    bounds(period)
+    rows = await tx.execute(
+        text("""SELECT pool, payout_ppm, sum(gpu_ms)::bigint AS gpu_ms, sum(list_amount)::bigint AS list_amount,
+                sum(payable)::bigint AS payable
+            FROM quotas.charge WHERE centre = :centre AND period = :period GROUP BY pool, payout_ppm
+            ORDER BY pool, payout_ppm"""),
+        {"centre": centre, "period": period},
+    )
+    lines = tuple(
+        CentreLine(
+            PoolName(row.pool),
+            Ppm(row.payout_ppm),
+            GpuMs(row.gpu_ms),
+            MicroYuan(row.list_amount),
+            MicroYuan(row.payable),
+        )
+        for row in rows
+    )
+    return CentreStatement(
+        centre,
+        Period(period),
+        lines,
+        GpuMs(sum(line.gpu_ms for line in lines)),
+        MicroYuan(sum(line.payable for line in lines)),
+    )
+
+
+async def close_statement(tx: AsyncSession, firm_id: FirmId, period: Period, *, now: datetime) -> Statement:
+    """Seal a month whose grace is over; what comes later goes to the next. Again returns the closed one."""
+    assert may_close(period, now), "a month closes after its grace"
+    await bar_usage(tx, firm_id)
+    known = await tx.get(StatementRow, (firm_id, period))
+    if known is not None:
+        return _stored(known)
+    made = await _computed(tx, firm_id, period, now)
+    if findings := check_statement(made):
+        raise HeliuError(
+            f"statement {firm_id} {period} does not add up: {findings[0].detail}",
+            code="statement_wrong",
+        )
+    body = asdict(made)
+    del body["hash"], body["state"], body["closed_at"]
+    row = StatementRow(
+        firm_id=firm_id,
+        period=period,
+        hash=made.hash,
+        body=_jsonable(body),
+        closed_at=now,
+    )
+    tx.add(row)
+    await tx.flush()
+    return _stored(row)
+
+
+async def due_statements(tx: AsyncSession, *, now: datetime, at_most: int = 50) -> list[tuple[FirmId, Period]]:
+    """Months with charges or payments that may be closed and are not, oldest first."""
+    rows = await tx.execute(
+        text("""SELECT DISTINCT s.firm_id, s.period FROM (
+                SELECT firm_id, period FROM quotas.charge UNION SELECT firm_id, period FROM quotas.cash_movement) s
+            WHERE NOT EXISTS (SELECT FROM quotas.statement d WHERE d.firm_id = s.firm_id AND d.period = s.period)
+            AND s.period < :this ORDER BY s.period, s.firm_id"""),
+        {"this": now.strftime("%Y-%m-%d")},
+    )
+    due = [(FirmId(row.firm_id), Period(row.period)) for row in rows if may_close(row.period, now)]
+    return due[:at_most]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(one) for one in value]
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _stored(row: StatementRow) -> Statement:
+    body = dict(row.body)
+    lines = tuple(
+        StatementLine(
+            **{
+                **line,
+                "kind": UsageKind(line["kind"]),
+                "first_at": datetime.fromisoformat(line["first_at"]),
+                "last_at": datetime.fromisoformat(line["last_at"]),
+                "explanation": tuple(line["explanation"]),
+            }
+        )
+        for line in body.pop("lines")
+    )
+    for name in ("starts_at", "ends_at"):
+        body[name] = datetime.fromisoformat(body[name])
+    return Statement(
+        **body,
+        lines=lines,
+        hash=row.hash,
+        state=StatementState.CLOSED,
+        closed_at=row.closed_at,
+    )

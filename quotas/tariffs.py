@@ -1,0 +1,189 @@
+"""The price book: publish versions, find the one in force, and say what something costs per unit."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import Range
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.errors import Conflict, Refused
+from kit.ids import new_id
+from kit.units import MicroYuan, Ppm
+from quotas.adapters.money_tables import CentreContractRow, RateRow, TariffRow
+from quotas.pricing import Meter, RateKey, Tariff, Window, no_tariff, tariff_at
+from quotas.vocabulary import (
+    CentreName,
+    GpuRate,
+    ModelName,
+    PoolName,
+    QoS,
+    TariffId,
+    TokenRate,
+)
+
+DEFAULT_PAYOUT_PPM = Ppm(800_000)
+"""What a centre is paid of the list price until a contract says otherwise."""
+PUBLISHING_SLACK = timedelta(minutes=1)
+
+_LOAD = text("""
+    SELECT t.id, lower(t.validity) AS valid_from, upper(t.validity) AS valid_until, t.windows,
+        (SELECT coalesce(jsonb_agg(jsonb_build_array(r.meter, r.resource, r.qos, r."window", r.micro_yuan)), '[]')
+         FROM quotas.rate r WHERE r.tariff_id = t.id) AS rates
+    FROM quotas.tariff t
+    WHERE t.validity && tstzrange(CAST(:start AS timestamptz), CAST(:end AS timestamptz), '[]')
+    ORDER BY lower(t.validity)""")
+
+
+async def tariffs_between(tx: AsyncSession, start: datetime | None, end: datetime | None) -> list[Tariff]:
+    """The versions that touch [start, end], oldest first; None stands for always."""
+    rows = await tx.execute(_LOAD, {"start": start, "end": end})
+    return [
+        Tariff(
+            TariffId(row.id),
+            row.valid_from,
+            row.valid_until,
+            {RateKey(Meter(m), resource, qos, window): micro for m, resource, qos, window, micro in row.rates},
+            tuple(Window(w["name"], w["start_minute"], w["end_minute"]) for w in row.windows),
+        )
+        for row in rows
+    ]
+
+
+async def publish_tariff(
+    tx: AsyncSession,
+    *,
+    name: str,
+    valid_from: datetime | None,
+    rates: Mapping[RateKey, int],
+    windows: Sequence[Window] = (),
+    by: str,
+    now: datetime,
+) -> Tariff:
+    """A new version from `valid_from` (default: now) until the next one. It ends the version it falls into.
+
+    Raises Refused (`tariff_in_the_past`) when it would change prices of time that has passed, Conflict
+    (`tariff_starts_taken`) when a version starts at that very instant.
+    """
+    start = valid_from or now
+    # One publisher at a time: two would both end the same version.
+    await tx.execute(text("SELECT pg_advisory_xact_lock(hashtext('quotas.publish_tariff'))"))
+    others = await tariffs_between(tx, None, None)
+    if others and start < now - PUBLISHING_SLACK:
+        raise Refused(
+            f"A tariff cannot start at {start.isoformat()}: that time has passed, and its prices stand.",
+            code="tariff_in_the_past",
+            hint="leave out valid_from to start now, or choose a later time",
+        )
+    if any(other.valid_from == start for other in others):
+        raise Conflict(
+            f"A tariff already starts at {start.isoformat()}.",
+            code="tariff_starts_taken",
+            hint="choose another time",
+        )
+    before = tariff_at(others, start)
+    if before is not None:
+        row = await tx.get_one(TariffRow, before.id)
+        row.validity = Range(before.valid_from, start, bounds="[)")
+        await tx.flush()
+    until = min((other.valid_from for other in others if other.valid_from > start), default=None)
+    tariff = Tariff(TariffId(new_id("trf")), start, until, dict(rates), tuple(windows))
+    tx.add(
+        TariffRow(
+            id=tariff.id,
+            name=name,
+            validity=Range(start, until, bounds="[)"),
+            windows=[
+                {
+                    "name": w.name,
+                    "start_minute": w.start_minute,
+                    "end_minute": w.end_minute,
+                }
+                for w in tariff.windows
+            ],
+            published_by=by,
+            published_at=now,
+        )
+    )
+    await tx.flush()
+    tx.add_all(
+        RateRow(
+            tariff_id=tariff.id,
+            meter=k.meter,
+            resource=k.resource,
+            qos=k.qos,
+            window=k.window,
+            micro_yuan=micro,
+        )
+        for k, micro in tariff.rates.items()
+    )
+    await tx.flush()
+    return tariff
+
+
+async def tariff_names(tx: AsyncSession) -> dict[str, dict[str, Any]]:
+    """Tariff id → name, publisher and time of publication."""
+    rows = await tx.execute(text("SELECT id, name, published_by, published_at FROM quotas.tariff"))
+    return {row.id: {"name": row.name, "by": row.published_by, "at": row.published_at} for row in rows}
+
+
+async def gpu_rate(tx: AsyncSession, *, pool: PoolName, qos: QoS, at: datetime) -> GpuRate:
+    """The price of a GPU-hour at an instant. Raises Refused (`no_tariff`)."""
+    tariff = tariff_at(await tariffs_between(tx, at, at), at)
+    rate = tariff.rate(Meter.GPU_HOUR, pool, qos, tariff.window_at(at)) if tariff else None
+    if tariff is None or rate is None:
+        raise no_tariff(f"pool {pool} at QoS {qos}", at)
+    return GpuRate(tariff.id, MicroYuan(rate))
+
+
+async def token_rate(tx: AsyncSession, *, model: ModelName, at: datetime) -> TokenRate:
+    """The prices of a model's tokens at an instant. Raises Refused (`no_tariff`)."""
+    tariff = tariff_at(await tariffs_between(tx, at, at), at)
+    rates = token_rates(tariff, model, tariff.window_at(at)) if tariff else None
+    if tariff is None or rates is None:
+        raise no_tariff(f"tokens of {model}", at)
+    return TokenRate(tariff.id, *(MicroYuan(rate) for rate in rates))
+
+
+def token_rates(tariff: Tariff, model: str, window: str) -> tuple[int, int, int] | None:
+    """(input, cached input, output); cached input costs what input does unless it has a price of its own."""
+    given = tariff.rate(Meter.INPUT, model, window=window)
+    cached = tariff.rate(Meter.CACHED_INPUT, model, window=window)
+    output = tariff.rate(Meter.OUTPUT, model, window=window)
+    if given is None or output is None:
+        return None
+    return given, given if cached is None else cached, output
+
+
+async def set_centre_contract(tx: AsyncSession, *, centre: CentreName, payout_ppm: Ppm, now: datetime) -> None:
+    """From now on pay a centre `payout_ppm` of the list price of the time it lends."""
+    await tx.execute(
+        text("SELECT pg_advisory_xact_lock(hashtext('quotas.contract:' || :centre))"),
+        {"centre": centre},
+    )
+    await tx.execute(
+        text("""UPDATE quotas.centre_contract SET validity = tstzrange(lower(validity), :now)
+            WHERE centre = :centre AND validity @> CAST(:now AS timestamptz)"""),
+        {"centre": centre, "now": now},
+    )
+    tx.add(
+        CentreContractRow(
+            id=new_id("ctr"),
+            centre=centre,
+            payout_ppm=payout_ppm,
+            validity=Range(now, None, bounds="[)"),
+        )
+    )
+    await tx.flush()
+
+
+async def payout_ppm(tx: AsyncSession, *, centre: CentreName, at: datetime) -> Ppm:
+    """What part of the list price a centre is paid for time at an instant."""
+    found = await tx.execute(
+        text("""SELECT payout_ppm FROM quotas.centre_contract
+            WHERE centre = :centre AND validity @> CAST(:at AS timestamptz)"""),
+        {"centre": centre, "at": at},
+    )
+    value = found.scalar_one_or_none()
+    return DEFAULT_PAYOUT_PPM if value is None else Ppm(value)
