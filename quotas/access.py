@@ -139,17 +139,18 @@ def allowed_actions(principal: Principal, *, firm_id: FirmId | None) -> frozense
     return granted if firm_id == principal.firm_id else frozenset()
 
 
-def require(principal: Principal, action: Action, *, firm_id: FirmId | None) -> None:
+def require(principal: Principal, action: Action, *, firm_id: FirmId | None, missing: NotFound | None = None) -> None:
     """Return if `principal` may do `action` to `firm_id`; None means the platform itself or all firms at once.
 
-    Raises NotFound for a firm the caller may not know about, else Forbidden naming what is missing.
+    Raises NotFound for a firm the caller may not know about, else Forbidden naming what is missing. Where the firm
+    came from something looked up by its id, `missing` is what is raised when no such thing exists: the same answer.
     """
     allowed = allowed_actions(principal, firm_id=firm_id)
     if action in allowed:
         return
     knows = firm_id is None or firm_id == principal.firm_id or Action.FIRM_READ in allowed
     if not knows:
-        raise firm_not_found(firm_id)
+        raise missing or firm_not_found(firm_id)
     holds = sorted(principal.scopes) if principal.kind is PrincipalKind.API_KEY else sorted(principal.roles)
     raise Forbidden(
         f"{_who(principal)} may not do '{action}' here.",
@@ -157,6 +158,12 @@ def require(principal: Principal, action: Action, *, firm_id: FirmId | None) -> 
         hint=_who_may(principal, action),
         details={"action": action.value, "holds": holds},
     )
+
+
+def require_person(principal: Principal) -> None:
+    """Return for a signed-in person. Raises Forbidden for keys and workloads."""
+    if principal.kind is not PrincipalKind.MEMBER:
+        raise Forbidden("Only a signed-in person may do this.", code="not_a_person", hint="Sign in: heliu login")
 
 
 def firm_not_found(firm_id: FirmId | None) -> NotFound:

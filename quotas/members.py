@@ -104,8 +104,13 @@ async def invitation_row(tx: AsyncSession, invitation_id: str) -> InvitationRow:
     """The invitation, locked. Raises NotFound."""
     row = await store.invitation(tx, invitation_id)
     if row is None:
-        raise NotFound(f"There is no invitation {invitation_id}.", code="invitation_not_found")
+        raise invitation_not_found(invitation_id)
     return row
+
+
+def invitation_not_found(invitation_id: str) -> NotFound:
+    """The one answer for an invitation that does not exist and for another firm's."""
+    return NotFound(f"There is no invitation {invitation_id}.", code="invitation_not_found")
 
 
 async def revoke_invitation(
@@ -128,8 +133,13 @@ async def member_row(tx: AsyncSession, member_id: MemberId) -> MemberRow:
     """The member. Raises NotFound."""
     row = await store.member(tx, member_id)
     if row is None:
-        raise NotFound(f"There is no member {member_id}.", code="member_not_found")
+        raise member_not_found(member_id)
     return row
+
+
+def member_not_found(member_id: str) -> NotFound:
+    """The one answer for a member who does not exist and for another firm's."""
+    return NotFound(f"There is no member {member_id}.", code="member_not_found")
 
 
 async def set_roles(
@@ -229,7 +239,7 @@ async def _among_others(tx: AsyncSession, member_id: MemberId) -> tuple[MemberRo
     together = await store.lock_members(tx, known.firm_id)
     found = next((one for one in together if one.id == member_id), None)
     if found is None:
-        raise NotFound(f"There is no active member {member_id}.", code="member_not_found")
+        raise Conflict(f"{known.name} has left already.", code="member_left")
     return found, [one for one in together if one.id != member_id]
 
 

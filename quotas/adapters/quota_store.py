@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
@@ -22,7 +23,7 @@ async def in_force(
     query = (
         select(QuotaVersionRow)
         .where(col(QuotaVersionRow.effective_from) <= at)
-        .distinct(col(QuotaVersionRow.firm_id), col(QuotaVersionRow.pool))
+        .ext(distinct_on(col(QuotaVersionRow.firm_id), col(QuotaVersionRow.pool)))
         .order_by(
             col(QuotaVersionRow.firm_id),
             col(QuotaVersionRow.pool),

@@ -41,7 +41,7 @@ Now = Annotated[datetime, Depends(now_of)]
 Origin = Annotated[str | None, Depends(origin_of)]
 
 
-def required_bearer(request: Request) -> str:
+def required_bearer(request: Request, _lock: Annotated[object, Security(_scheme)]) -> str:
     """The token of the request. Raises Unauthenticated when it carries none."""
     bearer = bearer_of(request)
     if bearer is None:
@@ -61,7 +61,7 @@ async def _signed_in(bearer: "BearerToken", db: Db, now: Now, origin: Origin) ->
         return await authenticate(tx, bearer, now=now, ip=origin, inactive_ok=True)
 
 
-BearerToken = Annotated[str, Depends(required_bearer), Security(_scheme)]
+BearerToken = Annotated[str, Depends(required_bearer)]
 CurrentPrincipal = Annotated[Principal, Depends(_principal)]
 """Who is calling; refused for a firm that is not active."""
 SignedInPrincipal = Annotated[Principal, Depends(_signed_in)]
