@@ -41,7 +41,15 @@ class Task:
     def pip(self, *arguments: str) -> None:
         """Run the pip of this task's environment."""
         assert self.venv, "this task has an environment"
-        self.run([str(self.venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments])
+        self.run(
+            [
+                str(self.venv / "bin" / "python"),
+                "-m",
+                "pip",
+                "--disable-pip-version-check",
+                *arguments,
+            ]
+        )
 
     def run(self, command: list[str], env: dict[str, str] | None = None) -> None:
         """Run a command to its end. Raises Refusal with its complaint when it fails."""
@@ -77,7 +85,10 @@ class Task:
         """The part of a line of output worth a glance; empty for noise."""
         if line.startswith("Installing collected packages"):
             return "installing"
-        if found := re.match(r"(Collecting|Downloading|Processing|Building wheel for) (?:\S+/)?([\w.-]+)", line):
+        if found := re.match(
+            r"(Collecting|Downloading|Processing|Building wheel for) (?:\S+/)?([\w.-]+)",
+            line,
+        ):
             return f"{found[1].lower()} {re.split('-[0-9]', found[2])[0]}"
         return "" if self.venv else line[:80]
 

@@ -135,6 +135,7 @@ def migrate() -> None:
 def _mount_packages() -> None:
     import quotas.cli
     import scheduler.cli
+
     import serving.cli
 
     for package in (quotas.cli, scheduler.cli, serving.cli):

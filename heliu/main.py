@@ -7,18 +7,18 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import quotas.api
-import quotas.main
 import scheduler.api
 import scheduler.main
-import serving.api
-import serving.main
 import uvicorn
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
+import quotas.api
+import quotas.main
+import serving.api
+import serving.main
 from kit.blobs import Blobs
 from kit.clock import SystemClock
 from kit.db import Database, wait_until_ready

@@ -5,7 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 RETRY_SECONDS_MAX = 30.0
 SAFE_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
@@ -94,7 +100,13 @@ class Transport:
     ) -> Any:
         """The JSON of a good answer, None when it has no body. Raises ApiError or Unreachable."""
         answer = self.call(
-            method, path, body=body, query=query, content=content, headers=headers, idempotency_key=idempotency_key
+            method,
+            path,
+            body=body,
+            query=query,
+            content=content,
+            headers=headers,
+            idempotency_key=idempotency_key,
         )
         return answer.json() if answer.content else None
 

@@ -67,7 +67,10 @@ def prepare_temp_folder(home: Path) -> None:
     folder = temp_folder(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
-        raise Refused(f"{folder} belongs to somebody else", hint="remove it, or choose another HELIU_HOME")
+        raise Refused(
+            f"{folder} belongs to somebody else",
+            hint="remove it, or choose another HELIU_HOME",
+        )
     folder.chmod(0o700)
     for session in folder.glob("session_*"):
         if session.is_symlink():

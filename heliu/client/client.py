@@ -1,0 +1,46 @@
+"""The typed client of the control plane: `Client(api_url, token)`; models are called with the OpenAI SDK instead."""
+
+from types import TracebackType
+from typing import Self
+
+from heliu.client.people import Firms, Keys, Members, Quotas, Sessions
+from heliu.client.transport import Transport
+
+
+class Client:
+    """Everything a caller may do, grouped by noun.
+
+    Calls are repeated when that cannot act twice and may help; a refusal raises `ApiError` with its code and hint.
+    """
+
+    def __init__(self, api_url: str = "http://127.0.0.1:8700", token: str | None = None) -> None:
+        self._bind(Transport(api_url, token))
+
+    def _bind(self, transport: Transport) -> None:
+        self._transport = transport
+        self.sessions = Sessions(transport)
+        self.firms = Firms(transport)
+        self.members = Members(transport)
+        self.keys = Keys(transport)
+        self.quotas = Quotas(transport)
+
+    def acting_as(self, token: str) -> "Client":
+        """The same platform for another caller: a session's token or an API key."""
+        other = Client.__new__(Client)
+        other._bind(self._transport.with_token(token))
+        return other
+
+    def close(self) -> None:
+        """Close the connections, also of those made by `acting_as`."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

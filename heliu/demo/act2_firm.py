@@ -1,0 +1,150 @@
+"""Act 2: a firm applies and is let in; a doubtful one waits; the owner invites a developer and makes a key."""
+
+from typing import Any
+
+from heliu.client import Client
+from heliu.demo.actors import MISTYPED_USCC, STUDIO, USCC, Account, new_account
+from heliu.demo.story import Story
+
+SCOPES = (
+    "inference", "jobs:read", "jobs:write", "artifacts:read", "artifacts:write",
+    "models:read", "deployments:read", "billing:read", "quotas:read",
+)  # fmt: skip
+
+
+def firm_is_let_in(story: Story) -> None:
+    """Everybody who plays has an account and is signed in."""
+    _administrator(story)
+    _studio(story)
+    _doubtful_firm(story)
+    _developer(story)
+    _key(story)
+
+
+def _administrator(story: Story) -> None:
+    if story.cast.administrator is None:
+        account = new_account("administrator")
+        token = _admin_token(story)
+        claim = story.anyone.sessions.claim_administrator
+        session = claim(
+            token,
+            email=account.email,
+            name="Demo administrator",
+            password=account.password,
+        )
+        story.cast.administrator = account
+        story.memory.save()
+        story.administrator = story.anyone.acting_as(session.token)
+        story.stage.did(
+            "the one-time administrator link was used; there is no default password",
+            account.email,
+        )
+    else:
+        story.administrator = story.sign_in(story.cast.administrator)
+        story.stage.did("the administrator signs in", story.cast.administrator.email)
+    roles = story.administrator.sessions.me().roles
+    story.stage.check(
+        "platform_admin" in roles,
+        f"the platform knows the caller as {', '.join(roles)}",
+    )
+
+
+def _admin_token(story: Story) -> str:
+    from heliu.main import admin_link
+
+    return admin_link(story.settings).partition("token=")[2]
+
+
+def _studio(story: Story) -> None:
+    stage, cast = story.stage, story.cast
+    if cast.firm_id is None or cast.owner is None:
+        owner = new_account("owner")
+        firm = story.anyone.firms.apply(**_application(USCC, STUDIO, owner))
+        stage.did(
+            f"{STUDIO} applies",
+            f"{firm.id}, USCC {firm.uscc}, {firm.industry_cluster}, {firm.district}",
+        )
+        stage.check(
+            firm.state == "applied" and not firm.doubts,
+            "its check character is right: it waits in the queue",
+        )
+        firm = story.administrator.firms.review(firm.id, "approve")
+        stage.did("the administrator reviews and approves")
+        cast.firm_id, cast.owner = firm.id, owner
+        story.memory.save()
+    firm = story.administrator.firms.get(story.firm_id)
+    stage.must(firm.state == "active", f"{firm.name} is active ({firm.id})")
+    story.owner = story.sign_in(cast.owner)
+
+
+def _doubtful_firm(story: Story) -> None:
+    stage, cast = story.stage, story.cast
+    if cast.doubtful_firm_id is None:
+        application = _application(
+            MISTYPED_USCC,
+            "A firm that mistyped its code (demo)",
+            new_account("mistyped"),
+        )
+        firm = story.anyone.firms.apply(**application)
+        cast.doubtful_firm_id = firm.id
+        story.memory.save()
+        stage.did("a second firm applies with a mistyped USCC", firm.id)
+    firm = story.administrator.firms.get(cast.doubtful_firm_id)
+    stage.check(
+        firm.state == "in_review" and firm.doubts,
+        f"it waits for a person: {' '.join(firm.doubts)}",
+    )
+
+
+def _developer(story: Story) -> None:
+    if story.cast.developer is None:
+        account = new_account("developer")
+        invited = story.owner.members.invite(account.email, ["firm_developer"])
+        story.anyone.members.accept(invited.token, name="Lin Yue", password=account.password)
+        story.cast.developer = account
+        story.memory.save()
+        story.stage.did("the owner invites a developer, who accepts", account.email)
+    story.developer = story.sign_in(story.cast.developer)
+    me = story.developer.sessions.me()
+    story.stage.check(
+        me.firm.id == story.firm_id and me.roles == ["firm_developer"],
+        "the developer is one, no more",
+    )
+
+
+def _key(story: Story) -> None:
+    cast = story.cast
+    if cast.key is None:
+        issued = story.owner.keys.issue("demo", SCOPES)
+        cast.key, cast.key_id = issued.token, issued.key.id
+        story.memory.save()
+        story.stage.did(
+            "the owner issues an API key, shown once",
+            f"{issued.token[:12]}… ({issued.key.id})",
+        )
+    listed: list[Any] = [key for key in story.owner.keys.list() if key.id == cast.key_id]
+    story.stage.check(
+        len(listed) == 1 and not hasattr(listed[0], "token"),
+        f"the key {cast.key_id} is listed, its secret is not",
+    )
+
+
+def _application(uscc: str, name: str, owner: Account) -> dict[str, Any]:
+    return {
+        "uscc": uscc,
+        "name": name,
+        "industry_cluster": "online_games",
+        "district": "东湖新技术开发区",
+        "contact_name": "Shen Lan",
+        "contact_email": owner.email,
+        "contact_phone": "027-0000 0000",
+        "owner_name": "Shen Lan",
+        "owner_email": owner.email,
+        "owner_password": owner.password,
+    }
+
+
+def key_client(story: Story) -> Client:
+    """The platform as the firm's own programs see it: with the API key."""
+    assert story.cast.key, "the key is issued in this act"
+    return story.anyone.acting_as(story.cast.key)

@@ -1,0 +1,55 @@
+"""Who plays in the demo. Their accounts are made on the first run and found again in `<home>/demo.json` (0600)."""
+
+import secrets
+from pathlib import Path
+
+from pydantic import BaseModel
+
+STUDIO = "九灯数字内容工作室 (Nine Lanterns Studio, a demo)"
+USCC = "91420100DEMR000012"
+"""Of nobody: its check character is right, its organisation code is made up."""
+MISTYPED_USCC = "91420100DEMR000026"
+"""Another made-up one whose check character is wrong."""
+
+
+class Account(BaseModel):
+    """Somebody who can sign in."""
+
+    email: str
+    password: str
+
+
+class Cast(BaseModel):
+    """Everything the demo has to remember; it holds passwords and a key of the demo's own accounts only."""
+
+    administrator: Account | None = None
+    owner: Account | None = None
+    developer: Account | None = None
+    firm_id: str | None = None
+    doubtful_firm_id: str | None = None
+    key_id: str | None = None
+    key: str | None = None
+    programme_id: str | None = None
+    voucher_id: str | None = None
+    deployment_id: str | None = None
+    runs: int = 0
+
+
+class Memory:
+    """The cast on disk."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = home / "demo.json"
+        self.cast = Cast.model_validate_json(self._file.read_text()) if self._file.exists() else Cast()
+
+    def save(self) -> None:
+        """Write it, readable by its owner only, whole or not at all."""
+        draft = self._file.with_suffix(".draft")
+        draft.touch(mode=0o600)
+        draft.write_text(self.cast.model_dump_json(indent=2))
+        draft.replace(self._file)
+
+
+def new_account(name: str) -> Account:
+    """An account nobody else can guess."""
+    return Account(email=f"{name}@lantern-studio.example", password=secrets.token_urlsafe(18))

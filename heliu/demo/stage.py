@@ -1,0 +1,97 @@
+"""How the demo tells its story: numbered steps, what was done, and whether each thing it promises holds."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from heliu.client.transport import ApiError, Unreachable
+from kit.errors import HeliuError
+
+
+class Broken(Exception):
+    """A step did not hold and what follows needs it."""
+
+
+class Stage:
+    """Prints the story and counts what held and what did not."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.held = 0
+        self.failed: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, number: int, title: str) -> Iterator[None]:
+        """One numbered step. Raises Broken when something in it raised."""
+        self.console.print()
+        self.console.rule(f"[bold]{number}. {title}[/bold]", align="left", style="cyan")
+        began = monotonic()
+        try:
+            yield
+        except (ApiError, Unreachable, HeliuError) as error:
+            self.failed.append(f"{number}. {title}: {error}")
+            self.console.print(f"  [red]✗ refused:[/red] {escape(str(error))}")
+            raise Broken(str(error)) from error
+        finally:
+            self.seconds[f"{number}. {title}"] = monotonic() - began
+
+    def did(self, sentence: str, detail: str = "") -> None:
+        """Something was done; `detail` is an id or an amount."""
+        self.console.print(
+            f"  • {sentence}{f'  [dim]{escape(detail)}[/dim]' if detail else ''}",
+            highlight=False,
+        )
+
+    def check(self, holds: object, sentence: str) -> None:
+        """A promise: counted, and shown as kept or broken."""
+        if holds:
+            self.held += 1
+            self.console.print(f"  [green]✓[/green] {escape(sentence)}", highlight=False)
+        else:
+            self.failed.append(sentence)
+            self.console.print(f"  [bold red]✗ {escape(sentence)}[/bold red]", highlight=False)
+
+    def must(self, holds: object, sentence: str) -> None:
+        """A promise without which the story cannot go on. Raises Broken."""
+        self.check(holds, sentence)
+        if not holds:
+            raise Broken(sentence)
+
+    def table(self, title: str, columns: Mapping[str, str], rows: list[Mapping[str, str]]) -> None:
+        """A table; a column whose heading ends in `>` is right-aligned."""
+        table = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
+        for heading in columns.values():
+            table.add_column(
+                heading.rstrip(">"),
+                justify="right" if heading.endswith(">") else "left",
+            )
+        for row in rows:
+            table.add_row(*(escape(row.get(key, "")) for key in columns))
+        self.console.print(table)
+
+    def side_by_side(self, question: str, answers: Mapping[str, str]) -> None:
+        """One question and what each model says to it."""
+        table = Table.grid(expand=True, padding=(0, 1))
+        for _ in answers:
+            table.add_column(ratio=1)
+        panels = [Panel(escape(answer.strip()), title=name, border_style="cyan") for name, answer in answers.items()]
+        table.add_row(*panels)
+        self.console.print(f"\n  [bold]{escape(question)}[/bold]")
+        self.console.print(table)
+
+    def ending(self) -> int:
+        """Print the sum; returns the exit code: 0 when everything held."""
+        self.console.print()
+        if self.failed:
+            lines = "\n".join(f"✗ {escape(sentence)}" for sentence in self.failed)
+            self.console.print(Panel(lines, title=f"{len(self.failed)} did not hold", border_style="red"))
+            return 1
+        total = sum(self.seconds.values())
+        self.console.print(f"[bold green]All {self.held} promises held.[/bold green] The story took {total:.0f} s.")
+        return 0
