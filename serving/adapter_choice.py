@@ -17,7 +17,7 @@ class Candidate:
 
 
 def choose(candidates: Iterable[Candidate], *, room: int, firm_id: str | None) -> list[AdapterId]:
-    """At most `room` adapters, last wanted first (LRU). A dedicated deployment (`firm_id`) takes its own firm's only."""
+    """At most `room` adapters, last wanted first (LRU); on a dedicated deployment only those of its `firm_id`."""
     allowed = [c for c in candidates if firm_id is None or c.firm_id == firm_id]
     allowed.sort(key=lambda c: c.id)
     allowed.sort(key=lambda c: c.wanted_at, reverse=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from serving.vocabulary import EngineCount
@@ -13,11 +14,14 @@ class Billed:
 
     prompt_tokens: int
     generation_tokens: int
+    last_at: datetime | None = None  # when the last of these requests ended
 
 
 class Verdict(StrEnum):
     EXACT = "exact"
-    OPEN = "open"  # the engine counted more: answers still under way, or usage not yet shipped
+    OPEN = (
+        "open"  # answers are under way, usage is not shipped yet, or the engine has not reported since the last answer
+    )
     UNSEEN = "unseen"  # the engine died between two reports: billed more than it was last seen to have counted
     PLATFORM_LOSS = "platform_loss"  # the engine is over and counted more than was billed; nobody pays the difference
     OVERBILLED = "overbilled"  # never allowed
@@ -58,15 +62,14 @@ def reconcile(billed: Mapping[str, Billed], engines: Iterable[EngineCount], *, b
         lines.append(_line(engine, paid, busy=engine.engine_start in busy))
     for subject, paid in billed.items():
         if subject not in known:
-            lines.append(
-                Line(subject, "", 0, 0, 0, 0, paid.prompt_tokens, paid.generation_tokens, Verdict.OVERBILLED)
-            )
+            lines.append(Line(subject, "", 0, 0, 0, 0, paid.prompt_tokens, paid.generation_tokens, Verdict.OVERBILLED))
     return lines
 
 
 def _line(engine: EngineCount, paid: Billed, *, busy: bool) -> Line:
     rest_prompt = engine.prompt_tokens - engine.warmup_prompt_tokens - paid.prompt_tokens
     rest_generation = engine.generation_tokens - engine.warmup_generation_tokens - paid.generation_tokens
+    stale = paid.last_at is not None and engine.counted_at <= paid.last_at
     return Line(
         subject=engine.engine_start,
         model=engine.model,
@@ -76,13 +79,15 @@ def _line(engine: EngineCount, paid: Billed, *, busy: bool) -> Line:
         warmup_generation=engine.warmup_generation_tokens,
         billed_prompt=paid.prompt_tokens,
         billed_generation=paid.generation_tokens,
-        verdict=_verdict(rest_prompt, rest_generation, ended=engine.ended, busy=busy),
+        verdict=_verdict(rest_prompt, rest_generation, ended=engine.ended, settled=not busy and not stale),
     )
 
 
-def _verdict(rest_prompt: int, rest_generation: int, *, ended: bool, busy: bool) -> Verdict:
+def _verdict(rest_prompt: int, rest_generation: int, *, ended: bool, settled: bool) -> Verdict:
     if rest_prompt == 0 and rest_generation == 0:
         return Verdict.EXACT
+    if not ended and not settled:
+        return Verdict.OPEN
     if rest_prompt < 0 or rest_generation < 0:
-        return Verdict.UNSEEN if ended or busy else Verdict.OVERBILLED
-    return Verdict.OPEN if busy else Verdict.PLATFORM_LOSS
+        return Verdict.UNSEEN if ended else Verdict.OVERBILLED
+    return Verdict.PLATFORM_LOSS

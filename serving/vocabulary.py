@@ -1,4 +1,4 @@
-"""The words of serving: models, adapters, deployments, replicas, and what the gateway routes by. Standard library only."""
+"""The words of serving: models, adapters, deployments, replicas, and what the gateway routes by. Stdlib only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ EngineStartId = NewType("EngineStartId", str)  # "eng_…": one start of one eng
 
 ADAPTER_RANK_MAX = 16
 REPLICA_PROGRAM = "serving.node.replica_host"
+MAX_NUM_SEQS = 64  # sequences an engine batches where its catalogue entry does not say
 REPLICAS_CHANNEL = "heliu_replicas"  # PostgreSQL NOTIFY; the payload is a replica id or "*"
 
 
@@ -86,15 +87,6 @@ REPLICA_TRANSITIONS: Mapping[ReplicaState, frozenset[ReplicaState]] = {
     _S.FAILED: frozenset(),
 }
 REPLICA_OVER = frozenset({ReplicaState.GONE, ReplicaState.FAILED})
-
-_L = LoadState
-LOAD_TRANSITIONS: Mapping[LoadState, frozenset[LoadState]] = {
-    _L.PENDING: frozenset({_L.LOADING, _L.READY, _L.FAILED}),
-    _L.LOADING: frozenset({_L.PENDING, _L.READY, _L.FAILED}),
-    _L.READY: frozenset({_L.PENDING, _L.UNLOADING}),  # pending: the engine restarted and has forgotten it
-    _L.UNLOADING: frozenset({_L.PENDING, _L.READY}),  # wanted again
-    _L.FAILED: frozenset({_L.PENDING}),
-}
 
 _A = AdapterState
 ADAPTER_TRANSITIONS: Mapping[AdapterState, frozenset[AdapterState]] = {

@@ -48,7 +48,9 @@ class AdapterRow(SQLModel, table=True):
     name: str = Field(sa_type=Text)
     firm_id: str = Field(sa_type=Text)
     project_id: str = Field(sa_type=Text)
-    base_model: str = Field(sa_column=Column(Text, ForeignKey("serving.model.name"), nullable=False))
+    base_model: str | None = Field(
+        default=None, sa_column=Column(Text, ForeignKey("serving.model.name"), nullable=True)
+    )
     base_revision: str = Field(sa_type=Text)
     rank: int
     sha256: str = Field(sa_type=Text)
@@ -84,6 +86,8 @@ class DeploymentRow(SQLModel, table=True):
     blocked_reason: str | None = Field(default=None, sa_type=Text)
     blocked_until: datetime | None = Field(default=None, sa_column=_at(nullable=True))
     created_by: str = Field(sa_type=Text)
+    idempotency_key: str | None = Field(default=None, sa_type=Text)
+    asked: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
     created_at: datetime = Field(sa_column=_at())
     changed_at: datetime = Field(sa_column=_at())
 
@@ -101,6 +105,7 @@ class ReplicaRow(SQLModel, table=True):
     attempt_id: str | None = Field(default=None, sa_type=Text)
     fence: int = Field(default=0, sa_type=BigInteger)
     generation: int
+    max_concurrency: int
     state: str = Field(sa_type=Text)
     reason: str | None = Field(default=None, sa_type=Text)
     url: str | None = Field(default=None, sa_type=Text)
@@ -116,7 +121,7 @@ class ReplicaRow(SQLModel, table=True):
 
 
 class EngineKeyRow(SQLModel, table=True):
-    """The random key of a replica's present engine. Written by sync, read by the gateway's route table, by nobody else."""
+    """The random key of a replica's present engine: written by sync, read for the gateway's route table only."""
 
     __tablename__ = "engine_key"
     __table_args__ = SCHEMA
@@ -168,3 +173,4 @@ class EngineUsageRow(SQLModel, table=True):
     engine_start: str = Field(sa_type=Text)
     prompt_tokens: int = Field(sa_type=BigInteger)
     generation_tokens: int = Field(sa_type=BigInteger)
+    at: datetime = Field(sa_column=_at())

@@ -5,16 +5,15 @@ from alembic import op
 revision = "serving_0001"
 down_revision = None
 branch_labels = ("serving",)
-depends_on = ("kit_0001",)
+depends_on = ("kit_0001", "quotas_0001")
 
 
 def upgrade() -> None:
     """Create the schema `serving`."""
     op.execute("CREATE SCHEMA serving")
-    op.execute("CREATE DOMAIN serving.slug AS text CHECK (VALUE ~ '^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$')")
     op.execute("""
         CREATE TABLE serving.model (
-            name serving.slug PRIMARY KEY,
+            name text PRIMARY KEY CHECK (name ~ '^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$'),
             display_name text NOT NULL CHECK (length(display_name) BETWEEN 1 AND 120),
             owner text NOT NULL CHECK (length(owner) BETWEEN 1 AND 120),
             licence text NOT NULL CHECK (length(licence) BETWEEN 1 AND 120),
@@ -38,10 +37,10 @@ def upgrade() -> None:
     op.execute("""
         CREATE TABLE serving.adapter (
             id text PRIMARY KEY CHECK (id ~ '^adp_'),
-            name serving.slug NOT NULL,
-            firm_id text NOT NULL,
-            project_id text NOT NULL,
-            base_model text NOT NULL REFERENCES serving.model (name),
+            name text NOT NULL,
+            firm_id text NOT NULL REFERENCES quotas.firm (id),
+            project_id text NOT NULL REFERENCES quotas.project (id),
+            base_model text REFERENCES serving.model (name),
             base_revision text NOT NULL,
             rank integer NOT NULL CHECK (rank BETWEEN 0 AND 16),
             sha256 text NOT NULL CHECK (sha256 ~ '^[0-9a-f]{64}$'),
@@ -54,7 +53,12 @@ def upgrade() -> None:
             last_used_at timestamptz,
             retired_at timestamptz,
             created_at timestamptz NOT NULL,
-            CHECK (state <> 'active' OR (rank >= 1 AND weights_artifact IS NOT NULL AND config IS NOT NULL)),
+            CONSTRAINT adapter_served_is_whole CHECK (
+                state NOT IN ('active', 'retiring') OR (
+                    rank >= 1 AND base_model IS NOT NULL AND weights_artifact IS NOT NULL AND config IS NOT NULL
+                    AND name ~ '^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$'
+                )
+            ),
             CHECK (state <> 'refused' OR reason IS NOT NULL),
             CHECK (state NOT IN ('retiring', 'deleted') OR retired_at IS NOT NULL)
         )""")
@@ -68,8 +72,8 @@ def upgrade() -> None:
             id text PRIMARY KEY CHECK (id ~ '^dep_'),
             model text NOT NULL REFERENCES serving.model (name),
             kind text NOT NULL CHECK (kind IN ('shared', 'dedicated')),
-            firm_id text NOT NULL,
-            project_id text NOT NULL,
+            firm_id text NOT NULL REFERENCES quotas.firm (id),
+            project_id text NOT NULL REFERENCES quotas.project (id),
             pool text NOT NULL,
             qos text NOT NULL CHECK (qos IN ('reserved', 'standard', 'interruptible')),
             replicas_min integer NOT NULL,
@@ -80,6 +84,8 @@ def upgrade() -> None:
             blocked_reason text,
             blocked_until timestamptz,
             created_by text NOT NULL,
+            idempotency_key text CHECK (length(idempotency_key) BETWEEN 1 AND 128),
+            asked jsonb NOT NULL,
             created_at timestamptz NOT NULL,
             changed_at timestamptz NOT NULL,
             CONSTRAINT deployment_bounds CHECK (
@@ -88,6 +94,7 @@ def upgrade() -> None:
             CONSTRAINT deployment_payer CHECK ((kind = 'shared') = (firm_id = 'firm_platform'))
         )""")
     op.execute("CREATE INDEX deployment_of_firm ON serving.deployment (firm_id, id)")
+    op.execute("CREATE UNIQUE INDEX deployment_idempotency ON serving.deployment (firm_id, idempotency_key)")
     _create_replicas()
     _create_counts()
 
@@ -102,6 +109,7 @@ def _create_replicas() -> None:
             attempt_id text UNIQUE,
             fence bigint NOT NULL DEFAULT 0,
             generation integer NOT NULL,
+            max_concurrency integer NOT NULL CHECK (max_concurrency BETWEEN 1 AND 4096),
             state text NOT NULL CHECK (
                 state IN ('pending', 'starting', 'warming', 'ready', 'draining', 'gone', 'failed')
             ),
@@ -179,11 +187,12 @@ def _create_counts() -> None:
             engine_start text NOT NULL,
             prompt_tokens bigint NOT NULL CHECK (prompt_tokens >= 0),
             generation_tokens bigint NOT NULL CHECK (generation_tokens >= 0),
+            at timestamptz NOT NULL,
             PRIMARY KEY (source, usage_id)
         )""")
     op.execute("""
         CREATE INDEX engine_usage_of_start ON serving.engine_usage (engine_start)
-        INCLUDE (prompt_tokens, generation_tokens)""")
+        INCLUDE (prompt_tokens, generation_tokens, at)""")
 
 
 def downgrade() -> None:

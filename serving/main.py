@@ -1,0 +1,82 @@
+"""The composition of `serving`: its routes, what runs on the leader, and the gateway process."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter
+
+from kit import events
+from kit.blobs import Blobs
+from kit.clock import Clock
+from kit.db import Database
+from kit.errors import HeliuError
+from kit.settings import Settings
+from scheduler.vocabulary import JOBS_CHANNEL
+from serving import controller, registrar
+from serving.replicas import Policy
+from serving.vocabulary import REPLICAS_CHANNEL
+from serving.web import internal, routes
+
+log = logging.getLogger(__name__)
+
+PASS_SECONDS = 1.0  # at least this often, whatever is or is not announced
+QUIET_SECONDS = 0.1  # announcements come in bursts: one pass for all of a burst
+
+
+def routers(db: Database, blobs: Blobs, clock: Clock, settings: Settings) -> list[APIRouter]:
+    """Every route of this package. The app carries `db` and `clock` on its state (see `quotas.web.deps`)."""
+    return [routes.models, routes.adapter_router(blobs), routes.serving, internal.build_router(blobs)]
+
+
+async def run_background(db: Database, blobs: Blobs, clock: Clock, settings: Settings, stop: asyncio.Event) -> None:
+    """The replica controller and the catalogue registrar, until `stop`. On the leader only."""
+    changed = asyncio.Event()
+    ear = asyncio.create_task(_listen(db, changed))
+    try:
+        while not stop.is_set():
+            changed.clear()
+            try:
+                while await registrar.register_new(db, blobs, now=clock.now()):
+                    pass
+                await controller.tend(db, Policy(), now=clock.now())
+            except HeliuError as error:
+                log.warning("serving could not be tended; it is tried again", extra={"why": error.message})
+            except Exception:
+                log.exception("serving could not be tended; it is tried again")
+            await _first(stop, changed)
+    finally:
+        ear.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ear
+
+
+async def _first(stop: asyncio.Event, changed: asyncio.Event) -> None:
+    """Return when told to stop, shortly after something changed, or when the next pass is due."""
+    waits = [asyncio.create_task(stop.wait()), asyncio.create_task(changed.wait())]
+    try:
+        await asyncio.wait(waits, timeout=PASS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await asyncio.sleep(QUIET_SECONDS)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _listen(db: Database, changed: asyncio.Event) -> None:
+    """Set `changed` at every announcement; subscribe again when the database was away."""
+    while True:
+        try:
+            announcements: AsyncIterator[tuple[str, str]] = db.listen([REPLICAS_CHANNEL, JOBS_CHANNEL, events.CHANNEL])
+            async for _ in announcements:
+                changed.set()
+        except HeliuError:
+            await asyncio.sleep(PASS_SECONDS)
+
+
+def run_gateway(settings: Settings) -> None:
+    """Serve /v1 until told to stop. Blocks: the gateway is a process of its own."""
+    from serving.gateway.main import run  # its event loop and parsers are not for the other processes
+
+    run(settings)
