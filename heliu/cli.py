@@ -1,6 +1,8 @@
 """The `heliu` command. Exit codes: 0 done · 1 refused or failed · 2 wrong usage · 3 not reachable · 4 not signed in."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done · 1 refused or failed · 2 wrong usage · 3 the platform cannot be reached · 4 not signed in.",
+    epilog="Exit codes: 0 done · 1 refused or failed · 2 wrong usage · 3 not reachable · 4 not signed in.",
 )
 
 HomeOption = Annotated[
@@ -149,10 +151,9 @@ def _use_home(home: Path | None) -> None:
         os.environ["HELIU_HOME"] = str(home.resolve())
 
 
-class _refusals:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, HeliuError):
-            fail(error.message, hint=error.hint)
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except HeliuError as error:
+        fail(error.message, hint=error.hint)

@@ -1,6 +1,7 @@
 """What `heliu up`, `down` and `status` show: a line per service while it starts, then every address."""
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from time import monotonic
@@ -30,7 +31,7 @@ def up(*, detach: bool, plain: bool) -> None:
 
     def ready() -> None:
         if plain:
-            print("supervisor: ready", flush=True)
+            _plain_line("supervisor", "ready")
         else:
             announce(settings, seconds=monotonic() - began, detached=detach)
 
@@ -144,4 +145,5 @@ def _line(name: str, what: str) -> None:
 
 
 def _plain_line(name: str, what: str) -> None:
-    print(f"{name}: {what}", flush=True)
+    sys.stdout.write(f"{name}: {what}\n")
+    sys.stdout.flush()

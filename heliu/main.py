@@ -1,4 +1,4 @@
-"""The composition: which routers the control plane has, and what the controller runs. Only here do the packages meet."""
+"""The composition: which routers the control plane has, what the controller runs. Only here do the packages meet."""
 
 import asyncio
 import logging

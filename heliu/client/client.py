@@ -13,11 +13,10 @@ class Client:
     Calls are repeated when that cannot act twice and may help; a refusal raises `ApiError` with its code and hint.
     """
 
-    def __init__(self, api_url: str = "http://127.0.0.1:8700", token: str | None = None) -> None:
-        self._bind(Transport(api_url, token))
-
-    def _bind(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(
+        self, api_url: str = "http://127.0.0.1:8700", token: str | None = None, *, transport: Transport | None = None
+    ) -> None:
+        self._transport = transport = transport or Transport(api_url, token)
         self.sessions = Sessions(transport)
         self.firms = Firms(transport)
         self.members = Members(transport)
@@ -26,9 +25,7 @@ class Client:
 
     def acting_as(self, token: str) -> "Client":
         """The same platform for another caller: a session's token or an API key."""
-        other = Client.__new__(Client)
-        other._bind(self._transport.with_token(token))
-        return other
+        return Client(transport=self._transport.with_token(token))
 
     def close(self) -> None:
         """Close the connections, also of those made by `acting_as`."""

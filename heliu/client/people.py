@@ -51,14 +51,14 @@ class Firms:
         """One firm."""
         return Firm(**self._transport.json("GET", f"/api/firms/{firm_id}"))
 
-    def list(self, *, states: Sequence[str] = ()) -> list[Firm]:
-        """Firms in the order they applied."""
-        return [Firm(**row) for row in self._transport.json("GET", "/api/firms", query={"state": list(states)})]
-
     def review(self, firm_id: str, step: str, *, reason: str | None = None) -> Firm:
         """Take a firm one step: take, approve, reject, suspend, resume, close."""
         body = {"step": step, "reason": reason}
         return Firm(**self._transport.json("POST", f"/api/firms/{firm_id}/review", body=body))
+
+    def list(self, *, states: Sequence[str] = ()) -> list[Firm]:
+        """Firms in the order they applied."""
+        return [Firm(**row) for row in self._transport.json("GET", "/api/firms", query={"state": list(states)})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,6 @@ class Keys:
         body = {"name": name, "scopes": list(scopes), **limits}
         return IssuedKey(**self._transport.json("POST", "/api/keys", body=body))
 
-    def list(self) -> list[Key]:
-        """The firm's keys, never their secrets."""
-        return [Key(**row) for row in self._transport.json("GET", "/api/keys")]
-
     def revoke(self, key_id: str, *, reason: str = "revoked") -> Key:
         """Stop a key everywhere."""
         return Key(**self._transport.json("POST", f"/api/keys/{key_id}/revoke", body={"reason": reason}))
@@ -100,6 +96,10 @@ class Keys:
     def projects(self) -> list[Project]:
         """The firm's projects."""
         return [Project(**row) for row in self._transport.json("GET", "/api/projects")]
+
+    def list(self) -> list[Key]:
+        """The firm's keys, never their secrets."""
+        return [Key(**row) for row in self._transport.json("GET", "/api/keys")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,13 @@ class Models:
         """Add a base model; the same entry again is the entry that stands."""
         return Model(**self._transport.json("POST", "/api/models", body=entry))
 
-    def list(self) -> list[Model]:
-        """Every base model and how many ready replicas serve the caller."""
-        return [Model(**row) for row in self._transport.json("GET", "/api/models")]
-
     def get(self, name: str) -> Model:
         """One base model."""
         return Model(**self._transport.json("GET", f"/api/models/{name}"))
+
+    def list(self) -> list[Model]:
+        """Every base model and how many ready replicas serve the caller."""
+        return [Model(**row) for row in self._transport.json("GET", "/api/models")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,6 @@ class Adapters:
 
     _transport: Transport
 
-    def list(self) -> list[Adapter]:
-        """The firm's adapters, refused ones with the reason."""
-        return [Adapter(**row) for row in self._transport.json("GET", "/api/adapters")]
-
     def get(self, adapter: str) -> Adapter:
         """One adapter, by id or by name."""
         return Adapter(**self._transport.json("GET", f"/api/adapters/{adapter}"))
@@ -43,6 +39,10 @@ class Adapters:
     def delete(self, adapter: str) -> None:
         """Delete it; requests that run with it finish."""
         self._transport.json("DELETE", f"/api/adapters/{adapter}")
+
+    def list(self) -> list[Adapter]:
+        """The firm's adapters, refused ones with the reason."""
+        return [Adapter(**row) for row in self._transport.json("GET", "/api/adapters")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,6 @@ class Deployments:
         body = {"model": model, "kind": kind, "pool": pool, **options}
         key = idempotency_key or new_idempotency_key()
         return Deployment(**self._transport.json("POST", "/api/deployments", body=body, idempotency_key=key))
-
-    def list(self) -> list[Deployment]:
-        """The firm's deployments and the shared ones."""
-        return [Deployment(**row) for row in self._transport.json("GET", "/api/deployments")]
 
     def get(self, deployment_id: str) -> Deployment:
         """One deployment."""
@@ -79,3 +75,7 @@ class Deployments:
     def engines(self) -> list[EngineLine]:
         """Tokens billed against the engines' own counters."""
         return [EngineLine(**row) for row in self._transport.json("GET", "/api/engines")]
+
+    def list(self) -> list[Deployment]:
+        """The firm's deployments and the shared ones."""
+        return [Deployment(**row) for row in self._transport.json("GET", "/api/deployments")]

@@ -55,7 +55,7 @@ class Replica(View):
     state: str
     reason: str | None = None
     ready_at: datetime | None = None
-    adapters: list[AdapterLoad] = []
+    adapters: tuple[AdapterLoad, ...] = ()
 
 
 class EngineLine(View):

@@ -80,8 +80,7 @@ class Transport:
 
     def with_token(self, token: str | None) -> "Transport":
         """The same connections for another caller."""
-        other = Transport(self.base_url, token, retry_seconds=self._retry_seconds, http=self._http)
-        return other
+        return Transport(self.base_url, token, retry_seconds=self._retry_seconds, http=self._http)
 
     def close(self) -> None:
         """Close the connections."""

@@ -154,7 +154,7 @@ class Supervisor:
     async def _wait_ready(self, kept: _Kept) -> None:
         if kept.service.once:
             return
-        while not await kept.service.ready():
+        while not await kept.service.ready():  # noqa: ASYNC110 - it looks at another process
             await asyncio.sleep(READY_POLL_SECONDS)
         self._note(kept, ready=True)
         kept.ready.set()

@@ -1,4 +1,4 @@
-"""`python -m heliu.supervisor.postgres_keeper <folder> <url file>`: the embedded PostgreSQL as a process that can be watched.
+"""The embedded PostgreSQL as a process that can be watched: `postgres_keeper FOLDER URL_FILE`.
 
 The server is a daemon: it would outlive whoever started it. The keeper lives exactly as long as the server does: it
 ends with code 1 when the server dies, and stops the server when it is told to end.
@@ -28,10 +28,7 @@ def main(folder: Path, url_file: Path) -> int:
     draft.replace(url_file)
     while not told_to_end.wait(POLL_SECONDS):
         if not _runs(embedded_pid(folder)):
-            print(
-                "PostgreSQL ended by itself; its log is in the data folder",
-                file=sys.stderr,
-            )
+            sys.stderr.write("PostgreSQL ended by itself; its log is in the data folder\n")
             return 1
     stop(folder)
     return 0

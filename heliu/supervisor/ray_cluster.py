@@ -52,11 +52,12 @@ def node_environment(settings: Settings) -> dict[str, str]:
 
 
 def temp_folder(home: Path) -> Path:
-    """Where Ray keeps sockets and logs: in the home when its path is short enough, else in /tmp under a name of its own."""
+    """Where Ray keeps sockets and logs: in the home when its path is short enough, else in /tmp."""
     inside = home.resolve() / "ray"
     if len(str(inside)) <= SOCKET_FOLDER_LENGTH_MAX:
         return inside
-    return Path("/tmp") / f"heliu-{hashlib.sha256(str(inside).encode()).hexdigest()[:10]}"
+    name = hashlib.sha256(str(inside).encode()).hexdigest()[:10]
+    return Path(f"/tmp/heliu-{name}")  # noqa: S108 - prepare_temp_folder makes it private
 
 
 def prepare_temp_folder(home: Path) -> None:
@@ -82,18 +83,16 @@ def prepare_temp_folder(home: Path) -> None:
 
 def head_command(settings: Settings) -> tuple[str, ...]:
     """The head runs no work: no CPUs, no slots; its dashboard and Jobs API listen on loopback."""
-    return _ray_start(
-        settings,
-        {
-            "--port": str(settings.ray_gcs_port),
-            "--ray-client-server-port": str(settings.ray_gcs_port + 1),
-            "--include-dashboard": "true",
-            "--dashboard-host": "127.0.0.1",
-            "--dashboard-port": str(settings.ray_dashboard_port),
-            "--num-cpus": "0",
-            "--labels": "heliu.io/role=head",
-        },
-    ) + ("--head",)
+    options = {
+        "--port": str(settings.ray_gcs_port),
+        "--ray-client-server-port": str(settings.ray_gcs_port + 1),
+        "--include-dashboard": "true",
+        "--dashboard-host": "127.0.0.1",
+        "--dashboard-port": str(settings.ray_dashboard_port),
+        "--num-cpus": "0",
+        "--labels": "heliu.io/role=head",
+    }
+    return (*_ray_start(settings, options), "--head")
 
 
 def node_command(settings: Settings) -> tuple[str, ...]:
