@@ -32,12 +32,14 @@ from quotas.ledger_service import check_ledger as check_ledger
 from quotas.ledger_service import open_holds as open_holds
 from quotas.ledger_service import sweep as sweep
 from quotas.members import issue_admin_link as issue_admin_link
+from quotas.programmes import vouchers_of as vouchers_of
 from quotas.projects import project_of as project_of
 from quotas.quota_versions import quota_nominal as quota_nominal
 from quotas.quota_versions import set_quota as set_quota
 from quotas.refunds import refund_charge as refund_charge
 from quotas.statement_service import centre_statement as centre_statement
 from quotas.statement_service import statement as statement
+from quotas.statements import period_of as period_of
 from quotas.tariffs import gpu_rate as gpu_rate
 from quotas.tariffs import token_rate as token_rate
 from quotas.usage import ingest_tokens as ingest_tokens

@@ -21,15 +21,16 @@ from quotas.vocabulary import CheckReport, Finding, FirmId, OpenHold
 log = logging.getLogger(__name__)
 
 
-async def sweep(db: Database, now: datetime, heads: Path | None = None) -> int:
+async def sweep(db: Database, now: datetime, heads: Path | None = None, *, months: bool = True) -> int:
     """Expire holds, leases and vouchers, seal blocks, close months. Safe to run twice and to kill at any line.
 
-    Each step is a transaction of its own. Returns how many things it did.
+    Each step is a transaction of its own; looking for `months` to close reads every charge. Returns how many things
+    it did.
     """
     done = 0
     for step in (expire_holds, expire_leases, expire_vouchers):
         done += await db.retrying(lambda tx, step=step: step(tx, now=now))
-    for firm_id, period in await db.retrying(lambda tx: due_statements(tx, now=now)):
+    for firm_id, period in await db.retrying(lambda tx: due_statements(tx, now=now)) if months else []:
         await db.retrying(lambda tx, firm=firm_id, month=period: close_statement(tx, firm, month, now=now))
         done += 1
     while await db.retrying(lambda tx: ledger_store.seal(tx, now=now)):

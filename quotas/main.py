@@ -1,11 +1,33 @@
 """The composition of `quotas`: its routes, and what runs on the leader."""
 
+import asyncio
+import itertools
+import logging
+from pathlib import Path
+
 from fastapi import APIRouter
 
 from kit.clock import Clock
 from kit.db import Database
+from kit.errors import Unavailable
 from kit.settings import Settings
-from quotas.web import firm_routes, key_routes, member_routes, pages, quota_routes
+from quotas.ledger_service import sweep
+from quotas.web import (
+    firm_routes,
+    key_routes,
+    ledger_routes,
+    member_routes,
+    money_routes,
+    pages,
+    price_routes,
+    quota_routes,
+)
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 0.5
+SWEEPS_PER_LOOK_AT_MONTHS = 600
+HEADS = "ledger-heads.jsonl"
 
 
 def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
@@ -15,5 +37,29 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         member_routes.router,
         key_routes.router,
         quota_routes.router,
+        price_routes.router,
+        money_routes.router,
+        ledger_routes.router(settings.home / HEADS),
         pages.router,
     ]
+
+
+async def run_background(db: Database, clock: Clock, stop: asyncio.Event, heads: Path | None = None) -> None:
+    """Sweep until told to stop: expire holds and leases, seal blocks, close months. Only the leader calls this.
+
+    Block heads go to `heads`; by default a file in this installation's home, outside the database.
+    """
+    path = heads or Settings().home / HEADS
+    for turn in itertools.count():
+        if stop.is_set():
+            return
+        try:
+            await sweep(db, clock.now(), path, months=turn % SWEEPS_PER_LOOK_AT_MONTHS == 0)
+        except Unavailable as error:
+            log.warning("the sweep waits for the database", extra={"error": str(error)})
+        except Exception:  # a sweep that fails is tried again; what it did is committed step by step
+            log.exception("a sweep failed")
+        try:
+            await asyncio.wait_for(stop.wait(), SWEEP_SECONDS)
+        except TimeoutError:
+            continue

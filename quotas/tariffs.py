@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import Range
@@ -122,10 +121,10 @@ async def publish_tariff(
     return tariff
 
 
-async def tariff_names(tx: AsyncSession) -> dict[str, dict[str, Any]]:
-    """Tariff id → name, publisher and time of publication."""
-    rows = await tx.execute(text("SELECT id, name, published_by, published_at FROM quotas.tariff"))
-    return {row.id: {"name": row.name, "by": row.published_by, "at": row.published_at} for row in rows}
+async def tariff_names(tx: AsyncSession) -> dict[str, str]:
+    """Tariff id → name."""
+    rows = await tx.execute(text("SELECT id, name FROM quotas.tariff"))
+    return {row.id: row.name for row in rows}
 
 
 async def gpu_rate(tx: AsyncSession, *, pool: PoolName, qos: QoS, at: datetime) -> GpuRate:

@@ -119,7 +119,7 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         SELECT a.code, 'the ledger says ' || (b.credits_posted - b.debits_posted) || ', payments less charges '
             || coalesce(k.amount, 0)
         FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id LEFT JOIN booked k ON k.firm_id = a.owner
-        WHERE a.code = 'firm:' || a.owner || ':cash'
+        WHERE a.code LIKE 'firm:%' AND a.asset = 'CNY'
         AND b.credits_posted - b.debits_posted <> coalesce(k.amount, 0)"""),
     ("L3", """
         WITH paid AS (
@@ -131,7 +131,7 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         FROM quotas.voucher v LEFT JOIN paid p ON p.voucher_id = v.id LEFT JOIN (
             SELECT a.owner, sum(CASE WHEN t.debit_id = a.id THEN t.amount ELSE -t.amount END) AS amount
             FROM quotas.transfer t JOIN quotas.account a ON a.id IN (t.debit_id, t.credit_id) AND a.code LIKE 'voucher:%'
-            JOIN quotas.account o ON o.id IN (t.debit_id, t.credit_id) AND o.code LIKE 'programme:%:redeemed'
+            JOIN quotas.account o ON o.id IN (t.debit_id, t.credit_id) AND o.code LIKE 'programme:%redeemed'
             WHERE t.kind IN ('posted', 'post') GROUP BY a.owner) r ON r.owner = v.id
         WHERE coalesce(p.amount, 0) <> coalesce(r.amount, 0)"""),
 )  # fmt: skip

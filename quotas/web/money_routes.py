@@ -1,0 +1,232 @@
+"""A firm's money: vouchers, payments, account, statements, refunds."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+
+from kit.auth import Principal
+from kit.ids import new_id
+from kit.units import MicroYuan
+from quotas import audit, cash, charges, programmes, refunds, statement_service
+from quotas.access import Action, home_firm, require
+from quotas.applications import firm_of
+from quotas.vocabulary import CentreName, ChargeId, FirmId, ProgrammeId
+from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
+from quotas.web.ledger_schemas import CentreStatementOut
+from quotas.web.money_schemas import (
+    AccountOut,
+    CashIn,
+    CashOut,
+    ChargeOut,
+    CreditLineIn,
+    ProgrammeIn,
+    ProgrammeOut,
+    RefundIn,
+    StatementOut,
+    VoucherIn,
+    VoucherOut,
+)
+from quotas.web.schemas import FirmQuery
+
+router = APIRouter(prefix="/api", tags=["money"])
+
+Key = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=200, description="the same key does a thing once"),
+]
+Month = Annotated[str, Query(max_length=20)]
+
+
+def _firm(principal: Principal, firm_id: str | None, action: Action) -> FirmId:
+    firm = FirmId(firm_id) if firm_id else home_firm(principal)
+    require(principal, action, firm_id=firm)
+    return firm
+
+
+@router.post("/programmes", status_code=201)
+async def create_programme(
+    body: ProgrammeIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
+) -> ProgrammeOut:
+    """Open a voucher programme."""
+    require(principal, Action.PROGRAMME_MANAGE, firm_id=None)
+    async with db.transaction() as tx:
+        one = await programmes.create_programme(tx, body.spec(now), by=principal.id, now=now)
+        after = body.model_dump(mode="json")
+        await audit.record(tx, "programme.create", one.id, by=principal, now=now, origin=origin, after=after)
+        return ProgrammeOut.of(one)
+
+
+@router.get("/programmes")
+async def list_programmes(principal: CurrentPrincipal, db: Db) -> list[ProgrammeOut]:
+    """Every voucher programme and what is left in its pool."""
+    require(principal, Action.PROGRAMME_READ, firm_id=None)
+    async with db.transaction() as tx:
+        return [ProgrammeOut.of(one) for one in await programmes.programmes(tx)]
+
+
+@router.post("/vouchers", status_code=201)
+async def grant_voucher(
+    body: VoucherIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin, key: Key = None
+) -> VoucherOut:
+    """Grant a firm part of a programme's pool."""
+    firm = _firm(principal, body.firm_id, Action.VOUCHER_GRANT)
+    async with db.transaction() as tx:
+        await firm_of(tx, firm)
+        one = await programmes.grant_voucher(
+            tx,
+            key=key or new_id("op"),
+            programme_id=ProgrammeId(body.programme_id),
+            firm_id=firm,
+            amount=MicroYuan(body.amount_micro_yuan),
+            note=body.note,
+            by=principal.id,
+            now=now,
+        )
+        await audit.record(
+            tx,
+            "voucher.grant",
+            one.terms.id,
+            by=principal,
+            now=now,
+            firm_id=firm,
+            origin=origin,
+            after=body.model_dump(mode="json"),
+        )
+        return VoucherOut.of(one)
+
+
+@router.get("/vouchers")
+async def list_vouchers(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None) -> list[VoucherOut]:
+    """A firm's vouchers, in the order in which they pay."""
+    firm = _firm(principal, firm_id, Action.BILLING_READ)
+    async with db.transaction() as tx:
+        return [VoucherOut.of(one) for one in await programmes.vouchers_of(tx, firm)]
+
+
+@router.post("/top-ups", status_code=201)
+async def record_topup(
+    body: CashIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin, key: Key = None
+) -> CashOut:
+    """Book money that reached the platform's bank account, with its evidence."""
+    return await _record(cash.record_topup, "cash.top_up", body, principal, db, now, origin, key)
+
+
+@router.post("/withdrawals", status_code=201)
+async def record_withdrawal(
+    body: CashIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin, key: Key = None
+) -> CashOut:
+    """Book money that was paid back to a firm."""
+    return await _record(cash.record_withdrawal, "cash.withdraw", body, principal, db, now, origin, key)
+
+
+async def _record(
+    how: Callable[..., Awaitable[cash.CashMovement]],
+    action: str,
+    body: CashIn,
+    principal: Principal,
+    db: Db,
+    now: Now,
+    origin: Origin,
+    key: str | None,
+) -> CashOut:
+    firm = _firm(principal, body.firm_id, Action.TOPUP_RECORD)
+    async with db.transaction() as tx:
+        await firm_of(tx, firm)
+        one = await how(
+            tx,
+            key=key or new_id("op"),
+            firm_id=firm,
+            amount=MicroYuan(body.amount_micro_yuan),
+            evidence=body.evidence,
+            by=principal.id,
+            now=now,
+        )
+        after = body.model_dump(mode="json")
+        await audit.record(tx, action, one.id, by=principal, now=now, firm_id=firm, origin=origin, after=after)
+        return CashOut.of(one)
+
+
+@router.get("/top-ups")
+async def list_movements(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None) -> list[CashOut]:
+    """What a firm paid in and was paid back, newest first."""
+    firm = _firm(principal, firm_id, Action.BILLING_READ)
+    async with db.transaction() as tx:
+        return [CashOut.of(one) for one in await cash.movements(tx, firm)]
+
+
+@router.get("/account")
+async def account(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None) -> AccountOut:
+    """A firm's money as it stands now."""
+    firm = _firm(principal, firm_id, Action.BILLING_READ)
+    async with db.transaction() as tx:
+        return AccountOut.of(await cash.account_of(tx, firm))
+
+
+@router.put("/firms/{firm_id}/credit-line")
+async def set_credit_line(
+    firm_id: str, body: CreditLineIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
+) -> AccountOut:
+    """Let a firm pay later, up to an amount; zero makes it prepaid again."""
+    firm = _firm(principal, firm_id, Action.TOPUP_RECORD)
+    async with db.transaction() as tx:
+        await firm_of(tx, firm)
+        before = await cash.account_of(tx, firm)
+        after = await cash.set_credit_line(tx, firm_id=firm, amount=MicroYuan(body.amount_micro_yuan), now=now)
+        await audit.record(
+            tx,
+            "cash.credit_line",
+            firm,
+            by=principal,
+            now=now,
+            firm_id=firm,
+            origin=origin,
+            before={"credit_line": before.credit_line},
+            after={"credit_line": after.credit_line},
+            reason=body.reason,
+        )
+        return AccountOut.of(after)
+
+
+@router.get("/statements")
+async def firm_statement(
+    principal: CurrentPrincipal, db: Db, now: Now, period: Month, firm_id: FirmQuery = None
+) -> StatementOut:
+    """A firm's month: every line with its tariff, its vouchers and its cash, and the sums."""
+    firm = _firm(principal, firm_id, Action.BILLING_READ)
+    async with db.transaction() as tx:
+        return StatementOut.of(await statement_service.statement(tx, firm, period, now))
+
+
+@router.get("/centre-statements")
+async def centre_statement(
+    principal: CurrentPrincipal, db: Db, now: Now, period: Month, centre: Annotated[str, Query(max_length=60)]
+) -> CentreStatementOut:
+    """What a centre lent in a month and what it is owed."""
+    require(principal, Action.CENTRE_BILLING_READ, firm_id=None)
+    async with db.transaction() as tx:
+        return CentreStatementOut.of(await statement_service.centre_statement(tx, CentreName(centre), period, now))
+
+
+@router.post("/charges/{charge_id}/refund", status_code=201)
+async def refund(
+    charge_id: str, body: RefundIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
+) -> ChargeOut:
+    """Give a charge back by a credit note: to cash what cash paid, to each voucher its own."""
+    require(principal, Action.MONEY_CORRECT, firm_id=None)
+    async with db.transaction() as tx:
+        firm = (await charges.charge_of(tx, ChargeId(charge_id))).firm_id
+        require(principal, Action.MONEY_CORRECT, firm_id=firm)
+        note = await refunds.refund_charge(tx, charge_id=ChargeId(charge_id), reason=body.reason, now=now)
+        await audit.record(
+            tx,
+            "charge.refund",
+            charge_id,
+            by=principal,
+            now=now,
+            firm_id=firm,
+            origin=origin,
+            after={"credit_note": note.id, "amount": note.amount},
+            reason=body.reason,
+        )
+        return ChargeOut.of(note)

@@ -1,0 +1,101 @@
+"""Prices and who is paid what: tariffs, rates, centres' contracts."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from kit.units import Ppm
+from quotas import audit, tariffs
+from quotas.access import Action, require
+from quotas.vocabulary import CentreName, ModelName, PoolName, QoS
+from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
+from quotas.web.price_schemas import ContractIn, GpuPriceOut, TariffIn, TariffOut, TokenPriceOut
+from quotas.web.schemas import Instant
+
+router = APIRouter(prefix="/api", tags=["prices"])
+
+
+@router.post("/tariffs", status_code=201)
+async def publish(body: TariffIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin) -> TariffOut:
+    """Publish a version of the price book. It ends the version it falls into; prices of passed time never change."""
+    require(principal, Action.TARIFF_PUBLISH, firm_id=None)
+    async with db.transaction() as tx:
+        tariff = await tariffs.publish_tariff(
+            tx,
+            name=body.name,
+            valid_from=body.valid_from,
+            rates=body.rates(),
+            windows=body.spans(),
+            by=principal.id,
+            now=now,
+        )
+        await audit.record(
+            tx, "tariff.publish", tariff.id, by=principal, now=now, origin=origin, after=body.model_dump(mode="json")
+        )
+        return TariffOut.of(tariff, body.name)
+
+
+@router.get("/tariffs")
+async def list_tariffs(principal: CurrentPrincipal, db: Db) -> list[TariffOut]:
+    """Every version, oldest first."""
+    require(principal, Action.TARIFF_READ, firm_id=None)
+    async with db.transaction() as tx:
+        names = await tariffs.tariff_names(tx)
+        return [TariffOut.of(one, names[one.id]) for one in await tariffs.tariffs_between(tx, None, None)]
+
+
+@router.get("/prices/gpu")
+async def gpu_price(
+    principal: CurrentPrincipal,
+    db: Db,
+    now: Now,
+    pool: Annotated[str, Query(max_length=120)],
+    qos: QoS = QoS.STANDARD,
+    at: Instant | None = None,
+) -> GpuPriceOut:
+    """The price of a GPU-hour of a pool, now or at an instant."""
+    require(principal, Action.TARIFF_READ, firm_id=None)
+    async with db.transaction() as tx:
+        rate = await tariffs.gpu_rate(tx, pool=PoolName(pool), qos=qos, at=at or now)
+    return GpuPriceOut(
+        tariff_id=rate.tariff_id, pool=pool, qos=qos, micro_yuan_per_gpu_hour=rate.micro_yuan_per_gpu_hour
+    )
+
+
+@router.get("/prices/tokens")
+async def token_price(
+    principal: CurrentPrincipal,
+    db: Db,
+    now: Now,
+    model: Annotated[str, Query(max_length=120)],
+    at: Instant | None = None,
+) -> TokenPriceOut:
+    """The prices of a model's tokens, now or at an instant."""
+    require(principal, Action.TARIFF_READ, firm_id=None)
+    async with db.transaction() as tx:
+        rate = await tariffs.token_rate(tx, model=ModelName(model), at=at or now)
+    return TokenPriceOut(
+        tariff_id=rate.tariff_id,
+        model=model,
+        input_micro_yuan_per_million=rate.input,
+        cached_input_micro_yuan_per_million=rate.cached_input,
+        output_micro_yuan_per_million=rate.output,
+    )
+
+
+@router.put("/centres/{centre}/contract", status_code=204)
+async def set_contract(
+    centre: Annotated[str, Path(max_length=60, pattern=r"^[a-z0-9][a-z0-9-]*$")],
+    body: ContractIn,
+    principal: CurrentPrincipal,
+    db: Db,
+    now: Now,
+    origin: Origin,
+) -> None:
+    """From now on pay a centre this part of the list price of the time it lends."""
+    require(principal, Action.TARIFF_PUBLISH, firm_id=None)
+    async with db.transaction() as tx:
+        await tariffs.set_centre_contract(tx, centre=CentreName(centre), payout_ppm=Ppm(body.payout_ppm), now=now)
+        await audit.record(
+            tx, "centre.contract", centre, by=principal, now=now, origin=origin, after={"payout_ppm": body.payout_ppm}
+        )
