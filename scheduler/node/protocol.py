@@ -11,8 +11,8 @@ PUT     /outputs/{name}     bytes → OutputOut                      headers bel
 POST    /finished           FinishedIn → {}                        the first one wins; repeating it changes nothing
 ======  ==================  =====================================  ===============================================
 
-Every refusal is a problem document with a ``code``. 409 ``fence_lost`` means: this attempt has no right to run any more.
-A lease of n seconds runs from the moment the runner *sent* the request, so the runner's clock is never behind the server's.
+Every refusal is a problem document with a ``code``. 409 ``fence_lost`` means: this attempt may not run any more.
+A lease of n seconds runs from the moment the runner *sent* the request, so it ends here before it ends there.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Outcome(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why an attempt is over. ``is_platform_fault`` says whether the firm can be blamed; the server decides what follows."""
+    """Why an attempt is over. ``is_platform_fault``: the firm is not to blame. What follows, the server decides."""
 
     DONE = "done"
     STOPPED = "stopped"  # told to stop, and did
@@ -111,7 +111,7 @@ _PLATFORM_FAULTS = frozenset(
 
 
 class InputFile(Wire):
-    """``url`` is absolute or starts with ``/`` (then relative to the control plane). The bearer goes to the control plane only."""
+    """``url`` is absolute, or starts with ``/`` on the control plane, which alone is shown the bearer."""
 
     name: FileName
     url: str

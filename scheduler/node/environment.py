@@ -1,0 +1,36 @@
+"""Which environment variables a program of the platform sees. A tenant's script gets none of these."""
+
+import os
+from collections.abc import Mapping
+
+from scheduler.node.protocol import Plan
+
+TOKEN = "HELIU_ATTEMPT_TOKEN"  # noqa: S105 - the name of the variable
+ATTEMPT_ID = "HELIU_ATTEMPT_ID"
+CONTROL_URL = "HELIU_CONTROL_URL"
+_SECRET_PREFIXES = ("RAY_", "HELIU_", "AWS_", "PG")
+_KEPT = ("HELIU_HOME", "HELIU_MODELS_DIR", "HELIU_SCRIPT_MEMORY_BYTES_MAX")
+_THREADS_MAX = 16
+
+
+def program_environment(base: Mapping[str, str], plan: Plan, extra: Mapping[str, str]) -> dict[str, str]:
+    """`base` without the platform's own secrets and addresses. Only a replica host may speak as the attempt."""
+    kept = {
+        name: value for name, value in base.items() if name in _KEPT or not name.upper().startswith(_SECRET_PREFIXES)
+    }
+    if plan.kind == "replica":
+        kept |= {name: base[name] for name in (TOKEN, ATTEMPT_ID, CONTROL_URL) if name in base}
+    threads = str(min(len(os.sched_getaffinity(0)), _THREADS_MAX))
+    return {
+        **kept,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": threads,
+        # Threads that wait must not spin: the node's other slots need the cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **extra,
+    }

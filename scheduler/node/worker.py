@@ -1,0 +1,100 @@
+"""One worker of an attempt on its node: its folder, its program, its outputs. A gang has several of them."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from scheduler.node.client import ControlPlane
+from scheduler.node.environment import program_environment
+from scheduler.node.folder import WorkFolder
+from scheduler.node.outputs import collect, upload
+from scheduler.node.process import Notice, ProgramProcess
+from scheduler.node.protocol import Plan
+from scheduler.node.staging import Stopped, stage_inputs
+
+_SOURCE_ROOT = Path(__file__).resolve().parents[2]
+_WATCHED_FILES_MAX = 100_000
+
+
+class Worker:
+    """`close` it in the end: that removes its folder."""
+
+    def __init__(
+        self,
+        control: ControlPlane,
+        plan: Plan,
+        folder: WorkFolder,
+        notice: Callable[[Notice], None],
+        *,
+        say: Callable[[str], None],
+        rank: int = 0,
+    ) -> None:
+        self._control = control
+        self._plan = plan
+        self._folder = folder
+        self._notice = notice
+        self._say = say
+        self._rank = rank
+        self._program: ProgramProcess | None = None
+        self._input_bytes = sum(file.bytes for file in plan.inputs)
+
+    def stage(self, stop: threading.Event) -> None:
+        """Bring the inputs. Raises NotReady or Stopped."""
+        self._folder.write_plan(self._plan)
+        stage_inputs(self._control, self._plan.inputs, self._folder.inputs, stop=stop, say=self._say)
+        if stop.is_set():
+            raise Stopped
+
+    def launch(self, extra: Mapping[str, str]) -> None:
+        """Start the program, from a thread that lives as long as it may run."""
+        environment = program_environment(os.environ, self._plan, extra)
+        # Its working folder is its own, so it must be told where this code is.
+        paths = [str(_SOURCE_ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        self._program = ProgramProcess(
+            [sys.executable, "-m", self._plan.program, str(self._folder.path)],
+            cwd=self._folder.path,
+            environment=environment,
+            notice=self._notice,
+            rank=self._rank,
+        )
+
+    def terminate(self) -> None:
+        """Ask the program to end."""
+        if self._program is not None:
+            self._program.terminate()
+
+    def kill(self) -> None:
+        """End the program now."""
+        if self._program is not None:
+            self._program.kill()
+
+    def over_limit(self) -> bool:
+        """Whether a sandboxed program has filled its folder beyond what it may keep."""
+        if not self._plan.sandboxed:
+            return False
+        limit = self._plan.output_bytes_max + self._input_bytes
+        return bytes_below(self._folder.path, _WATCHED_FILES_MAX) > limit
+
+    def upload(self, stop: threading.Event) -> None:
+        """Send the outputs up. In a gang, each worker's files get a folder of its own. Raises NotReady or Stopped."""
+        prefix = f"worker-{self._rank}/" if self._plan.workers > 1 else ""
+        outputs = collect(self._folder.outputs, self._plan, prefix=prefix)
+        upload(self._control, outputs, stop=stop, say=self._say)
+
+
+def bytes_below(folder: Path, files_max: int) -> int:
+    """What the files below `folder` take on disk, links not followed; stops after `files_max` of them."""
+    total, seen = 0, 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += Path(path, name).lstat().st_blocks * 512
+            except OSError:
+                continue
+            seen += 1
+            if seen >= files_max:
+                return total
+    return total
