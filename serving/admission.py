@@ -1,0 +1,149 @@
+"""What a request may cost at most, and whether the firm's leased allowance covers it.
+
+The bound on the prompt is a true one: byte-level tokenizers make at most one token of a byte, what a chat template
+adds around a message is less than the JSON around it, and both are capped by the model's context.
+"""
+
+from dataclasses import dataclass
+
+TOKENS_PER_REQUEST_MAX = 256
+"""What a chat template may add around a conversation: a default system prompt, begin and generation marks."""
+TOKENS_PER_IMAGE_MAX = 4_096
+PER_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of a request, as far as its body tells: `choices` answers to `prompts` prompts."""
+
+    body_bytes: int
+    images: int = 0
+    tools: bool = False
+    prompts: int = 1
+    choices: int = 1
+    output_tokens_max: int | None = None  # of each choice; None: as much as the context holds
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Micro-yuan per million tokens."""
+
+    input: int
+    cached_input: int
+    output: int
+
+
+FREE = Rate(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """The most a request can use: tokens counted against windows, micro-yuan held from the allowance."""
+
+    tokens: int
+    micro_yuan: int
+
+
+def prompt_tokens_max(shape: Shape, context_tokens: int) -> int:
+    """An upper bound of the prompt's tokens over all prompts of the request."""
+    text = shape.body_bytes * (2 if shape.tools else 1)  # a template may print tool schemas with more white space
+    bound = text + TOKENS_PER_REQUEST_MAX * shape.prompts + TOKENS_PER_IMAGE_MAX * shape.images
+    return min(bound, context_tokens * shape.prompts)
+
+
+def reserve(shape: Shape, rate: Rate, context_tokens: int) -> Reserve:
+    """The most that `shape` can use of a model with this context, at this rate.
+
+    Prompt and output share the context, so the dearest split is at one of the two ends.
+    """
+    prompts = shape.prompts
+    answers = prompts * shape.choices
+    prompt = prompt_tokens_max(shape, context_tokens)
+    wanted = context_tokens if shape.output_tokens_max is None else min(shape.output_tokens_max, context_tokens)
+    long_prompt = (prompt, answers * min(wanted, max(0, context_tokens - prompt // prompts)))
+    long_output = (min(prompt, prompts * max(1, context_tokens - wanted)), answers * wanted)
+    return Reserve(
+        tokens=max(i + o for i, o in (long_prompt, long_output)),
+        micro_yuan=max(cost(rate, input=i, cached_input=0, output=o) for i, o in (long_prompt, long_output)),
+    )
+
+
+def cost(rate: Rate, *, input: int, cached_input: int, output: int) -> int:
+    """Micro-yuan of this usage, rounded up so that a hold is never smaller than the charge.
+
+    `input` counts all prompt tokens, `cached_input` those of them that were cached.
+    """
+    dearest = max(rate.input, rate.cached_input) if cached_input == 0 else rate.input
+    numerator = (input - cached_input) * dearest + cached_input * rate.cached_input + output * rate.output
+    return -(-numerator // PER_MILLION)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A slice of a firm's money in this gateway's hands.
+
+    `left` = leased − settled here; `held` of it is reserved. `owed` is settled here and not yet taken by the ledger, so
+    the ledger still counts it as left.
+    """
+
+    id: str
+    firm_id: str
+    left: int
+    expires_ms: int
+    held: int = 0
+    owed: int = 0
+    recalled: bool = False
+
+    @property
+    def free(self) -> int:
+        """What may still be reserved."""
+        return self.left - self.held
+
+    @property
+    def bound(self) -> int:
+        """What the ledger must keep in this lease: reserved, or used and not yet shipped."""
+        return self.held + self.owed
+
+
+@dataclass(slots=True)
+class Hold:
+    """Money reserved for one request, from one lease."""
+
+    lease: Lease | None  # None: nothing to pay, so nothing held
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopUp:
+    """The lease does not cover the request: `missing` more must be leased, or money is refused."""
+
+    missing: int
+
+
+def hold(lease: Lease | None, amount: int, *, now_ms: int, margin_ms: int = 0) -> Hold | TopUp:
+    """Reserve `amount` from a lease that lives for another `margin_ms`, or say what is missing."""
+    if amount == 0:
+        return Hold(None, 0)
+    if lease is None or lease.expires_ms <= now_ms + margin_ms:
+        return TopUp(amount)
+    if lease.free < amount:
+        return TopUp(amount - lease.free)
+    lease.held += amount
+    return Hold(lease, amount)
+
+
+def settle(held: Hold, used: int) -> None:
+    """Turn a hold into a charge of `used` micro-yuan; what was held above it is free again."""
+    lease = held.lease
+    if lease is None:
+        return
+    assert 0 <= held.amount <= lease.held, "a hold resolves once"
+    lease.held -= held.amount
+    lease.left -= used
+    lease.owed += used
+    held.lease, held.amount = None, 0
+
+
+def shipped(lease: Lease, used: int) -> None:
+    """The ledger has taken a charge of `used`."""
+    lease.owed -= used

@@ -1,0 +1,201 @@
+"""What an engine says, read for its usage and passed on under the name the client asked for.
+
+Usage that the client did not ask for is taken out again; nothing else of an answer changes.
+"""
+
+import msgspec
+from msgspec import Raw
+
+from serving.gateway.endpoints import Asked, Family
+from serving.metering import RunningUsage, Tokens
+
+EVENT_BYTES_MAX = 16 << 20
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    """All shapes of usage at once: OpenAI's, Responses' and Anthropic's."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+class _Index(msgspec.Struct):
+    index: int = 0
+
+
+_object = msgspec.json.Decoder(dict[str, Raw])
+_usage = msgspec.json.Decoder(_Usage)
+_choices = msgspec.json.Decoder(list[_Index])
+_encode = msgspec.json.Encoder().encode
+_DONE = b"[DONE]"
+
+
+def read_usage(raw: bytes | Raw, family: Family) -> Tokens:
+    """The tokens of a usage object."""
+    usage = _usage.decode(raw)
+    if family is Family.ANTHROPIC:
+        cached = usage.cache_read_input_tokens or 0
+        created = usage.cache_creation_input_tokens or 0
+        return Tokens((usage.input_tokens or 0) + cached + created, cached, usage.output_tokens or 0)
+    if family is Family.RESPONSES:
+        details = usage.input_tokens_details
+        return Tokens(usage.input_tokens or 0, (details and details.cached_tokens) or 0, usage.output_tokens or 0)
+    details = usage.prompt_tokens_details
+    # Some pooling endpoints fill only the total.
+    prompt = usage.prompt_tokens if usage.prompt_tokens is not None else (usage.total_tokens or 0)
+    return Tokens(prompt or 0, (details and details.cached_tokens) or 0, usage.completion_tokens or 0)
+
+
+def whole(body: bytes, asked: Asked) -> tuple[bytes, Tokens | None]:
+    """A complete answer: (what the client gets, what was used or None when it does not say)."""
+    try:
+        fields = _object.decode(body)
+    except msgspec.MsgspecError:
+        return body, None
+    if "model" in fields:
+        fields["model"] = Raw(_encode(asked.model))
+        body = _encode(fields)
+    used = fields.get("usage")
+    if used is None or bytes(used) == b"null" or asked.endpoint.family is Family.FREE:
+        return body, None
+    return body, read_usage(used, asked.endpoint.family)
+
+
+class EventStream:
+    """Splits a streamed answer into events, counts its usage, and returns what the client is to see."""
+
+    __slots__ = ("_asked", "_buffer", "_many", "_model", "done", "failed", "usage")
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._buffer = b""
+        self._many = asked.shape.choices * asked.shape.prompts > 1
+        self._model = Raw(_encode(asked.model))
+        self.usage = RunningUsage(choices=asked.shape.choices)
+        self.done = False
+        self.failed = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes of whole events to send on now. After the last one `done` is set; it is held back (see `tail`)."""
+        if self._buffer:
+            data = self._buffer + data
+        if b"\r\n" in data:
+            data = data.replace(b"\r\n", b"\n")
+        events = data.split(b"\n\n")
+        self._buffer = events.pop()
+        if len(self._buffer) > EVENT_BYTES_MAX:
+            raise ValueError("an event of the engine is larger than any event should be")
+        out: list[bytes] = []
+        for event in events:
+            passed = self._event(event)
+            if passed:
+                out.append(passed)
+        return b"".join(out)
+
+    @property
+    def tail(self) -> bytes:
+        """The end mark of a complete stream, sent once its usage is durable."""
+        return b"data: [DONE]\n\n" if self.done and self._asked.endpoint.family is Family.OPENAI else b""
+
+    def _event(self, event: bytes) -> bytes:
+        if event.startswith(b"data: ") and b"\n" not in event:
+            head, data = b"", event[6:]
+        else:
+            head, data = _joined_data(event)
+        if data == _DONE:
+            self.done = True
+            return b"" if self._asked.endpoint.family is Family.OPENAI else event + b"\n\n"
+        try:
+            fields = _object.decode(data)
+        except msgspec.MsgspecError:
+            return event + b"\n\n"
+        match self._asked.endpoint.family:
+            case Family.OPENAI:
+                return self._openai(head, fields)
+            case Family.RESPONSES:
+                return self._responses(head, fields)
+            case _:
+                return self._anthropic(head, fields)
+
+    def _openai(self, head: bytes, fields: dict[str, Raw]) -> bytes:
+        asked = self._asked
+        used = fields.get("usage")
+        choices = bytes(fields.get("choices", b"[]"))
+        if "error" in fields:
+            self.failed = True
+        if "model" in fields:
+            fields["model"] = self._model
+        if used is not None and bytes(used) != b"null":
+            if choices == b"[]":
+                self.usage.close(read_usage(used, Family.OPENAI))
+                if not asked.include_usage:
+                    return b""
+            else:
+                tokens = read_usage(used, Family.OPENAI)
+                indices = _choices.decode(choices) if self._many else (_Index(),)
+                for choice in indices:
+                    self.usage.see(choice.index, input=tokens.input, output=tokens.output)
+                if not asked.continuous_usage:
+                    if asked.include_usage:
+                        fields["usage"] = Raw(b"null")
+                    else:
+                        del fields["usage"]
+        return b"%sdata: %s\n\n" % (head, _encode(fields))
+
+    def _responses(self, head: bytes, fields: dict[str, Raw]) -> bytes:
+        kind = bytes(fields.get("type", b""))
+        response = fields.get("response")
+        if response is not None:
+            inner = _object.decode(response)
+            if "model" in inner:
+                inner["model"] = self._model
+            used = inner.get("usage")
+            if used is not None and bytes(used) != b"null":
+                self.usage.close(read_usage(used, Family.RESPONSES))
+            fields["response"] = Raw(_encode(inner))
+            self.done = self.done or kind in (b'"response.completed"', b'"response.incomplete"')
+            self.failed = self.failed or kind == b'"response.failed"'
+        elif kind.endswith(b'.delta"'):
+            self.usage.bump()
+        return b"%sdata: %s\n\n" % (head, _encode(fields))
+
+    def _anthropic(self, head: bytes, fields: dict[str, Raw]) -> bytes:
+        kind = bytes(fields.get("type", b""))
+        if kind == b'"message_start"' and "message" in fields:
+            inner = _object.decode(fields["message"])
+            inner["model"] = self._model
+            fields["message"] = Raw(_encode(inner))
+            if "usage" in inner:
+                self.usage.see(0, input=read_usage(inner["usage"], Family.ANTHROPIC).input, output=0)
+        elif kind == b'"message_delta"' and "usage" in fields:
+            self.usage.close(read_usage(fields["usage"], Family.ANTHROPIC))
+        elif kind == b'"content_block_delta"':
+            self.usage.bump()
+        elif kind == b'"message_stop"':
+            self.done = True
+        elif kind == b'"error"':
+            self.failed = True
+        return b"%sdata: %s\n\n" % (head, _encode(fields))
+
+
+def _joined_data(event: bytes) -> tuple[bytes, bytes]:
+    """(other lines, the data lines joined): an event may spread its data over lines."""
+    data: list[bytes] = []
+    other: list[bytes] = []
+    for line in event.split(b"\n"):
+        if line.startswith(b"data:"):
+            data.append(line[5:].strip())
+        elif line:
+            other.append(line + b"\n")
+    return b"".join(other), b"\n".join(data)

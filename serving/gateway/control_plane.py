@@ -1,0 +1,247 @@
+"""The gateway's ports answered from PostgreSQL, through `quotas.api` and `serving.api`."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.clock import utc_now
+from kit.db import Database, notify
+from kit.errors import Conflict, Forbidden, HeliuError, NoMoney, NotFound, Unauthenticated
+from kit.units import MicroYuan
+from kit.units import Tokens as TokenCount
+from quotas import api as quotas
+from quotas.vocabulary import (
+    KEYS_CHANNEL,
+    AllowanceLease,
+    FirmId,
+    KeyGrant,
+    KeyId,
+    LeaseId,
+    ModelName,
+    ProjectId,
+    TokenUsage,
+)
+from serving import api as serving
+from serving.admission import Lease, Rate
+from serving.metering import Closed
+from serving.vocabulary import REPLICAS_CHANNEL, RouteTable
+
+log = logging.getLogger(__name__)
+
+ALLOWANCES_CHANNEL = "heliu_allowances"
+"""PostgreSQL NOTIFY; the payload is `<holder> <firm id>`: that holder asks for unused leases of the firm."""
+RATE_MARGIN = timedelta(seconds=5)
+
+
+class _NothingFree(Exception):
+    """Less is free than was asked for at least: the transaction takes nothing."""
+
+
+class ControlPlane:
+    """All ports of one gateway; `holder` names it for as long as its folder exists."""
+
+    def __init__(self, db: Database, *, holder: str, lease_seconds: int) -> None:
+        self._db = db
+        self._holder = holder
+        self._lease_seconds = lease_seconds
+        self._successors: dict[str, str] = {}  # a lease that was shrunk goes on under another id
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    async def load(self, bearer: str) -> KeyGrant | None:
+        """See ports.Keys."""
+        try:
+            async with self._db.transaction() as tx:
+                return await quotas.load_key(tx, bearer, now=utc_now())
+        except (Unauthenticated, Forbidden):
+            return None
+
+    async def reload(self, grant: KeyGrant) -> KeyGrant | None:
+        """See ports.Keys."""
+        now = utc_now()
+        async with self._db.transaction() as tx:
+            found = await quotas.key_limits(tx, grant.key_id)
+        return found if found is not None and found.usable(now=now) else None
+
+    async def key_changes(self) -> AsyncIterator[str]:
+        """Ids of changed keys, after a first "*"."""
+        async for channel, payload in self._db.listen([KEYS_CHANNEL]):
+            yield payload if channel else "*"
+
+    # --- routes ---------------------------------------------------------------------------------------------------
+
+    async def table(self) -> tuple[RouteTable, dict[str, Rate]]:
+        """See ports.Routes. A rate is the dearest within the next seconds, so that a hold covers a price change."""
+        now = utc_now()
+        async with self._db.transaction() as tx:
+            table = await serving.route_table(tx)
+            served = {deployment.model for deployment in table.deployments.values()}
+            rates = {str(name): rate for name in served if (rate := await _rate(tx, name, now)) is not None}
+        return table, rates
+
+    async def route_changes(self) -> AsyncIterator[str]:
+        """Something whenever replicas, adapters or deployments change."""
+        async for _, payload in self._db.listen([REPLICAS_CHANNEL]):
+            yield payload
+
+    async def wanted(self, adapters: dict[str, datetime]) -> None:
+        """Say which adapters were asked for, so that they are loaded and stay."""
+        async with self._db.transaction() as tx:
+            await serving.note_adapter_use(tx, adapters)
+
+    # --- money ----------------------------------------------------------------------------------------------------
+
+    async def grow(self, firm_id: str, lease: Lease | None, *, least: int, wanted: int) -> Lease | None:
+        """See ports.Treasury."""
+        try:
+            async with self._db.transaction() as tx:
+                if lease is None:
+                    return _lease(await self._begin(tx, firm_id, wanted, least))
+                before = await self._renewed(tx, lease)
+                after = await self._renewed(tx, lease, top_up=wanted)
+                if after.amount_left - before.amount_left < least:
+                    raise _NothingFree
+        except (_NothingFree, NoMoney):
+            return lease
+        except (NotFound, Conflict):
+            return None  # the lease is lost: it was not renewed in time
+        lease.left += after.amount_left - before.amount_left
+        lease.expires_ms = _ms(after.expires_at)
+        return lease
+
+    async def renew(self, lease: Lease) -> None:
+        """See ports.Treasury."""
+        try:
+            async with self._db.transaction() as tx:
+                seen = await self._renewed(tx, lease)
+        except (NotFound, Conflict):
+            lease.expires_ms = 0
+            return
+        lease.expires_ms, lease.recalled = _ms(seen.expires_at), seen.recalled
+
+    async def shrink(self, lease: Lease, *, keep: int) -> None:
+        """See ports.Treasury. What is kept goes on as a lease of its own, taken in the same transaction."""
+        now = utc_now()
+        async with self._db.transaction() as tx:
+            await quotas.return_allowance(tx, lease_id=LeaseId(lease.id), holder=self._holder, now=now)
+            kept = await self._begin(tx, lease.firm_id, keep, keep) if keep else None
+        if kept is not None:
+            self._successors[lease.id] = kept.id
+            lease.id, lease.expires_ms, lease.recalled = kept.id, _ms(kept.expires_at), False
+
+    async def recall(self, firm_id: str) -> bool:
+        """See ports.Treasury."""
+        async with self._db.transaction() as tx:
+            await quotas.recall_allowances(tx, firm_id=FirmId(firm_id), except_holder=self._holder, now=utc_now())
+            others = any(
+                held.kind == "allowance" and held.firm_id == firm_id and held.subject != self._holder and held.amount
+                for held in await quotas.open_holds(tx)
+            )
+            if others:
+                await notify(tx, ALLOWANCES_CHANNEL, f"{self._holder} {firm_id}")
+        return others
+
+    async def recalls(self) -> AsyncIterator[str]:
+        """See ports.Treasury."""
+        async for _, payload in self._db.listen([ALLOWANCES_CHANNEL]):
+            holder, _, firm_id = payload.partition(" ")
+            if firm_id and holder != self._holder:
+                yield firm_id
+
+    async def left_behind(self) -> list[str]:
+        """Leases of an earlier process with this name."""
+        async with self._db.transaction() as tx:
+            return [lease.id for lease in await quotas.open_leases(tx, holder=self._holder)]
+
+    async def give_back(self, lease_ids: Sequence[str]) -> None:
+        """Return leases of an earlier process, once its usage is shipped."""
+        async with self._db.transaction() as tx:
+            for lease_id in lease_ids:
+                await quotas.return_allowance(tx, lease_id=LeaseId(lease_id), holder=self._holder, now=utc_now())
+
+    async def _begin(self, tx: AsyncSession, firm_id: str, wanted: int, least: int) -> AllowanceLease:
+        lease = await quotas.lease_allowance(
+            tx, holder=self._holder, firm_id=FirmId(firm_id), amount=MicroYuan(wanted),
+            lease_seconds=self._lease_seconds, now=utc_now(),
+        )  # fmt: skip
+        if lease.amount_left < least:
+            raise _NothingFree
+        return lease
+
+    async def _renewed(self, tx: AsyncSession, lease: Lease, *, top_up: int = 0) -> AllowanceLease:
+        return await quotas.renew_allowance(
+            tx, lease_id=LeaseId(lease.id), holder=self._holder, top_up=top_up,
+            lease_seconds=self._lease_seconds, now=utc_now(),
+        )  # fmt: skip
+
+    # --- usage ----------------------------------------------------------------------------------------------------
+
+    async def ingest(self, records: Sequence[Closed]) -> None:
+        """See ports.UsageSink."""
+        usages = [self._usage(record) for record in records]
+        made = [
+            serving.EngineUsage(
+                self._holder, r.subject.id, r.subject.engine_start, r.tokens.input, r.tokens.output, u.at
+            )
+            for r, u in zip(records, usages, strict=True)
+            if r.subject.engine_start
+        ]
+
+        async def work(tx: AsyncSession) -> None:
+            await quotas.ingest_tokens(tx, usages, now=utc_now())
+            await serving.record_engine_usage(tx, made)
+
+        await self._db.retrying(work)
+
+    async def spend(self, grant: KeyGrant, now: datetime) -> dict[str, object]:
+        """See ports.UsageSink."""
+        period = quotas.period_of(now)
+        async with self._db.transaction() as tx:
+            statement = await quotas.statement(tx, grant.firm_id, period, now)
+        lines = [line for line in statement.lines if line.subject.split(" ", 1)[0] == grant.key_id]
+        return {
+            "object": "usage",
+            "key_id": grant.key_id,
+            "period": period,
+            "spent_micro_yuan": sum(line.amount for line in lines),
+            "data": [
+                {"model": line.subject.split(" ", 1)[1], "amount_micro_yuan": line.amount, **line.quantities}
+                for line in lines
+            ],
+        }
+
+    def _usage(self, record: Closed) -> TokenUsage:
+        subject, tokens = record.subject, record.tokens
+        lease_id = subject.lease_id
+        while lease_id in self._successors:
+            lease_id = self._successors[lease_id]
+        return TokenUsage(
+            id=subject.id, source=self._holder, key_id=KeyId(subject.key_id), firm_id=FirmId(subject.firm_id),
+            project_id=ProjectId(subject.project_id), model=ModelName(subject.model),
+            base_model=ModelName(subject.base_model), input=TokenCount(tokens.input),
+            cached_input=TokenCount(tokens.cached_input), output=TokenCount(tokens.output),
+            at=datetime.fromtimestamp(subject.at_ms / 1000, UTC), outcome=record.outcome.value,
+            lease_id=None if lease_id is None else LeaseId(lease_id), dedicated=subject.dedicated,
+        )  # fmt: skip
+
+
+async def _rate(tx: AsyncSession, model: str, now: datetime) -> Rate | None:
+    try:
+        found = [await quotas.token_rate(tx, model=ModelName(model), at=at) for at in (now, now + RATE_MARGIN)]
+    except HeliuError:
+        return None  # nobody has set a price: the gateway refuses with that reason
+    return Rate(
+        input=max(rate.input for rate in found),
+        cached_input=max(rate.cached_input for rate in found),
+        output=max(rate.output for rate in found),
+    )
+
+
+def _lease(lease: AllowanceLease) -> Lease:
+    return Lease(lease.id, lease.firm_id, lease.amount_left, _ms(lease.expires_at))
+
+
+def _ms(at: datetime) -> int:
+    return int(at.timestamp() * 1_000)

@@ -1,0 +1,127 @@
+"""Which model a firm means by a name, and the replicas that can answer: the route table as the gateway holds it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quotas.vocabulary import PLATFORM_FIRM
+from serving.admission import FREE, Rate
+from serving.gateway.http_client import EnginePool
+from serving.routing import Breaker, Target
+from serving.vocabulary import AdapterRoute, DeploymentKind, ModelRoute, ReplicaRoute, RouteTable
+
+
+@dataclass(slots=True)
+class Engine:
+    """A replica this gateway can reach: how, and what the router knows about it."""
+
+    route: ReplicaRoute
+    target: Target
+    pool: EnginePool
+    head: bytes  # header lines of every request to it
+
+
+@dataclass(slots=True)
+class Service:
+    """The replicas that serve one model to one circle: everybody (`firm_id` None), or one firm that pays for them."""
+
+    model: ModelRoute
+    firm_id: str | None
+    engines: dict[str, Engine] = field(default_factory=dict)
+
+    @property
+    def dedicated(self) -> bool:
+        """Tokens of a dedicated service are metered at price zero."""
+        return self.firm_id is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What a name means to one firm."""
+
+    service: Service
+    adapter: AdapterRoute | None
+    rate: Rate | None  # None: nobody has set a price, so nothing can be sold
+
+
+class Directory:
+    """The current route table; `update` keeps what is known about replicas that stay."""
+
+    def __init__(self) -> None:
+        self.version = ""
+        self.table: RouteTable | None = None
+        self.rates: Mapping[str, Rate] = {}
+        self.services: dict[tuple[str, str | None], Service] = {}
+        self._engines: dict[str, Engine] = {}
+
+    def update(self, table: RouteTable, rates: Mapping[str, Rate]) -> bool:
+        """Take over a newer table; whether anything that routing depends on differs."""
+        self.rates = dict(rates)
+        if table.version == self.version and self.table is not None:
+            return False
+        self.version, self.table = table.version, table
+        before, self._engines = self._engines, {}
+        services: dict[tuple[str, str | None], Service] = {}
+        for deployment in table.deployments.values():
+            model = table.models.get(deployment.model)
+            if model is not None:
+                firm_id = deployment.firm_id if deployment.kind is DeploymentKind.DEDICATED else None
+                # A circle that is already being used stays the same object, so that who waits in it is found again.
+                service = self.services.get((model.name, firm_id)) or Service(model, firm_id)
+                service.model, service.engines = model, {}
+                services[model.name, firm_id] = service
+        for route in table.replicas:
+            deployment = table.deployments.get(route.deployment_id)
+            if deployment is None:
+                continue
+            firm_id = deployment.firm_id if deployment.kind is DeploymentKind.DEDICATED else None
+            service = services.get((route.model, firm_id))
+            if service is not None:
+                engine = _engine(route, before.get(route.id))
+                self._engines[route.id] = service.engines[route.id] = engine
+        for id, engine in before.items():
+            if self._engines.get(id) is not engine:
+                engine.pool.close()
+        self.services = services
+        return True
+
+    def find(self, firm_id: str, name: str, allowed: frozenset[str] | None) -> Destination | None:
+        """What `name` means to this firm; None for a name that is unknown, foreign, or not allowed to the key."""
+        if self.table is None or (allowed is not None and name not in allowed):
+            return None
+        adapter = self.table.adapters.get((firm_id, name))
+        base = name if adapter is None else adapter.base_model
+        service = self.services.get((base, firm_id)) or self.services.get((base, None))
+        if service is None:
+            return None
+        free = service.dedicated or firm_id == PLATFORM_FIRM  # the platform does not charge itself
+        return Destination(service, adapter, FREE if free else self.rates.get(base))
+
+    def names(self, firm_id: str, allowed: frozenset[str] | None) -> list[tuple[str, ModelRoute, AdapterRoute | None]]:
+        """Every name this firm may use: served base models, then its own adapters on them."""
+        if self.table is None:
+            return []
+        served = {model for model, owner in self.services if owner in (None, firm_id)}
+        found: list[tuple[str, ModelRoute, AdapterRoute | None]] = [
+            (name, route, None) for name, route in sorted(self.table.models.items()) if name in served
+        ]
+        found += [
+            (name, self.table.models[adapter.base_model], adapter)
+            for (owner, name), adapter in sorted(self.table.adapters.items())
+            if owner == firm_id and adapter.base_model in served
+        ]
+        return [entry for entry in found if allowed is None or entry[0] in allowed]
+
+
+def _engine(route: ReplicaRoute, before: Engine | None) -> Engine:
+    capacity = route.max_concurrency + route.max_waiting
+    if before is not None and before.route.engine_start == route.engine_start and before.route.url == route.url:
+        before.route = route
+        before.target.adapters = route.adapters_ready
+        before.target.capacity = capacity
+        return before
+    pool = EnginePool(route.url)
+    head = b"host: %s\r\nauthorization: Bearer %s\r\ncontent-type: application/json\r\n" % (
+        pool.authority,
+        route.engine_key.encode(),
+    )
+    return Engine(route, Target(route.id, route.adapters_ready, capacity, breaker=Breaker()), pool, head)

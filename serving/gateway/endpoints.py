@@ -1,0 +1,274 @@
+"""What may be asked on /v1: decode a request just deep enough to bound, name and rewrite it for an engine.
+
+The top level is decoded once into raw values, so that the engine sees each field once and the bulk (messages) is
+copied, never rebuilt.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from serving.admission import Shape
+from serving.gateway.openai_errors import Refusal
+
+CHOICES_MAX = 64
+PROMPTS_MAX = 2_048
+
+
+class Family(Enum):
+    """How an endpoint's answers look."""
+
+    OPENAI = auto()  # chat, completions: chunks with `choices`
+    RESPONSES = auto()
+    ANTHROPIC = auto()
+    POOLING = auto()  # embeddings, rerank, score: one answer, prompt tokens only
+    FREE = auto()  # tokenize, count_tokens: no model runs, nothing is billed
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path of /v1: where it goes in the engine, which fields bound its output, which hold its input."""
+
+    path: bytes
+    family: Family
+    capability: str
+    output_fields: tuple[str, ...] = ()
+    output_default: int | None = None
+    input_fields: tuple[str, ...] = ("messages",)
+    salted: bool = True
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes output tokens."""
+        return self.family in (Family.OPENAI, Family.RESPONSES, Family.ANTHROPIC)
+
+
+_CHAT = Endpoint(b"/v1/chat/completions", Family.OPENAI, "chat", ("max_completion_tokens", "max_tokens"))
+_TOKENIZE = Endpoint(b"/tokenize", Family.FREE, "", input_fields=("messages", "prompt"), salted=False)
+_RERANK = Endpoint(b"/v1/rerank", Family.POOLING, "embeddings", input_fields=("query", "documents"))
+_SCORE = Endpoint(
+    b"/v1/score", Family.POOLING, "embeddings",
+    input_fields=("text_1", "text_2", "queries", "documents", "data_1", "data_2", "query", "items"),
+)  # fmt: skip
+ENDPOINTS: Mapping[bytes, Endpoint] = {
+    b"/v1/chat/completions": _CHAT,
+    b"/v1/completions": Endpoint(
+        b"/v1/completions", Family.OPENAI, "completions", ("max_tokens",), 16, input_fields=("prompt",)
+    ),
+    b"/v1/responses": Endpoint(
+        b"/v1/responses", Family.RESPONSES, "chat", ("max_output_tokens",), input_fields=("input",)
+    ),
+    b"/v1/messages": Endpoint(
+        b"/v1/messages", Family.ANTHROPIC, "chat", ("max_tokens",), input_fields=("messages", "system"), salted=False
+    ),
+    b"/v1/messages/count_tokens": Endpoint(
+        b"/v1/messages/count_tokens", Family.FREE, "chat", input_fields=("messages", "system"), salted=False
+    ),
+    b"/v1/embeddings": Endpoint(b"/v1/embeddings", Family.POOLING, "embeddings", input_fields=("input", "messages")),
+    b"/v1/rerank": _RERANK,
+    b"/rerank": _RERANK,
+    b"/v1/score": _SCORE,
+    b"/score": _SCORE,
+    b"/v1/tokenize": _TOKENIZE,
+    b"/tokenize": _TOKENIZE,
+}
+
+_REFUSED = {
+    "priority": "the platform orders requests itself",
+    "use_beam_search": "beam search is not offered",
+    "kv_transfer_params": "it is internal to the engine",
+    "prompt_embeds": "send text or token ids",
+    "mm_processor_kwargs": "it is internal to the engine",
+    "media_io_kwargs": "it is internal to the engine",
+    "chat_template": "the model's own template is used",
+    "previous_response_id": "responses are not stored; send the whole conversation",
+    "background": "responses are not stored; leave it out or use a text-batch job",
+    "vllm_xargs": "it is internal to the engine",
+}
+_STRIPPED = ("cache_salt", "request_id", "session_id", "store", "data_parallel_rank")
+_OFF = (b"null", b"false", b"0", b"{}")
+_USAGE_OPTIONS = Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
+_REMOTE = re.compile(r"^\s*(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_MEDIA_KEYS = re.compile(r"(url|uri|image|audio|video|file|source|data)$", re.IGNORECASE)
+
+_object = msgspec.json.Decoder(dict[str, Raw])
+_items = msgspec.json.Decoder(list[Raw])
+_string = msgspec.json.Decoder(str)
+_integer = msgspec.json.Decoder(int)
+_encode = msgspec.json.Encoder().encode
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class _Message(msgspec.Struct):
+    content: Raw = Raw(b"null")
+
+
+_options = msgspec.json.Decoder(_StreamOptions | None)
+_messages = msgspec.json.Decoder(list[_Message])
+
+
+class Asked:
+    """A decoded request: its fields raw, and what decides about it."""
+
+    __slots__ = ("continuous_usage", "endpoint", "fields", "include_usage", "model", "shape", "stream")
+
+    def __init__(self, endpoint: Endpoint, fields: dict[str, Raw], model: str, stream: bool, shape: Shape) -> None:
+        self.endpoint = endpoint
+        self.fields = fields
+        self.model = model
+        self.stream = stream
+        self.shape = shape
+        self.include_usage = False
+        self.continuous_usage = False
+
+    def for_engine(self, *, engine_model: str, salt: str, output_tokens_max: int) -> bytes:
+        """The body for the engine: its name for the model, the firm's cache salt, usage asked for, output capped."""
+        fields = self.fields
+        fields["model"] = Raw(_encode(engine_model))
+        if self.endpoint.salted:
+            fields["cache_salt"] = Raw(_encode(salt))
+        if self.stream and self.endpoint.family is Family.OPENAI:
+            fields["stream_options"] = _USAGE_OPTIONS
+        if self.endpoint.family is Family.RESPONSES:
+            fields["store"] = Raw(b"false")
+        wanted = self.shape.output_tokens_max
+        if wanted is not None and wanted > output_tokens_max:
+            for name in self.endpoint.output_fields:
+                if name in fields and bytes(fields[name]) != b"null":
+                    fields[name] = Raw(b"%d" % output_tokens_max)
+        return _encode(fields)
+
+
+def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refusal:
+    """The request in `body`, or why it is refused before it costs anything."""
+    if content_type and not content_type.lower().startswith(b"application/json"):
+        return Refusal(415, "unsupported_media_type", "send the request as application/json")
+    try:
+        fields = _object.decode(body)
+        model = _string.decode(fields["model"])
+    except KeyError:
+        return Refusal(400, "missing_model", "name a model in `model`; GET /v1/models lists yours", "model")
+    except msgspec.ValidationError:
+        return Refusal(400, "invalid_type", "the body is a JSON object and `model` is a string in it", "model")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Refusal(400, "invalid_json", "the body is not valid JSON in UTF-8")
+    for name in _STRIPPED:
+        fields.pop(name, None)
+    images = _refused_field(fields) or _media(endpoint, fields)
+    if isinstance(images, Refusal):
+        return images
+    shape = _shape(endpoint, fields, len(body), images)
+    if isinstance(shape, Refusal):
+        return shape
+    stream = endpoint.generates and bytes(fields.get("stream", b"")) == b"true"
+    asked = Asked(endpoint, fields, model, stream, shape)
+    return _with_stream_options(asked) if stream and "stream_options" in fields else asked
+
+
+def _refused_field(fields: dict[str, Raw]) -> Refusal | None:
+    for name in _REFUSED.keys() & fields.keys():
+        if bytes(fields[name]) not in _OFF:
+            return Refusal(400, "unsupported_parameter", f"`{name}` is not accepted: {_REFUSED[name]}", name)
+        del fields[name]
+    return None
+
+
+def _with_stream_options(asked: Asked) -> Asked | Refusal:
+    try:
+        options = _options.decode(asked.fields["stream_options"])
+    except msgspec.MsgspecError:
+        return Refusal(400, "invalid_type", "`stream_options` is an object of booleans", "stream_options")
+    if options is not None:
+        asked.include_usage = bool(options.include_usage)
+        asked.continuous_usage = asked.include_usage and bool(options.continuous_usage_stats)
+    return asked
+
+
+def _shape(endpoint: Endpoint, fields: dict[str, Raw], body_bytes: int, images: int) -> Shape | Refusal:
+    choices = prompts = 1
+    if "n" in fields and endpoint.family is Family.OPENAI:
+        choices = _whole(fields["n"]) or 1
+        if not 1 <= choices <= CHOICES_MAX:
+            return Refusal(400, "out_of_range", f"`n` is between 1 and {CHOICES_MAX}", "n")
+    if endpoint.family is Family.POOLING:
+        prompts = max(1, sum(_count(fields[name]) for name in endpoint.input_fields if name in fields))
+    elif "prompt" in fields:
+        prompts = _count(fields["prompt"])
+    if prompts > PROMPTS_MAX:
+        return Refusal(400, "out_of_range", f"a request carries at most {PROMPTS_MAX} inputs", endpoint.input_fields[0])
+    output: int | None = 0
+    if endpoint.generates:
+        given = (_whole(fields[name]) for name in endpoint.output_fields if name in fields)
+        output = next((value for value in given if value is not None and value >= 0), endpoint.output_default)
+    return Shape(body_bytes, images, "tools" in fields, prompts, choices, output)
+
+
+def _count(raw: Raw) -> int:
+    """How many inputs a value holds: a list of strings or of lists is many, a string or a list of numbers is one."""
+    text = bytes(raw)
+    if not text.startswith(b"["):
+        return 1
+    items = _items.decode(text)
+    many = sum(1 for item in items if bytes(item)[:1] in (b'"', b"[", b"{"))
+    return max(1, many)
+
+
+def _whole(raw: Raw) -> int | None:
+    try:
+        return _integer.decode(raw)
+    except msgspec.MsgspecError:
+        return None  # the engine says what is wrong with it
+
+
+def _media(endpoint: Endpoint, fields: dict[str, Raw]) -> int | Refusal:
+    """How many images (or sounds, or films) come with the request; a remote address among them is refused."""
+    count = 0
+    for name in endpoint.input_fields:
+        raw = bytes(fields.get(name, b""))
+        if not raw.startswith((b"[", b"{")):
+            continue
+        for part in _parts(name, raw):
+            found = _media_in(part)
+            if found < 0:
+                return Refusal(
+                    400, "remote_media_not_accepted", "send media as data: URLs; addresses are not fetched", name
+                )
+            count += found
+    return count
+
+
+def _parts(name: str, raw: bytes) -> list[Any]:
+    if name != "messages":
+        return [msgspec.json.decode(raw)] if b"{" in raw else []
+    try:
+        messages = _messages.decode(raw)
+    except msgspec.MsgspecError:
+        return [msgspec.json.decode(raw)]
+    contents = (bytes(message.content) for message in messages)
+    return [msgspec.json.decode(content) for content in contents if content.startswith((b"[", b"{"))]
+
+
+def _media_in(value: Any, key: str = "") -> int:
+    """Number of media in a decoded value; negative when one of them is a remote address."""
+    found = 0
+    pending: list[tuple[str, Any]] = [(key, value)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend(value.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+        elif isinstance(value, list):
+            pending.extend((key, item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+        elif isinstance(value, str) and _MEDIA_KEYS.search(key):
+            if _REMOTE.match(value[:64]):
+                return -1
+            found += 1
+    return found

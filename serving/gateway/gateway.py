@@ -1,0 +1,387 @@
+"""The gateway: what its requests share, and the paths that are answered without an engine."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from kit.clock import utc_now
+from kit.errors import HeliuError, Unavailable
+from kit.ids import new_id
+from quotas.vocabulary import KeyGrant
+from serving.fairness import FairQueue
+from serving.gateway.directory import Destination, Directory, Engine, Service
+from serving.gateway.endpoints import ENDPOINTS
+from serving.gateway.exchange import Exchange
+from serving.gateway.http_server import Connection, Request
+from serving.gateway.keys import KeyRing
+from serving.gateway.metrics import GatewayMetrics
+from serving.gateway.openai_errors import Refusal, refusal_for
+from serving.gateway.ports import Routes, UsageSink
+from serving.gateway.purses import Purses
+from serving.gateway.settings import GatewaySettings
+from serving.gateway.shipper import Shipper
+from serving.limits import Limits, Meter
+from serving.metering import COUNT_EVERY_MS, Outcome, Tokens
+from serving.routing import Ask, NoRoute, Target, route
+
+log = logging.getLogger(__name__)
+
+COUNT_SECONDS = COUNT_EVERY_MS / 1000 / 2
+ROUTES_SECONDS = 1.0
+METERS_MAX = 100_000
+
+_NO_ROUTE = {
+    NoRoute.NO_REPLICA: ("model_not_ready", "no replica of this model is ready yet"),
+    NoRoute.NO_ADAPTER: ("adapter_not_ready", "no replica has loaded this adapter yet"),
+    NoRoute.UNHEALTHY: ("engine_unavailable", "the model's replicas do not answer"),
+    NoRoute.FULL: ("overloaded", "every replica of this model is full"),
+}
+
+
+class Gateway:
+    """One process's shared state; `handle` is where a request comes in."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        keys: KeyRing,
+        routes: Routes,
+        purses: Purses,
+        shipper: Shipper,
+        usage: UsageSink,
+    ) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.purses = purses
+        self.shipper = shipper
+        self.metrics = GatewayMetrics()
+        self.directory = Directory()
+        self.active: set[Exchange] = set()
+        self.streams: set[Exchange] = set()
+        self.draining = False
+        self.cutting = False
+        """Set when a drain ran out of time and open streams are cut by us."""
+        self._routes = routes
+        self._usage = usage
+        self._meters: dict[str, Meter] = {}
+        self._limits: dict[tuple[int | None, int | None], Limits] = {}
+        self._queues: dict[tuple[str, str | None], FairQueue[Exchange]] = {}
+        self._waiting: dict[Exchange, tuple[Service, NoRoute]] = {}
+        self._adapters_wanted: dict[str, datetime] = {}
+        self._boot = new_id("req")
+        self._count = 0
+        self._coin = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- what a request asks for ----------------------------------------------------------------------------------
+
+    def next_id(self) -> str:
+        """A request id: unique over every start of every gateway."""
+        self._count += 1
+        return f"{self._boot}{self._count:08x}"
+
+    def now_ms(self) -> int:
+        """Wall-clock milliseconds."""
+        return time.time_ns() // 1_000_000
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run beside the loop's callbacks."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def limits_of(self, grant: KeyGrant) -> Limits:
+        """The limits a key's requests are under."""
+        name = (grant.requests_per_minute, grant.tokens_per_minute)
+        limits = self._limits.get(name)
+        if limits is None:
+            limits = self._limits[name] = Limits(*name, self.settings.concurrency_per_key)
+        return limits
+
+    def meter_of(self, key_id: str) -> Meter:
+        """What a key has used here."""
+        meter = self._meters.get(key_id)
+        if meter is None:
+            if len(self._meters) >= METERS_MAX:
+                self._forget_idle_meters()
+            meter = self._meters[key_id] = Meter()
+        return meter
+
+    def adapter_wanted(self, adapter_id: str) -> None:
+        """An adapter was asked for; said to the control plane within a second, at once when nobody has it loaded."""
+        if adapter_id not in self._adapters_wanted:
+            self._adapters_wanted[adapter_id] = utc_now()
+
+    def observe(self, exchange: Exchange, destination: Destination | None, tokens: Tokens, outcome: Outcome) -> None:
+        """Count a request that an engine has answered."""
+        if destination is None:
+            return
+        model = destination.service.model.name
+        metrics = self.metrics
+        metrics.requests[model, outcome.value] += 1
+        if tokens.any:
+            metrics.tokens[model, "input"] += tokens.input
+            metrics.tokens[model, "cached_input"] += tokens.cached_input
+            metrics.tokens[model, "output"] += tokens.output
+        metrics.took(metrics.duration, model, time.monotonic() - exchange.began)
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def handle(self, request: Request, reply: Connection) -> None:
+        """Start answering one request."""
+        endpoint = ENDPOINTS.get(request.path)
+        if endpoint is None:
+            self._other(request, reply)
+            return
+        if request.method != b"POST":
+            self._plain(reply, Refusal(405, "method_not_allowed", "this path takes POST"), b"allow: POST\r\n")
+            return
+        exchange = Exchange(self, request, reply, endpoint)
+        reply.listener = exchange
+        self.active.add(exchange)
+        bearer = _bearer(request)
+        refusal = self._closed() if bearer else _NO_KEY
+        if refusal is not None:
+            exchange.refuse(refusal)
+            return
+        grant = self.keys.cached(bearer)
+        if grant is None:
+            self.spawn(exchange.authenticate(bearer))
+        else:
+            exchange.admit(grant)
+
+    def _closed(self) -> Refusal | None:
+        if not self.shipper.log.healthy:
+            why = "this gateway cannot write its usage log (disk full?); nothing is admitted"
+            return Refusal(503, "usage_log_unwritable", why, retry_after_seconds=5)
+        if self.shipper.full:
+            why = "usage waits for the ledger and no more fits; try again later"
+            return Refusal(503, "ledger_unreachable", why, retry_after_seconds=30)
+        return None
+
+    def _other(self, request: Request, reply: Connection) -> None:
+        path = request.path
+        if path == b"/healthz":
+            reply.respond(200, b'{"status":"ok"}')
+        elif path == b"/readyz":
+            ready = self.directory.table is not None and not self.draining and self._closed() is None
+            reply.respond(200 if ready else 503, b'{"status":"ready"}' if ready else b'{"status":"not_ready"}')
+        elif path == b"/v1/models" or path.startswith(b"/v1/models/") or path == b"/v1/usage":
+            if request.method in (b"GET", b"HEAD"):
+                self.spawn(self._for_key(request, reply))
+            else:
+                self._plain(reply, Refusal(405, "method_not_allowed", "this path takes GET"), b"allow: GET, HEAD\r\n")
+        else:
+            self._plain(reply, Refusal(404, "unknown_path", "there is no such path; the API is under /v1"))
+
+    async def _for_key(self, request: Request, reply: Connection) -> None:
+        """What a key may read about itself."""
+        bearer = _bearer(request)
+        try:
+            grant = (self.keys.cached(bearer) or await self.keys.load(bearer)) if bearer else None
+            if grant is None:
+                self._plain(reply, Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked"))
+            elif request.path == b"/v1/usage":
+                spent = await self._usage.spend(grant, utc_now())
+                reply.respond(200, msgspec.json.encode(spent))
+            else:
+                self._models(request, reply, grant)
+        except HeliuError as error:
+            self._plain(reply, refusal_for(error))
+
+    def _models(self, request: Request, reply: Connection, grant: KeyGrant) -> None:
+        rows = [
+            {
+                "id": name,
+                "object": "model",
+                "created": int((model if adapter is None else adapter).created_at.timestamp()),
+                "owned_by": model.owner if adapter is None else adapter.firm_id,
+                "root": model.name,
+                "parent": None if adapter is None else model.name,
+                "max_model_len": model.context_tokens,
+                "deprecated_at": model.deprecated_at,
+            }
+            for name, model, adapter in self.directory.names(grant.firm_id, grant.models)
+        ]
+        if request.path == b"/v1/models":
+            reply.respond(200, msgspec.json.encode({"object": "list", "data": rows}))
+            return
+        wanted = request.path.removeprefix(b"/v1/models/").decode("utf-8", "replace")
+        found = next((row for row in rows if row["id"] == wanted), None)
+        if found is None:
+            self._plain(
+                reply, Refusal(404, "model_not_found", f"the model `{wanted}` does not exist or is not yours", "model")
+            )
+        else:
+            reply.respond(200, msgspec.json.encode(found))
+
+    def _plain(self, reply: Connection, refusal: Refusal, extra: bytes = b"") -> None:
+        self.metrics.refusals[refusal.code] += 1
+        reply.respond(refusal.status, refusal.body(), refusal.headers() + extra)
+
+    # --- routing and waiting --------------------------------------------------------------------------------------
+
+    def route(self, service: Service, ask: Ask) -> Target | NoRoute:
+        """A replica for a request, now; those that wait for the same model go first."""
+        queue = self._queues.get((service.model.name, service.firm_id))
+        if queue:
+            return NoRoute.FULL
+        return self._route(service, ask)
+
+    def _route(self, service: Service, ask: Ask) -> Target | NoRoute:
+        self._coin += 1
+        targets = [engine.target for engine in service.engines.values()]
+        return route(targets, ask, now_ms=self.now_ms(), coin=self._coin)
+
+    def wait(self, exchange: Exchange, service: Service, why: NoRoute) -> Refusal | None:
+        """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already."""
+        name = (service.model.name, service.firm_id)
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = FairQueue(self.settings.queue_max, self.settings.queue_per_firm_max)
+        deadline = self.now_ms() + int(self.settings.wait_seconds * 1_000)
+        refused = queue.push(exchange.firm_id, exchange, deadline_ms=deadline, tokens=exchange.reserved_tokens)
+        if refused is not None:
+            return Refusal(503, str(refused), "as many requests wait for this model as may", retry_after_seconds=5)
+        self._waiting[exchange] = (service, why)
+        self._pump(service)
+        return None
+
+    def stop_waiting(self, exchange: Exchange) -> bool:
+        """Its client left; whether it was waiting."""
+        waiting = self._waiting.pop(exchange, None)
+        if waiting is None:
+            return False
+        service, _ = waiting
+        return self._queues[service.model.name, service.firm_id].remove(exchange)
+
+    def freed(self, service: Service) -> None:
+        """A place at one of the service's replicas is free."""
+        if self._waiting:
+            self._pump(service)
+
+    def _pump(self, service: Service) -> None:
+        queue = self._queues.get((service.model.name, service.firm_id))
+        if not queue:
+            return
+        found: dict[Exchange, Engine] = {}
+
+        def ready(exchange: Exchange) -> bool:
+            target = self._route(service, exchange.ask())
+            if isinstance(target, NoRoute):
+                self._waiting[exchange] = (service, target)
+                return False
+            found[exchange] = service.engines[target.id]
+            return True
+
+        while (exchange := queue.pop(ready)) is not None:
+            self._waiting.pop(exchange, None)
+            exchange.send(found[exchange])
+
+    def _expire_waiting(self) -> None:
+        now_ms = self.now_ms()
+        for queue in self._queues.values():
+            for exchange in queue.expire(now_ms) if queue else ():
+                _, why = self._waiting.pop(exchange)
+                code, message = _NO_ROUTE[why]
+                waited = f"{message}; the request waited {self.settings.wait_seconds:g} s"
+                exchange.refuse(Refusal(503, code, waited, retry_after_seconds=5))
+
+    # --- what runs beside requests --------------------------------------------------------------------------------
+
+    async def follow_routes(self) -> None:
+        """Keep the route table fresh: on every notice, and at least once a second."""
+        changed = asyncio.Event()
+        self.spawn(self._hear_routes(changed))
+        while True:
+            changed.clear()
+            try:
+                table, rates = await self._routes.table()
+                if self.directory.update(table, rates):
+                    for service in list(self.directory.services.values()):
+                        self._pump(service)
+            except (HeliuError, OSError) as error:
+                log.warning("the route table could not be read; the last one stays", extra={"why": str(error)})
+            try:
+                async with asyncio.timeout(ROUTES_SECONDS):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _hear_routes(self, changed: asyncio.Event) -> None:
+        while True:
+            try:
+                async for _ in self._routes.route_changes():
+                    changed.set()
+            except Unavailable:
+                pass  # the once-a-second look goes on and says so
+            await asyncio.sleep(0.5)
+
+    async def count_streams(self) -> None:
+        """Log the running counts of open streams, often enough that a kill loses at most 200 ms of them."""
+        while True:
+            await asyncio.sleep(COUNT_SECONDS)
+            if self.shipper.log.healthy:
+                for exchange in list(self.streams):
+                    exchange.count()
+
+    async def note_adapters(self) -> None:
+        """Pass on which adapters are wanted."""
+        while True:
+            await asyncio.sleep(0.5)
+            if self._adapters_wanted:
+                wanted, self._adapters_wanted = self._adapters_wanted, {}
+                try:
+                    await self._routes.wanted(wanted)
+                except (HeliuError, OSError):
+                    self._adapters_wanted = wanted | self._adapters_wanted
+
+    async def watch_time(self) -> None:
+        """End what waits or hangs for too long."""
+        while True:
+            await asyncio.sleep(0.25)
+            self._expire_waiting()
+            now = time.monotonic()
+            for exchange in list(self.active):
+                if exchange.deadline and exchange.deadline < now:
+                    exchange.overdue()
+
+    async def until_idle(self) -> None:
+        """Return once nothing is being answered."""
+        while self.active:  # noqa: ASYNC110 - asked only while the process ends; requests pay nothing for it
+            await asyncio.sleep(0.02)
+
+    def gauges(self) -> dict[str, float]:
+        """What is the case now."""
+        return {
+            "requests_running": len(self.active),
+            "streams_open": len(self.streams),
+            "requests_waiting": len(self._waiting),
+            "usage_backlog": self.shipper.backlog,
+            "usage_shipped_total": self.shipper.shipped,
+            "usage_log_healthy": self.shipper.log.healthy,
+            "ledger_late": self.shipper.late,
+            "database_offline": self.keys.offline,
+            "replicas": sum(len(service.engines) for service in self.directory.services.values()),
+        }
+
+    def _forget_idle_meters(self) -> None:
+        minute = self.now_ms() // 60_000
+        self._meters = {key: meter for key, meter in self._meters.items() if meter.running or meter.minute == minute}
+
+
+_NO_KEY = Refusal(401, "missing_api_key", "send your API key as `Authorization: Bearer hl_…`")
+
+
+def _bearer(request: Request) -> bytes:
+    authorization = request.headers.get(b"authorization")
+    if authorization is None:
+        return request.headers.get(b"x-api-key", b"").strip()
+    scheme, _, token = authorization.partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""

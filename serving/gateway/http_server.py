@@ -1,0 +1,422 @@
+"""HTTP/1.1 towards clients: an asyncio protocol on llhttp that hands complete requests to a handler, in order.
+
+llhttp refuses what request smuggling needs (two lengths, a length beside a transfer coding, folded or malformed
+headers, bare line feeds); what it lets through and we do not want is refused in `_head_refusal`.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Protocol
+
+import httptools
+
+from serving.gateway.openai_errors import error_body
+
+REASONS: dict[int, bytes] = {
+    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden",
+    404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
+    413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
+    422: b"Unprocessable Content", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
+    504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
+}  # fmt: skip
+_HEADS: dict[int, bytes] = {
+    status: b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, b"Status")) for status in range(100, 600)
+}
+_SINGLE = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"expect", b"x-api-key"})
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of one connection; sizes in bytes, times in seconds."""
+
+    head_bytes_max: int = 32_768
+    headers_max: int = 100
+    target_bytes_max: int = 8_192
+    body_bytes_max: int = 16 << 20
+    head_seconds_max: float = 15
+    body_seconds_max: float = 120
+    idle_seconds_max: float = 75
+    write_stall_seconds_max: float = 60
+    write_buffer_bytes: int = 65_536
+    connections_max: int = 10_000
+
+
+class Request:
+    """One complete request. Header names are lower case."""
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "path", "query")
+
+    def __init__(self, method: bytes, path: bytes, query: bytes, headers: dict[bytes, bytes], keep_alive: bool) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.body = b""
+
+
+class Listener(Protocol):
+    """Who answers a request hears about its client."""
+
+    def client_gone(self) -> None:
+        """The client disconnected before its answer was complete."""
+        ...
+
+    def client_slow(self, slow: bool) -> None:
+        """The client's buffer is full (True) or has room again (False)."""
+        ...
+
+
+class Handler(Protocol):
+    def handle(self, request: Request, reply: "Connection") -> None:
+        """Answer through `reply`, now or later; one request at a time per connection."""
+        ...
+
+
+class HttpServer:
+    """Accepts connections for one handler and watches over their time limits."""
+
+    def __init__(self, handler: Handler, limits: HttpLimits) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.date = b""
+        self._server: asyncio.Server | None = None
+        self._watch: asyncio.TimerHandle | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port (a free one for port 0)."""
+        self._tick()
+        self._server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=2048)
+        return self._server.sockets[0].getsockname()[1]
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nothing new, let running answers end for up to `seconds`, then cut what is left."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        deadline = self.loop.time() + seconds
+        while self.connections and self.loop.time() < deadline:  # noqa: ASYNC110 - only while the process ends
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections):
+            connection.abort()
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _tick(self) -> None:
+        self.date = b"date: " + formatdate(usegmt=True).encode() + b"\r\n"
+        now = self.loop.time()
+        for connection in list(self.connections):
+            if connection.deadline and connection.deadline <= now:
+                connection.time_out()
+        self._watch = self.loop.call_later(0.5, self._tick)
+
+
+class Connection(asyncio.Protocol):
+    """One client connection. Its public methods are how a handler answers the current request."""
+
+    __slots__ = (
+        "_body", "_body_bytes", "_broken", "_continue", "_head_bytes", "_headers", "_in_head", "_in_message",
+        "_paused", "_pumping", "_queue", "_reading", "_target", "current", "deadline", "limits", "listener", "parser",
+        "peer", "server", "started", "transport",
+    )  # fmt: skip
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        self.limits = server.limits
+        self.transport: asyncio.Transport | None = None
+        self.parser = httptools.HttpRequestParser(self)
+        self.listener: Listener | None = None
+        self.current: Request | None = None
+        self.started = False
+        self.deadline = 0.0
+        self.peer = ""
+        self._queue: deque[Request] = deque()
+        self._headers: dict[bytes, bytes] = {}
+        self._target = b""
+        self._body: list[bytes] = []
+        self._body_bytes = self._head_bytes = 0
+        self._in_head = self._in_message = self._continue = False
+        self._paused = self._pumping = False
+        self._reading = True
+        self._broken: tuple[int, str, str] | None = None
+
+    # --- the socket -----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if peer else ""
+        if len(self.server.connections) >= self.limits.connections_max:
+            self._refuse(503, "too_many_connections", "this gateway holds as many connections as it may; try again")
+            return
+        self.server.connections.add(self)
+        self.deadline = self.server.loop.time() + self.limits.head_seconds_max
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.connections.discard(self)
+        self.transport = None
+        self.deadline = 0.0
+        self._queue.clear()
+        listener, self.listener, self.current = self.listener, None, None
+        if listener is not None:
+            listener.client_gone()
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken is not None or self.transport is None:
+            return
+        mid_head = self._in_head
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._break(501, "upgrade_not_supported", "protocol upgrades and CONNECT are not supported here")
+        except httptools.HttpParserCallbackError:
+            if self._broken is None:
+                raise
+        except httptools.HttpParserError as error:
+            self._break(400, "malformed_http", f"this is not well-formed HTTP/1.1: {error}")
+        if mid_head and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.limits.head_bytes_max:
+                self._break(431, "headers_too_large", f"request headers exceed {self.limits.head_bytes_max} bytes")
+        self._pump()
+
+    def eof_received(self) -> bool:
+        return False  # a client that closes its side is gone
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self.deadline = self.server.loop.time() + self.limits.write_stall_seconds_max
+        if self.listener is not None:
+            self.listener.client_slow(True)
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self.deadline = 0.0 if self.current is not None else self._idle_deadline()
+        if self.listener is not None:
+            self.listener.client_slow(False)
+
+    # --- llhttp's callbacks ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._in_head = self._in_message = True
+        self._headers = {}
+        self._target = b""
+        self._body = []
+        self._head_bytes = self._body_bytes = 0
+        if self.current is None:
+            self.deadline = self.server.loop.time() + self.limits.head_seconds_max
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        if len(self._target) > self.limits.target_bytes_max:
+            self._break(414, "uri_too_long", f"the request target exceeds {self.limits.target_bytes_max} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: nothing here reads one
+        name = name.lower()
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self.limits.head_bytes_max or len(self._headers) >= self.limits.headers_max:
+            self._break(431, "headers_too_large", f"request headers exceed {self.limits.head_bytes_max} bytes")
+        elif name in self._headers:
+            if name in _SINGLE:
+                self._break(400, "duplicate_header", f"header {name.decode('latin-1')!r} may come once")
+            self._headers[name] += b", " + value
+        else:
+            self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        refusal = self._head_refusal()
+        if refusal is not None:
+            self._break(*refusal)
+            return
+        if self.current is None:
+            self.deadline = self.server.loop.time() + self.limits.body_seconds_max
+        if self._headers.get(b"expect"):
+            self._continue = True
+            self._send_continue()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self.limits.body_bytes_max:
+            self._break(413, "body_too_large", f"the body exceeds {self.limits.body_bytes_max} bytes")
+        elif self._broken is None:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = self._continue = False
+        if self._broken is not None:
+            return
+        path, _, query = self._target.partition(b"?")
+        request = Request(self.parser.get_method(), path, query, self._headers, self.parser.should_keep_alive())
+        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._queue.append(request)
+
+    def _head_refusal(self) -> tuple[int, str, str] | None:
+        headers = self._headers
+        if self.parser.should_upgrade():
+            return 501, "upgrade_not_supported", "protocol upgrades and CONNECT are not supported here"
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return 505, "http_version_not_supported", "speak HTTP/1.1"
+        if b"host" not in headers and version == "1.1":
+            return 400, "missing_host", "an HTTP/1.1 request names its host"
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+            return 501, "transfer_coding_not_supported", "the only transfer coding understood is chunked"
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self.limits.body_bytes_max:
+            return 413, "body_too_large", f"the body exceeds {self.limits.body_bytes_max} bytes"
+        expect = headers.get(b"expect")
+        if expect is not None and expect.lower() != b"100-continue":
+            return 417, "expectation_failed", "the only expectation understood is 100-continue"
+        return None
+
+    # --- the order of answers -------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hand over requests one after another; answers given at once do not nest."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self.current is None and self._queue and self.transport is not None:
+                request = self.current = self._queue.popleft()
+                self.started = False
+                self.deadline = 0.0
+                self.server.handler.handle(request, self)
+        finally:
+            self._pumping = False
+        if self.transport is None:
+            return
+        if self.current is None:
+            self._after_last()
+        elif self._queue and self._reading:
+            self._reading = False  # a pipelined request waits its turn; more of them wait in the kernel
+            self.transport.pause_reading()
+
+    def _after_last(self) -> None:
+        if self._broken is not None:
+            self._refuse(*self._broken)
+            return
+        if not self._reading and self.transport is not None:
+            self._reading = True
+            self.transport.resume_reading()
+        self._send_continue()
+
+    def _send_continue(self) -> None:
+        if self._continue and self.current is None and not self._queue and self.transport is not None:
+            self._continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _break(self, status: int, code: str, message: str) -> None:
+        """What follows on this connection cannot be trusted: answer what is complete, then refuse and close."""
+        if self._broken is None:
+            self._broken = (status, code, message)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        self._broken = self._broken or (status, code, message)
+        body = error_body(status, code, message)
+        transport.write(
+            _HEADS[status]
+            + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            + body
+        )
+        transport.close()
+
+    # --- how a handler answers ------------------------------------------------------------------------------------
+
+    def respond(self, status: int, body: bytes, extra: bytes = b"", content_type: bytes = b"application/json") -> None:
+        """The whole answer at once. `extra`: more header lines, each ending in CRLF."""
+        request, transport = self.current, self.transport
+        if request is None or transport is None:
+            return
+        close = self._closes(request)
+        head = b"%s%scontent-type: %s\r\n%s%scontent-length: %d\r\n\r\n" % (
+            _HEADS[status],
+            self.server.date,
+            content_type,
+            extra,
+            b"connection: close\r\n" if close else b"",
+            len(body),
+        )
+        transport.write(head if request.method == b"HEAD" else head + body)
+        self._ended(close)
+
+    def start(self, status: int, extra: bytes, content_type: bytes) -> None:
+        """Begin a streamed answer."""
+        request, transport = self.current, self.transport
+        if request is None or transport is None:
+            return
+        self.started = True
+        transport.write(
+            b"%s%scontent-type: %s\r\n%s%scache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
+            % (_HEADS[status], self.server.date, content_type, extra,
+               b"connection: close\r\n" if self._closes(request) else b"")
+        )  # fmt: skip
+
+    def write(self, data: bytes) -> None:
+        """A part of a streamed answer; empty parts are left out, since one would end it."""
+        if data and self.transport is not None:
+            self.transport.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def finish(self, data: bytes = b"") -> None:
+        """The last part of a streamed answer and its end."""
+        request, transport = self.current, self.transport
+        if request is None or transport is None:
+            return
+        transport.write((b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)) if data else b"0\r\n\r\n")
+        self._ended(self._closes(request))
+
+    def abort(self) -> None:
+        """Cut the connection: the client sees that the answer is not complete."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Close when nothing is being answered or received; otherwise it closes after the current answer."""
+        if self.current is None and not self._queue and not self._in_message and self.transport is not None:
+            self.transport.close()
+
+    def time_out(self) -> None:
+        """The deadline passed: a slow sender is told so, an idle or stalled connection is closed."""
+        self.deadline = 0.0
+        if self._paused:
+            self.abort()
+        elif self._in_message and self.current is None:
+            self._refuse(408, "request_timeout", "the request did not arrive in time")
+        elif self.transport is not None:
+            self.transport.close()
+
+    def _closes(self, request: Request) -> bool:
+        return not request.keep_alive or self.server.draining
+
+    def _ended(self, close: bool) -> None:
+        self.current = self.listener = None
+        self.started = False
+        if close and self.transport is not None:
+            self._queue.clear()
+            self.transport.close()
+            return
+        self.deadline = self._idle_deadline()
+        if not self._pumping:
+            self._pump()
+
+    def _idle_deadline(self) -> float:
+        seconds = self.limits.body_seconds_max if self._in_message else self.limits.idle_seconds_max
+        return self.server.loop.time() + seconds

@@ -1,0 +1,70 @@
+"""Refusals on /v1 in OpenAI's shape: `{"error": {message, type, param, code}}`. Codes are stable."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from kit.errors import Forbidden, HeliuError, NoMoney, RateLimited, Unauthenticated
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One refusal on /v1: HTTP status, stable code, a sentence, the parameter it is about, when to try again."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    type: str | None = None
+    retry_after_seconds: int | None = None
+
+    def body(self, *, anthropic: bool = False) -> bytes:
+        """The JSON body, in OpenAI's shape or in Anthropic's."""
+        if anthropic:
+            kind = _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+            return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": self.message}})
+        return error_body(self.status, self.code, self.message, param=self.param, type=self.type)
+
+    def headers(self) -> bytes:
+        """Header lines beside the body."""
+        return b"" if self.retry_after_seconds is None else b"retry-after: %d\r\n" % self.retry_after_seconds
+
+
+def error_body(status: int, code: str, message: str, *, param: str | None = None, type: str | None = None) -> bytes:
+    """The JSON body of a refusal with this status."""
+    kind = type or _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def refusal_for(error: HeliuError) -> Refusal:
+    """What the control plane refused, as /v1 says it."""
+    match error:
+        case Unauthenticated():
+            return Refusal(401, "invalid_api_key", error.message)
+        case Forbidden():
+            return Refusal(403, error.code, error.message)
+        case NoMoney():
+            return Refusal(402, "insufficient_quota", error.message)
+        case RateLimited():
+            return Refusal(429, error.code, error.message, retry_after_seconds=int(error.retry_after_seconds or 1))
+        case _:
+            return Refusal(503, error.code, error.message, retry_after_seconds=2)

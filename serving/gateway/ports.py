@@ -1,0 +1,72 @@
+"""What the gateway needs of the control plane. `control_plane.py` answers from PostgreSQL."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from quotas.vocabulary import KeyGrant
+from serving.admission import Lease, Rate
+from serving.metering import Closed
+from serving.vocabulary import RouteTable
+
+
+class Keys(Protocol):
+    async def load(self, bearer: str) -> KeyGrant | None:
+        """What this key allows; None for a key that opens nothing (unknown, expired, revoked, firm not active)."""
+        ...
+
+    async def reload(self, grant: KeyGrant) -> KeyGrant | None:
+        """The same key as it is now."""
+        ...
+
+    def key_changes(self) -> AsyncIterator[str]:
+        """Ids of keys that changed ("*": any), after a first "*" once it listens. Raises Unavailable."""
+        ...
+
+
+class Routes(Protocol):
+    async def table(self) -> tuple[RouteTable, dict[str, Rate]]:
+        """What can be routed to now, and the token rate of each base model that has one."""
+        ...
+
+    def route_changes(self) -> AsyncIterator[str]:
+        """Something is said whenever the table may have changed, and once when it listens. Raises Unavailable."""
+        ...
+
+    async def wanted(self, adapters: dict[str, datetime]) -> None:
+        """Adapters that were asked for, and when: they are loaded, and those wanted last stay loaded."""
+        ...
+
+
+class Treasury(Protocol):
+    """Slices of the firms' money, one lease per firm and gateway. Amounts in micro-yuan."""
+
+    async def grow(self, firm_id: str, lease: Lease | None, *, least: int, wanted: int) -> Lease | None:
+        """The lease (a new one for None) with up to `wanted` more; unchanged when less than `least` is free."""
+        ...
+
+    async def renew(self, lease: Lease) -> None:
+        """Extend it: sets `expires_ms` and `recalled`."""
+        ...
+
+    async def shrink(self, lease: Lease, *, keep: int) -> None:
+        """Return all of it but `keep` (which may be 0: the lease is over). It may change its id."""
+        ...
+
+    async def recall(self, firm_id: str) -> bool:
+        """Ask other gateways for what they do not use; whether any has a lease of this firm."""
+        ...
+
+    def recalls(self) -> AsyncIterator[str]:
+        """Firms of which another gateway asks for unused leases. Raises Unavailable."""
+        ...
+
+
+class UsageSink(Protocol):
+    async def ingest(self, records: Sequence[Closed]) -> None:
+        """Charge these records, each exactly once however often it comes. Raises when the ledger is down."""
+        ...
+
+    async def spend(self, grant: KeyGrant, now: datetime) -> dict[str, object]:
+        """A key's own usage and spend of this month."""
+        ...

@@ -1,0 +1,105 @@
+"""A gateway that listens: its parts put together over the ports, what runs beside requests, and a graceful end."""
+
+import asyncio
+import contextlib
+import gc
+from pathlib import Path
+
+from kit.errors import HeliuError
+from serving.gateway.gateway import Gateway
+from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
+from serving.gateway.keys import KeyRing
+from serving.gateway.ports import Keys, Routes, Treasury, UsageSink
+from serving.gateway.purses import Purses
+from serving.gateway.settings import GatewaySettings
+from serving.gateway.shipper import Shipper
+from serving.gateway.usage_log import UsageLog
+
+
+class RunningGateway:
+    """A gateway that listens; `port` and `metrics_port` say where."""
+
+    def __init__(self, gateway: Gateway, server: HttpServer, metrics: HttpServer, usage_log: UsageLog) -> None:
+        self.gateway = gateway
+        self.port = 0
+        self.metrics_port = 0
+        self._server = server
+        self._metrics = metrics
+        self._log = usage_log
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, host: str, port: int) -> None:
+        """Read the route table once, begin the tasks that run beside requests, then listen."""
+        gateway, settings = self.gateway, self.gateway.settings
+        loop = asyncio.get_running_loop()
+        for work in (
+            gateway.follow_routes(), gateway.keys.listen(), gateway.count_streams(), gateway.watch_time(),
+            gateway.note_adapters(), gateway.purses.tend(), gateway.purses.hear(),
+            gateway.shipper.run(settings.ship_every_seconds),
+        ):  # fmt: skip
+            self._tasks.append(loop.create_task(work))
+        self.metrics_port = await self._metrics.start("127.0.0.1", settings.metrics_port)
+        self.port = await self._server.start(host, port)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked at again
+
+    async def stop(self) -> None:
+        """Drain: nothing new, running answers end within the set time, usage is shipped, leases go back."""
+        gateway = self.gateway
+        gateway.draining = True
+        drained = asyncio.get_running_loop().create_task(self._server.drain(gateway.settings.drain_seconds))
+        drained.add_done_callback(lambda _: None)
+        await asyncio.sleep(0)
+        gateway.cutting = False
+        try:
+            async with asyncio.timeout(gateway.settings.drain_seconds):
+                await gateway.until_idle()
+        except TimeoutError:
+            gateway.cutting = True
+        await drained
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await gateway.until_idle()
+        with contextlib.suppress(HeliuError, OSError, TimeoutError):
+            async with asyncio.timeout(5):
+                await gateway.shipper.ship()
+                await gateway.purses.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._metrics.drain(0)
+        self._log.close()
+
+
+class _MetricsPage:
+    """Answers /metrics on the loopback port."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def handle(self, request: Request, reply: Connection) -> None:
+        if request.path == b"/metrics":
+            page = self._gateway.metrics.render(self._gateway.gauges())
+            reply.respond(200, page, content_type=b"text/plain; version=0.0.4; charset=utf-8")
+        else:
+            reply.respond(404, b"", content_type=b"text/plain")
+
+
+def build(
+    settings: GatewaySettings, folder: Path, *, keys: Keys, routes: Routes, treasury: Treasury, usage: UsageSink
+) -> RunningGateway:
+    """A gateway over these ports, with its usage log in `folder`."""
+    usage_log = UsageLog(folder)
+    shipper = Shipper(usage_log, usage, backlog_max=settings.backlog_max)
+    gateway = Gateway(
+        settings,
+        keys=KeyRing(keys, refresh_seconds=settings.key_seconds, offline_seconds=settings.offline_seconds),
+        routes=routes,
+        purses=Purses(treasury, shipper, lease_ms=settings.lease_seconds * 1_000, chunk=settings.lease_micro_yuan),
+        shipper=shipper,
+        usage=usage,
+    )
+    limits = HttpLimits(body_bytes_max=settings.body_limit_bytes, head_seconds_max=settings.head_seconds_max)
+    return RunningGateway(
+        gateway, HttpServer(gateway, limits), HttpServer(_MetricsPage(gateway), HttpLimits()), usage_log
+    )

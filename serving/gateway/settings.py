@@ -1,0 +1,31 @@
+"""Settings of a gateway process, from `HELIU_GATEWAY_*` variables."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    """How one gateway behaves. Times in seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="HELIU_GATEWAY_", extra="ignore")
+
+    folder: Path | None = Field(default=None, description="usage log; default <home>/gateway; one gateway per folder")
+    metrics_port: int = Field(default=8702, description="Prometheus metrics on loopback; 0 picks a free port")
+    body_limit_bytes: int = 16 << 20
+    output_tokens_max: int = Field(default=32_768, description="cap of max_tokens")
+    concurrency_per_key: int | None = 256
+    key_seconds: float = Field(default=1.0, description="a known key is looked up again after this long")
+    offline_seconds: float = Field(default=300, description="known keys are honoured this long without a database")
+    wait_seconds: float = Field(default=30, description="how long a request may wait for a replica or an adapter")
+    queue_max: int = 2_000
+    queue_per_firm_max: int = 500
+    tries_max: int = 3
+    lease_seconds: int = 360
+    lease_micro_yuan: int = Field(default=1_000_000, description="how much is leased at a time, when there is as much")
+    backlog_max: int = Field(default=50_000, description="unshipped usage records above which nothing is admitted")
+    ship_every_seconds: float = 0.25
+    drain_seconds: float = 25
+    head_seconds_max: float = 15
+    first_byte_seconds: float = 600

@@ -1,0 +1,153 @@
+"""Usage records on their way to the ledger: replayed at start, shipped in idempotent batches, segments then deleted."""
+
+import asyncio
+import itertools
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit.errors import HeliuError
+from serving.admission import Lease, shipped
+from serving.gateway.ports import UsageSink
+from serving.gateway.usage_log import UsageLog, encode, read_segment
+from serving.metering import Closed, Counted, Opened, Subject, Tokens, replay
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX = 500
+SEGMENT_BYTES_MAX = 8 << 20
+
+
+@dataclass(slots=True)
+class _Owed:
+    """A closed request that the ledger does not have yet, and the segments that are needed until it has."""
+
+    closed: Closed
+    segments: list[Path]
+    lease: Lease | None
+    charge: int
+
+
+class Shipper:
+    """Writes records to the log and owes each closed one to the ledger until the ledger has it."""
+
+    def __init__(self, usage_log: UsageLog, sink: UsageSink, *, backlog_max: int) -> None:
+        self.log = usage_log
+        self._sink = sink
+        self._backlog_max = backlog_max
+        self._backlog: deque[_Owed] = deque()
+        self._needed: Counter[Path] = Counter()  # segment → requests with a line in it that are not yet shipped
+        self._open: dict[str, list[Path]] = {}  # open stream → the segments with a line of it
+        self._more = asyncio.Event()
+        self._shipping = asyncio.Lock()
+        self._segments_left: list[Path] = []
+        self._marker = usage_log.folder / "replayed"
+        self.shipped = 0
+        self.late = False
+        """Whether the last attempt to ship failed."""
+        self._replay(usage_log.left_behind)
+
+    @property
+    def backlog(self) -> int:
+        """Records that the ledger does not have yet."""
+        return len(self._backlog)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more may be admitted until the ledger has taken some."""
+        return len(self._backlog) >= self._backlog_max
+
+    def count(self, subject: Subject, tokens: Tokens) -> None:
+        """Log the running count of an open stream."""
+        opened = subject.id in self._open
+        path = self.log.append(encode(Counted(subject.id, tokens) if opened else Opened(subject, tokens)))
+        self._need(self._open.setdefault(subject.id, []), path)
+
+    def end(self, closed: Closed, done: Callable[[], None], *, lease: Lease | None = None, charge: int = 0) -> None:
+        """Log the end of a request; `done` is called once it is on disk. It is shipped after that.
+
+        `charge` was settled from `lease` and stays owed there until the ledger has taken it.
+        """
+        if self.log.bytes_in_segment > SEGMENT_BYTES_MAX:
+            self.log.rotate()
+        segments = self._open.pop(closed.subject.id, None) or []
+
+        def durable() -> None:
+            self._backlog.append(_Owed(closed, segments, lease, charge))
+            self._more.set()
+            done()
+
+        self._need(segments, self.log.append(encode(closed), durable))
+
+    def _need(self, segments: list[Path], path: Path) -> None:
+        if path not in segments:
+            segments.append(path)
+            self._needed[path] += 1
+
+    def _replay(self, segments: list[Path]) -> None:
+        """Owe the ledger what an earlier gateway left: closed requests, and open streams at their last count."""
+        records = itertools.chain.from_iterable(read_segment(path) for path in segments)
+        left = replay(records)
+        self._segments_left = segments
+        self._backlog.extend(_Owed(closed, [self._marker], None, 0) for closed in left)
+        self._needed[self._marker] = len(left)
+        if left:
+            log.info("usage of an earlier gateway is replayed", extra={"records": len(left)})
+            self._more.set()
+        self._delete_shipped()
+
+    async def run(self, every_seconds: float) -> None:
+        """Ship for ever; when the ledger is down, try again with growing pauses."""
+        pause = every_seconds
+        while True:
+            await self._more.wait()
+            await asyncio.sleep(pause)
+            pause = every_seconds if await self.ship() else min(pause * 2, 5.0)
+
+    async def ship(self) -> bool:
+        """Ship everything owed; whether the ledger took it."""
+        async with self._shipping:
+            return await self._ship()
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Ship what is owed, then nothing until the block ends."""
+        async with self._shipping:
+            await self._ship()
+            yield
+
+    async def _ship(self) -> bool:
+        while self._backlog:
+            batch = list(itertools.islice(self._backlog, BATCH_MAX))
+            try:
+                await self._sink.ingest([owed.closed for owed in batch])
+            except (HeliuError, OSError) as error:
+                if not self.late:
+                    log.warning("usage could not be shipped; it is kept and tried again", extra={"why": str(error)})
+                self.late = True
+                return False
+            for owed in batch:
+                self._backlog.popleft()
+                if owed.lease is not None:
+                    shipped(owed.lease, owed.charge)
+                for segment in owed.segments:
+                    self._needed[segment] -= 1
+            self.shipped += len(batch)
+            self.late = False
+            self._delete_shipped()
+        self._more.clear()
+        return True
+
+    def _delete_shipped(self) -> None:
+        """Remove segments of which the ledger has everything."""
+        if self._needed[self._marker] == 0:
+            for path in self._segments_left:
+                path.unlink(missing_ok=True)
+            self._segments_left = []
+        for segment in [path for path, needed in self._needed.items() if needed == 0]:
+            if segment not in (self.log.path, self._marker):
+                del self._needed[segment]
+                segment.unlink(missing_ok=True)

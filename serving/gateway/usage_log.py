@@ -1,0 +1,217 @@
+"""The gateway's durable usage log: appended by the event loop, written and synced in groups by one thread.
+
+A segment is a file of lines `<crc32, 8 hex digits> <JSON>`; a torn or foreign line at the end of a killed gateway's
+file is left out. A small ballast file is given up when the disk fills, so that what runs can still be logged while
+nothing new is admitted.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from kit.errors import Conflict
+from serving.metering import Closed, Counted, Opened, Outcome, Record, Subject, Tokens
+
+log = logging.getLogger(__name__)
+
+BALLAST_BYTES = 4 << 20
+RETRY_SECONDS = 0.2
+
+
+class _Line(msgspec.Struct, array_like=True, omit_defaults=False):
+    kind: str  # o(pened) | c(ounted) | e(nded)
+    id: str
+    tokens: tuple[int, int, int]
+    subject: Subject | None = None
+    outcome: str = ""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(_Line)
+
+
+def encode(record: Record) -> bytes:
+    """One line of a segment."""
+    match record:
+        case Closed(subject, tokens, outcome):
+            line = _Line("e", subject.id, (tokens.input, tokens.cached_input, tokens.output), subject, outcome)
+        case Opened(subject, tokens):
+            line = _Line("o", subject.id, (tokens.input, tokens.cached_input, tokens.output), subject)
+        case Counted(id, tokens):
+            line = _Line("c", id, (tokens.input, tokens.cached_input, tokens.output))
+    payload = _encoder.encode(line)
+    return b"%08x %s\n" % (zlib.crc32(payload), payload)
+
+
+def decode(line: bytes) -> Record | None:
+    """The record of a line without its line break; None for a torn or damaged line."""
+    try:
+        if int(line[:8], 16) != zlib.crc32(line[9:]):
+            return None
+        read = _decoder.decode(line[9:])
+    except (ValueError, msgspec.MsgspecError):
+        return None
+    tokens = Tokens(*read.tokens)
+    if read.kind == "c" or read.subject is None:
+        return Counted(read.id, tokens)
+    return Opened(read.subject, tokens) if read.kind == "o" else Closed(read.subject, tokens, Outcome(read.outcome))
+
+
+def read_segment(path: Path) -> Iterator[Record]:
+    """Every whole record of a segment."""
+    with path.open("rb") as file:
+        for line in file:
+            record = decode(line.rstrip(b"\n")) if line.endswith(b"\n") else None
+            if record is None:
+                log.warning("a damaged line in the usage log is left out", extra={"segment": path.name})
+            else:
+                yield record
+
+
+@dataclass(slots=True)
+class _Batch:
+    path: Path
+    lines: list[bytes] = field(default_factory=list)
+    done: list[Callable[[], None]] = field(default_factory=list)
+
+
+class UsageLog:
+    """Appends records to the current segment. `healthy` is False from the first failed write until one succeeds."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder = folder
+        self.healthy = True
+        self._loop = asyncio.get_running_loop()
+        self._owner = _own(folder)
+        self.left_behind = sorted(folder.glob("usage-*.log"))
+        """Segments of an earlier gateway, to be replayed."""
+        self._number = max((int(path.stem.removeprefix("usage-")) for path in self.left_behind), default=0) + 1
+        self.path = folder / f"usage-{self._number:08d}.log"
+        self.bytes_in_segment = 0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._batches = [_Batch(self.path)]
+        self._stopping = False
+        self._ballast = folder / "ballast"
+        self._fd_path, self._fd = self.path, _open(self.path)
+        self._make_ballast()
+        self._thread = threading.Thread(target=self._write_loop, name="usage-log", daemon=True)
+        self._thread.start()
+
+    def append(self, line: bytes, done: Callable[[], None] | None = None) -> Path:
+        """Queue one encoded record, return its segment; `done` is called on the loop, in order, once it is durable."""
+        with self._lock:
+            batch = self._batches[-1]
+            batch.lines.append(line)
+            if done is not None:
+                batch.done.append(done)
+        self.bytes_in_segment += len(line)
+        self._wake.set()
+        return self.path
+
+    def rotate(self) -> None:
+        """What is appended from now on goes to a new segment."""
+        self._number += 1
+        self.path = self.folder / f"usage-{self._number:08d}.log"
+        self.bytes_in_segment = 0
+        with self._lock:
+            self._batches.append(_Batch(self.path))
+
+    def close(self) -> None:
+        """Write what is queued and stop."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=10)
+        os.close(self._fd)
+        os.close(self._owner)
+
+    def _write_loop(self) -> None:
+        while True:
+            self._wake.wait(None if self.healthy else RETRY_SECONDS)
+            self._wake.clear()
+            with self._lock:
+                batches, self._batches = self._batches, [_Batch(self.path)]
+            for batch in batches:
+                if batch.lines:
+                    self._write_durably(batch)
+            if not self.healthy and self._make_ballast():
+                self.healthy = True
+                log.info("the usage log can be written again; requests are admitted")
+            if self._stopping and not any(batch.lines for batch in self._batches):
+                return
+
+    def _write_durably(self, batch: _Batch) -> None:
+        """Write and sync a batch, however long the disk refuses; a partial line is completed, never repeated."""
+        left = memoryview(b"".join(batch.lines))
+        while True:
+            try:
+                if batch.path != self._fd_path:
+                    fd = _open(batch.path)
+                    os.close(self._fd)
+                    self._fd_path, self._fd = batch.path, fd
+                while left:
+                    left = left[os.write(self._fd, left) :]
+                os.fdatasync(self._fd)
+                break
+            except OSError as error:
+                self._on_refusal(error)
+        if batch.done and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_call_all, batch.done)
+
+    def _on_refusal(self, error: OSError) -> None:
+        if self.healthy:
+            self.healthy = False
+            log.error("the usage log cannot be written; nothing is admitted until it can", extra={"why": str(error)})
+        if self._ballast.exists():
+            self._ballast.unlink()
+        else:
+            time.sleep(RETRY_SECONDS)
+
+    def _make_ballast(self) -> bool:
+        try:
+            if not self._ballast.exists():
+                with self._ballast.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+        except OSError:
+            self._ballast.unlink(missing_ok=True)
+            return False
+        return True
+
+
+def _call_all(done: list[Callable[[], None]]) -> None:
+    for call in done:
+        call()
+
+
+def _open(path: Path) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # a segment whose name is lost is lost itself
+    finally:
+        os.close(folder)
+    return fd
+
+
+def _own(folder: Path) -> int:
+    """Lock the folder for this process. Raises Conflict when another gateway writes there."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise Conflict(
+            f"another gateway writes its usage log in {folder}",
+            hint="stop it, or give this one a folder of its own: HELIU_GATEWAY_FOLDER",
+        ) from None
+    return fd

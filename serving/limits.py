@@ -1,0 +1,121 @@
+"""Rate limits of a key: requests and tokens per minute, and how many requests run at once.
+
+Windows are whole minutes of UTC, counted in integers, so 1,000 requests per minute are 1,000 in every clock minute.
+A window may be shared by several gateways: then each works within what it was granted of it (`Share`).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+WINDOW_MS = 60_000
+
+
+class LimitReason(StrEnum):
+    """Which limit said no."""
+
+    REQUESTS = "requests_per_minute"
+    TOKENS = "tokens_per_minute"
+    CONCURRENCY = "concurrent_requests"
+    TOO_LARGE = "request_exceeds_tokens_per_minute"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a key may do; None means no limit of that kind."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """A refusal: which limit, how much it allows, and when asking again may succeed."""
+
+    reason: LimitReason
+    limit: int
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """This gateway has used its share of a window that several gateways share; more may be granted."""
+
+    requests: int
+    tokens: int
+
+
+@dataclass(slots=True)
+class Share:
+    """What this gateway was granted of one key's window `minute`."""
+
+    minute: int
+    requests: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class Meter:
+    """What one key has used: in the current window, and running now."""
+
+    minute: int = 0
+    requests: int = 0
+    tokens: int = 0
+    running: int = 0
+
+
+def take(
+    limits: Limits, meter: Meter, *, tokens: int, now_ms: int, share: Share | None = None
+) -> Limited | Short | None:
+    """Count one request reserving `tokens`, or say why not; a refusal changes nothing. None means admitted."""
+    minute = now_ms // WINDOW_MS
+    if meter.minute != minute:
+        meter.minute, meter.requests, meter.tokens = minute, 0, 0
+    refusal = _refusal(limits, meter, tokens, now_ms)
+    if refusal is not None:
+        return refusal
+    if share is not None:
+        granted = share if share.minute == minute else Share(minute)
+        short = Short(
+            requests=0 if limits.requests_per_minute is None else max(0, meter.requests + 1 - granted.requests),
+            tokens=0 if limits.tokens_per_minute is None else max(0, meter.tokens + tokens - granted.tokens),
+        )
+        if short.requests or short.tokens:
+            return short
+    meter.requests += 1
+    meter.tokens += tokens
+    meter.running += 1
+    return None
+
+
+def give_back(meter: Meter, *, minute: int, reserved: int, used: int) -> None:
+    """One request is over: free its place, and what it reserved and did not use of the window it began in."""
+    assert meter.running > 0, "a request ends once"
+    meter.running -= 1
+    if meter.minute == minute:
+        meter.tokens = max(0, meter.tokens - reserved + used)
+
+
+def remaining(limits: Limits, meter: Meter, *, now_ms: int) -> tuple[int | None, int | None, int]:
+    """(requests left, tokens left, milliseconds until the window ends); None where there is no limit."""
+    fresh = meter.minute != now_ms // WINDOW_MS
+    requests, tokens = (0, 0) if fresh else (meter.requests, meter.tokens)
+    return (
+        None if limits.requests_per_minute is None else max(0, limits.requests_per_minute - requests),
+        None if limits.tokens_per_minute is None else max(0, limits.tokens_per_minute - tokens),
+        WINDOW_MS - now_ms % WINDOW_MS,
+    )
+
+
+def _refusal(limits: Limits, meter: Meter, tokens: int, now_ms: int) -> Limited | None:
+    until_next = WINDOW_MS - now_ms % WINDOW_MS
+    if limits.concurrency is not None and meter.running >= limits.concurrency:
+        return Limited(LimitReason.CONCURRENCY, limits.concurrency, 1_000)
+    if limits.requests_per_minute is not None and meter.requests >= limits.requests_per_minute:
+        return Limited(LimitReason.REQUESTS, limits.requests_per_minute, until_next)
+    if limits.tokens_per_minute is not None:
+        if tokens > limits.tokens_per_minute:
+            return Limited(LimitReason.TOO_LARGE, limits.tokens_per_minute, until_next)
+        if meter.tokens + tokens > limits.tokens_per_minute:
+            return Limited(LimitReason.TOKENS, limits.tokens_per_minute, until_next)
+    return None

@@ -1,0 +1,144 @@
+"""From an engine's chunks to one usage record: what was used, what is billed of a cut stream or a killed gateway.
+
+Policy: a client that goes away stops the engine and pays what was generated until then. After `kill -9` of a gateway
+the last count it logged is billed; what the engine counted above that is the platform's loss.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+COUNT_EVERY_MS = 200
+"""Running counts of open streams are logged at least this often (invariant G1)."""
+
+
+class Outcome(StrEnum):
+    """How a request that used tokens ended."""
+
+    COMPLETED = "completed"
+    CLIENT_LEFT = "client_left"
+    ENGINE_FAILED = "engine_failed"
+    DRAINED = "drained"  # the gateway stopped before the stream ended
+    GATEWAY_KILLED = "gateway_killed"  # billed at the last count logged
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A usage: all prompt tokens, the cached ones among them, and all output tokens."""
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was used."""
+        return bool(self.input or self.output)
+
+
+NOTHING = Tokens()
+
+
+@dataclass(slots=True)
+class RunningUsage:
+    """Reduces the running usage of a stream's chunks to one total.
+
+    The engine counts per choice while it streams (each chunk's numbers belong to that chunk's choice) and over all
+    choices in the last chunk, which is final. `choices` answers belong to each prompt.
+    """
+
+    choices: int = 1
+    final: Tokens | None = None
+    _outputs: dict[int, int] = field(default_factory=dict)
+    _prompts: dict[int, int] = field(default_factory=dict)
+
+    def see(self, index: int, *, input: int, output: int) -> None:
+        """A chunk of choice `index` said so; counts never go back."""
+        if output > self._outputs.get(index, -1):
+            self._outputs[index] = output
+        self._prompts[index // self.choices] = input
+
+    def bump(self, index: int = 0) -> None:
+        """A chunk carried output without a count: it holds at least one token."""
+        self._outputs[index] = self._outputs.get(index, 0) + 1
+
+    def close(self, final: Tokens) -> None:
+        """The engine's own total."""
+        self.final = final
+
+    @property
+    def tokens(self) -> Tokens:
+        """The total so far; a cut stream's cached count is unknown, so it is billed at the input rate."""
+        if self.final is not None:
+            return self.final
+        return Tokens(input=sum(self._prompts.values()), output=sum(self._outputs.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom and what a usage belongs to; written once, when a request first has tokens to log."""
+
+    id: str
+    key_id: str
+    firm_id: str
+    project_id: str
+    model: str
+    base_model: str
+    lease_id: str | None
+    dedicated: bool
+    engine_start: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Log record: a stream runs and has used so much."""
+
+    subject: Subject
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Log record: the running count of an opened stream."""
+
+    id: str
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Log record: a request is over and this is what it is billed."""
+
+    subject: Subject
+    tokens: Tokens
+    outcome: Outcome
+
+
+Record = Opened | Counted | Closed
+
+
+def replay(records: Iterable[Record]) -> list[Closed]:
+    """What a log says is to be billed: every closed request as it closed, every other at its last count.
+
+    Requests keep the order in which they first appear; none appears twice.
+    """
+    seen: dict[str, Opened | Closed] = {}
+    for record in records:
+        match record:
+            case Opened(subject, tokens):
+                earlier = seen.get(subject.id)
+                if not isinstance(earlier, Closed):
+                    seen[subject.id] = record
+            case Counted(id, tokens):
+                earlier = seen.get(id)
+                if isinstance(earlier, Opened):
+                    seen[id] = Opened(earlier.subject, tokens)
+            case Closed(subject):
+                earlier = seen.get(subject.id)
+                if not isinstance(earlier, Closed):
+                    seen[subject.id] = record
+    return [
+        record if isinstance(record, Closed) else Closed(record.subject, record.tokens, Outcome.GATEWAY_KILLED)
+        for record in seen.values()
+    ]

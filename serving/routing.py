@@ -1,0 +1,120 @@
+"""Which replica takes a request: filter → score → pick, over what the gateway itself knows at this instant.
+
+A replica that never answers twice in a row is left alone for a while (circuit breaker); a full one gets nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+FAILURES_TO_OPEN = 3
+OPEN_FIRST_MS = 1_000
+OPEN_MAX_MS = 30_000
+MISS_WEIGHT = 3
+"""An uncached token delays its own request and those that queue behind it, and evicts what others would have hit:
+it weighs as much as this many tokens already queued (benchmarks/routing chose it; 2 to 8 do nearly as well)."""
+
+
+class NoRoute(StrEnum):
+    """Why no replica can take a request now."""
+
+    NO_REPLICA = "no_replica"  # none is ready: it may be starting
+    NO_ADAPTER = "no_adapter"  # replicas are ready, but none has the adapter yet
+    UNHEALTHY = "unhealthy"  # those that could are broken at the moment
+    FULL = "full"  # those that could run as much as they batch at once
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Counts failures in a row; after a few it opens for a time that doubles, then lets single trials through."""
+
+    failures: int = 0
+    open_until_ms: int = 0
+    trial: bool = False
+
+    def allows(self, now_ms: int) -> bool:
+        """Whether a request may go there now."""
+        if self.failures < FAILURES_TO_OPEN:
+            return True
+        return now_ms >= self.open_until_ms and not self.trial
+
+    def begin(self, now_ms: int) -> None:
+        """A request goes there; when the breaker was open this is the one trial."""
+        if self.failures >= FAILURES_TO_OPEN:
+            self.trial = True
+
+    def succeeded(self) -> None:
+        """It answered."""
+        self.failures, self.open_until_ms, self.trial = 0, 0, False
+
+    def failed(self, now_ms: int) -> None:
+        """It did not answer, or broke off."""
+        self.failures += 1
+        self.trial = False
+        if self.failures >= FAILURES_TO_OPEN:
+            doublings = min(self.failures - FAILURES_TO_OPEN, 10)
+            self.open_until_ms = now_ms + min(OPEN_MAX_MS, OPEN_FIRST_MS << doublings)
+
+    def abandoned(self) -> None:
+        """The request ended without saying anything about the replica (its client left)."""
+        self.trial = False
+
+
+@dataclass(slots=True)
+class Target:
+    """One ready replica as the router sees it. `pending_tokens` are uncached prompt tokens sent there whose
+    first token has not come yet.
+    """
+
+    id: str
+    adapters: frozenset[str]
+    capacity: int  # requests it may have at once: those it batches and a few that wait in the engine
+    running: int = 0
+    pending_tokens: int = 0
+    breaker: Breaker = field(default_factory=Breaker)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request needs: an adapter, and how many of its prompt's tokens each replica is believed to hold."""
+
+    adapter: str | None = None
+    prompt_tokens: int = 0
+    matched: dict[str, int] | None = None
+    avoid: frozenset[str] = frozenset()  # replicas that already failed this request
+
+
+def candidates(targets: Iterable[Target], ask: Ask, *, now_ms: int) -> list[Target] | NoRoute:
+    """The replicas that could take the request now, or the last filter that left none."""
+    ready = [target for target in targets if target.id not in ask.avoid]
+    if not ready:
+        return NoRoute.NO_REPLICA
+    loaded = [target for target in ready if ask.adapter is None or ask.adapter in target.adapters]
+    if not loaded:
+        return NoRoute.NO_ADAPTER
+    healthy = [target for target in loaded if target.breaker.allows(now_ms)]
+    if not healthy:
+        return NoRoute.UNHEALTHY
+    free = [target for target in healthy if target.running < target.capacity]
+    return free or NoRoute.FULL
+
+
+def score(target: Target, ask: Ask) -> tuple[int, int]:
+    """Smaller is better: uncached tokens queued there, its own uncached ones at their weight; then requests running."""
+    matched = 0 if ask.matched is None else ask.matched.get(target.id, 0)
+    return target.pending_tokens + MISS_WEIGHT * max(0, ask.prompt_tokens - matched), target.running
+
+
+def pick(free: Sequence[Target], ask: Ask, *, coin: int) -> Target:
+    """The best-scored target; `coin` (any integer) chooses among equals."""
+    if len(free) == 1:
+        return free[0]
+    best = min(score(target, ask) for target in free)
+    equal = [target for target in free if score(target, ask) == best]
+    return equal[coin % len(equal)]
+
+
+def route(targets: Iterable[Target], ask: Ask, *, now_ms: int, coin: int) -> Target | NoRoute:
+    """Filter, score, pick."""
+    found = candidates(targets, ask, now_ms=now_ms)
+    return found if isinstance(found, NoRoute) else pick(found, ask, coin=coin)

@@ -1,0 +1,347 @@
+"""An engine that speaks vLLM's shapes and counts like it, without a model: its own process, for tests and benchmarks.
+
+`python -m tests.support.mock_engine --port 9100 --model NAME` answers `max_tokens` tokens (16 by default), one each
+`--interval-ms` (0: at once). A prompt may ask for trouble: `!500`, `!drop` (before any answer), `!drop-after-N`
+(chunks), `!hang`, `!long` (over the context), `!tool`. Its counters are at /metrics as vLLM names them, and
+/requests shows the bodies it got.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import re
+import signal
+import sys
+from typing import Any
+
+import httptools
+import msgspec
+import uvloop
+
+ERROR = {"message": "", "type": "BadRequestError", "param": None, "code": 400}
+_DROP_AFTER = re.compile(r"!drop-after-(\d+)")
+
+
+class Body(msgspec.Struct):
+    model: str = ""
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+    stream: bool | None = None
+    stream_options: dict[str, bool] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    n: int | None = None
+
+
+class Engine:
+    """What all connections share."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.model: str = options.model
+        self.adapters: set[str] = set(filter(None, options.adapters.split(",")))
+        self.key: str = options.key
+        self.interval: float = options.interval_ms / 1000
+        self.context: int = options.context
+        self.prompt_tokens = self.generation_tokens = self.running = self.requests = 0
+        self.keep_bodies: bool = options.keep_bodies
+        self.bodies: list[Any] = []
+        self.decoder = msgspec.json.Decoder(Body)
+        self.ids = itertools.count(1)
+
+    def metrics(self) -> bytes:
+        label = f'{{model_name="{self.model}"}}'
+        return (
+            f"vllm:prompt_tokens_total{label} {self.prompt_tokens}\n"
+            f"vllm:generation_tokens_total{label} {self.generation_tokens}\n"
+            f"vllm:num_requests_running{label} {self.running}\nmock:requests_total {self.requests}\n"
+        ).encode()
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.parser = httptools.HttpRequestParser(self)
+        self.url, self.body, self.headers = b"", b"", {}
+        self.task: asyncio.Task[None] | None = None
+        self.transport: asyncio.Transport
+        self.room = asyncio.Event()
+        self.room.set()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.room.set()
+        if self.task is not None:
+            self.task.cancel()
+
+    def pause_writing(self) -> None:
+        self.room.clear()
+
+    def resume_writing(self) -> None:
+        self.room.set()
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        self.url, self.body, self.headers = b"", b"", {}
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        engine, path = self.engine, self.url.partition(b"?")[0]
+        if path == b"/metrics":
+            self.reply(200, engine.metrics(), b"text/plain")
+        elif path == b"/requests":
+            self.reply(200, json.dumps(engine.bodies).encode())
+        elif path == b"/health":
+            self.reply(200, b"")
+        elif engine.key and self.headers.get(b"authorization") != b"Bearer " + engine.key.encode():
+            self.reply(401, b'{"error":"Unauthorized"}')
+        else:
+            self.answer(path, self.engine.decoder.decode(self.body))
+
+    def reply(self, status: int, body: bytes, kind: bytes = b"application/json") -> None:
+        self.transport.write(
+            b"HTTP/1.1 %d X\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n%s" % (status, kind, len(body), body)
+        )
+
+    def refuse(self, status: int, message: str) -> None:
+        self.reply(status, json.dumps({"error": ERROR | {"message": message, "code": status}}).encode())
+
+    def answer(self, path: bytes, asked: Body) -> None:
+        engine = self.engine
+        engine.requests += 1
+        if engine.keep_bodies:
+            headers = sorted(map(bytes.decode, self.headers))
+            engine.bodies.append({"path": path.decode(), "body": json.loads(self.body), "headers": headers})
+        text = bytes(asked.messages) or bytes(asked.prompt) or bytes(asked.input) or b'""'
+        if asked.model != engine.model and asked.model not in engine.adapters:
+            self.refuse(404, f"The model `{asked.model}` does not exist.")
+        elif not self.trouble(text):
+            self.work(path, asked, text)
+
+    def trouble(self, text: bytes) -> bool:
+        """Whether the prompt asked for trouble, and got it."""
+        if b"!500" in text:
+            self.refuse(500, "boom")
+        elif b"!long" in text:
+            self.refuse(400, f"This model's maximum context length is {self.engine.context} tokens.")
+        elif b"!drop" in text and b"!drop-after" not in text:
+            self.transport.abort()
+        else:
+            return b"!hang" in text
+        return True
+
+    def work(self, path: bytes, asked: Body, text: bytes) -> None:
+        engine = self.engine
+        if path in (b"/v1/chat/completions", b"/v1/completions"):
+            self.complete(path, asked, text)
+        elif path == b"/v1/messages":
+            self.task = asyncio.get_running_loop().create_task(self.messages(asked, text))
+        elif path == b"/v1/responses":
+            self.task = asyncio.get_running_loop().create_task(self.responses(asked, text))
+        elif path == b"/v1/embeddings":
+            engine.prompt_tokens += self.size(text)
+            usage = {"prompt_tokens": self.size(text), "total_tokens": self.size(text), "completion_tokens": 0}
+            row = {"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}
+            answer = {"object": "list", "data": [row], "model": asked.model, "usage": usage}
+            self.reply(200, json.dumps(answer).encode())
+        elif path == b"/tokenize":
+            self.reply(200, json.dumps({"count": self.size(text), "max_model_len": engine.context}).encode())
+        elif path == b"/v1/messages/count_tokens":
+            self.reply(200, json.dumps({"input_tokens": self.size(text)}).encode())
+        else:
+            self.refuse(404, "Not Found")
+
+    @staticmethod
+    def size(text: bytes) -> int:
+        return len(text) // 4 + 1
+
+    def complete(self, path: bytes, asked: Body, text: bytes) -> None:
+        tokens = asked.max_completion_tokens or asked.max_tokens or 16
+        choices = asked.n or 1
+        if asked.stream or self.engine.interval:
+            self.task = asyncio.get_running_loop().create_task(self.generate(path, asked, text, tokens, choices))
+            return
+        self.engine.prompt_tokens += self.size(text)
+        self.engine.generation_tokens += tokens * choices
+        self.reply(200, self.whole(path, asked, self.size(text), tokens, choices, b"!tool" in text))
+
+    def whole(self, path: bytes, asked: Body, prompt: int, tokens: int, choices: int, tool: bool) -> bytes:
+        chat = path == b"/v1/chat/completions"
+        content = "tok " * tokens
+        usage = {
+            "prompt_tokens": prompt, "completion_tokens": tokens * choices, "total_tokens": prompt + tokens * choices,
+            "prompt_tokens_details": {"cached_tokens": prompt // 2},
+        }  # fmt: skip
+        call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Wuhan"}'}}
+        message = {"role": "assistant", "content": None if tool else content, "tool_calls": [call] if tool else []}
+        rows = [
+            {"index": i, "finish_reason": "tool_calls" if tool else "length"}
+            | ({"message": message} if chat else {"text": content})
+            for i in range(choices)
+        ]
+        return json.dumps(
+            {"id": f"chatcmpl-{next(self.engine.ids)}", "object": "chat.completion" if chat else "text_completion",
+             "created": 1, "model": asked.model, "choices": rows, "usage": usage}
+        ).encode()  # fmt: skip
+
+    async def generate(self, path: bytes, asked: Body, text: bytes, tokens: int, choices: int) -> None:
+        engine, prompt = self.engine, self.size(text)
+        drop = _DROP_AFTER.search(text.decode())
+        drop_after = int(drop[1]) if drop else -1
+        engine.prompt_tokens += prompt
+        engine.running += 1
+        try:
+            if not asked.stream:
+                for _ in range(tokens):
+                    await asyncio.sleep(engine.interval)
+                    engine.generation_tokens += choices
+                self.reply(200, self.whole(path, asked, prompt, tokens, choices, False))
+                return
+            await self.stream(path, asked, prompt, tokens, choices, drop_after)
+        finally:
+            engine.running -= 1
+
+    async def stream(self, path: bytes, asked: Body, prompt: int, tokens: int, choices: int, drop_after: int) -> None:
+        engine, options = self.engine, asked.stream_options or {}
+        usage, each = options.get("include_usage", False), options.get("continuous_usage_stats", False)
+        chat = path == b"/v1/chat/completions"
+        base: dict[str, Any] = {
+            "id": f"chatcmpl-{next(engine.ids)}", "created": 1, "model": asked.model,
+            "object": "chat.completion.chunk" if chat else "text_completion",
+        }  # fmt: skip
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+
+        def running(count: int) -> dict[str, Any]:
+            return {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}
+
+        if chat:
+            for i in range(choices):
+                self.event(base | {"choices": [{"index": i, "delta": {"role": "assistant", "content": ""}}]}
+                           | ({"usage": running(0)} if usage and each else {}))  # fmt: skip
+        for count in range(1, tokens + 1):
+            if count - 1 == drop_after:
+                self.transport.abort()
+                return
+            if engine.interval:
+                await asyncio.sleep(engine.interval)
+            await self.room.wait()
+            for i in range(choices):
+                engine.generation_tokens += 1
+                end = {"finish_reason": "length" if count == tokens else None}
+                choice = {"index": i, **({"delta": {"content": "tok "}} if chat else {"text": "tok "}), **end}
+                self.event(base | {"choices": [choice]} | ({"usage": running(count)} if usage and each else {}))
+        if usage:
+            final = running(tokens * choices) | {"prompt_tokens_details": {"cached_tokens": prompt // 2}}
+            self.event(base | {"choices": [], "usage": final})
+        self.chunk(b"data: [DONE]\n\n")
+        self.transport.write(b"0\r\n\r\n")
+
+    async def messages(self, asked: Body, text: bytes) -> None:
+        engine, prompt, tokens = self.engine, self.size(text), asked.max_tokens or 16
+        engine.prompt_tokens += prompt
+        head: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "model": asked.model}
+        usage = {"input_tokens": prompt - prompt // 2, "output_tokens": tokens, "cache_read_input_tokens": prompt // 2}
+        if not asked.stream:
+            engine.generation_tokens += tokens
+            block = [{"type": "text", "text": "tok " * tokens}]
+            done = {"content": block, "stop_reason": "max_tokens", "stop_sequence": None, "usage": usage}
+            self.reply(200, json.dumps(head | done).encode())
+            return
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        start = head | {"content": [], "usage": {"input_tokens": prompt, "output_tokens": 0}}
+        start |= {"stop_reason": None, "stop_sequence": None}
+        self.event({"type": "message_start", "message": start}, "message_start")
+        block = {"type": "text", "text": ""}
+        self.event({"type": "content_block_start", "index": 0, "content_block": block}, "content_block_start")
+        for _ in range(tokens):
+            await asyncio.sleep(engine.interval)
+            engine.generation_tokens += 1
+            delta = {"type": "text_delta", "text": "tok "}
+            self.event({"type": "content_block_delta", "index": 0, "delta": delta}, "content_block_delta")
+        self.event({"type": "content_block_stop", "index": 0}, "content_block_stop")
+        stop = {"stop_reason": "max_tokens", "stop_sequence": None}
+        self.event({"type": "message_delta", "delta": stop, "usage": usage}, "message_delta")
+        self.event({"type": "message_stop"}, "message_stop")
+        self.transport.write(b"0\r\n\r\n")
+
+    async def responses(self, asked: Body, text: bytes) -> None:
+        engine, prompt, tokens = self.engine, self.size(text), asked.max_output_tokens or 16
+        engine.prompt_tokens += prompt
+        base: dict[str, Any] = {
+            "id": "resp_1", "object": "response", "created_at": 1, "model": asked.model, "status": "in_progress",
+            "output": [], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+        }  # fmt: skip
+        usage = {
+            "input_tokens": prompt, "output_tokens": tokens, "total_tokens": prompt + tokens,
+            "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
+        }  # fmt: skip
+        item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
+                "content": [{"type": "output_text", "text": "tok " * tokens, "annotations": []}]}  # fmt: skip
+        done = base | {"status": "completed", "output": [item], "usage": usage}
+        if not asked.stream:
+            engine.generation_tokens += tokens
+            self.reply(200, json.dumps(done).encode())
+            return
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        numbers = itertools.count()
+        self.event({"type": "response.created", "response": base, "sequence_number": next(numbers)}, "response.created")
+        for _ in range(tokens):
+            await asyncio.sleep(engine.interval)
+            engine.generation_tokens += 1
+            where = {"item_id": "msg_1", "output_index": 0, "content_index": 0, "sequence_number": next(numbers)}
+            delta = {"type": "response.output_text.delta", "delta": "tok ", "logprobs": []}
+            self.event(delta | where, "response.output_text.delta")
+        last = {"type": "response.completed", "response": done, "sequence_number": next(numbers)}
+        self.event(last, "response.completed")
+        self.transport.write(b"0\r\n\r\n")
+
+    def event(self, fields: dict[str, Any], name: str = "") -> None:
+        head = b"event: %s\n" % name.encode() if name else b""
+        self.chunk(b"%sdata: %s\n\n" % (head, msgspec.json.encode(fields)))
+
+    def chunk(self, data: bytes) -> None:
+        self.transport.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM; prints the port it listens on."""
+    loop = asyncio.get_running_loop()
+    engine = Engine(options)
+    server = await loop.create_server(lambda: Connection(engine), "127.0.0.1", options.port, backlog=2048)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--model", default="mock-model")
+    parser.add_argument("--adapters", default="")
+    parser.add_argument("--key", default="")
+    parser.add_argument("--interval-ms", type=float, default=0)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--keep-bodies", action="store_true")
+    uvloop.run(serve(parser.parse_args()))
