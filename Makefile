@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-SOURCES := kit quotas scheduler serving heliu tests
+SOURCES := kit quotas scheduler serving heliu benchmarks tests
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 help: ## List the targets
 	@echo 'Heliu. On a fresh machine: make demo'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS=…        what `make demo` and `make test` pass on, e.g. ARGS=--exit, ARGS="-k ledger"'
 	@echo '  HELIU_ENGINE=cuda   vLLM for GPUs instead of its CPU build;  HELIU_HOME=…  where state lives (.heliu)'
@@ -55,3 +55,11 @@ dependencies: .venv-control ## Every import declared, every declaration imported
 
 spelling: .venv-control ## Typing slips (codespell)
 	@git ls-files -z | xargs -0 $(BIN)/codespell
+
+bench-scheduler: .venv-control ## Placement policies side by side on a public trace
+	@$(BIN)/python -m benchmarks.scheduler $(ARGS)
+
+bench-routing: .venv-control ## The gateway's router beside others on a public trace
+	@$(BIN)/python -m benchmarks.routing $(ARGS)
+
+.PHONY: bench-scheduler bench-routing

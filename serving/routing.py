@@ -62,9 +62,7 @@ class Breaker:
 
 @dataclass(slots=True)
 class Target:
-    """One ready replica as the router sees it. `pending_tokens` are uncached prompt tokens sent there whose
-    first token has not come yet.
-    """
+    """One ready replica as the router sees it. `pending_tokens`: uncached prompt tokens sent, not yet prefilled."""
 
     id: str
     adapters: frozenset[str]

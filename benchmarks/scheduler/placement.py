@@ -115,7 +115,7 @@ class Cluster:
 def candidates_on(
     rooms: Rooms, nodes: Ints, shape: Shape
 ) -> tuple[Candidates, Ints, Ints]:
-    """Every way to put the task on `nodes`: the candidates, the index into `nodes` and the GPU (−1: not a share) [K]."""
+    """Every way to put the task on `nodes`: candidates, index into `nodes`, GPU (−1: not a share) [K]."""
     if shape.is_share:
         index, gpu = np.nonzero(rooms.gpu_milli[nodes] >= shape.gpu_milli)
     else:
