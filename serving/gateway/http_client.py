@@ -148,7 +148,8 @@ class EnginePool:
     def send(self, data: bytes, sink: Sink, begun: Callable[[EngineConnection], bool], *, fresh: bool = False) -> None:
         """Send `data` on an idle connection, or on a new one (always when `fresh`).
 
-        `begun` is told which connection it is, and may say False: nothing is sent then. A connection that cannot be made is reported by `sink.engine_failed`.
+        `begun` is told which connection it is, and may say False: nothing is sent then. A connection that
+        cannot be made is reported by `sink.engine_failed`.
         """
         now = self.loop.time()
         while self.idle and not fresh:
