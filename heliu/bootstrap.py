@@ -141,7 +141,7 @@ def is_free(port: int) -> bool:
 def runs_here() -> bool:
     """Whether a process that `heliu up` recorded in this home is alive."""
     return any(
-        os.path.exists(f"/proc/{pid}")
+        Path(f"/proc/{pid}").exists()
         for record in (HOME / "run").glob("*.json")
         for pid in re.findall(r'"pid": *(\d+)', record.read_text())
     )

@@ -48,9 +48,7 @@ class TestServer:
     @contextmanager
     def _database(self, template: str) -> Iterator[str]:
         name = new_id("test")
-        self._execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
         try:
             yield self._url(name)
         finally:
