@@ -91,7 +91,7 @@ class Purses:
                 held = self.hold(firm_id, amount)
                 return held if isinstance(held, Hold) else None
             wanted = 0
-            await asyncio.sleep(random.uniform(0.02, 0.12))  # noqa: S311 - spreads retries, hides nothing
+            await asyncio.sleep(random.uniform(0.02, 0.12))
 
     async def tend(self) -> None:
         """For ever: renew leases in use, give back idle ones."""

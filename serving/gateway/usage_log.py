@@ -128,7 +128,9 @@ class UsageLog:
             self._batches.append(_Batch(self.path))
 
     def close(self) -> None:
-        """Write what is queued and stop."""
+        """Write what is queued and stop; again is no change."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout=10)
