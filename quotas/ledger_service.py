@@ -1,7 +1,8 @@
 """The ledger as a whole: sweep what is due, seal what was posted, examine everything."""
 
+import asyncio
 import json
-import logging
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from quotas.holds import expire_holds
 from quotas.programmes import expire_vouchers
 from quotas.statement_service import close_statement, due_statements
 from quotas.vocabulary import CheckReport, Finding, FirmId, OpenHold
-
-log = logging.getLogger(__name__)
 
 
 async def sweep(db: Database, now: datetime, heads: Path | None = None, *, months: bool = True) -> int:
@@ -42,18 +41,32 @@ async def sweep(db: Database, now: datetime, heads: Path | None = None, *, month
 
 async def write_heads(db: Database, path: Path) -> int:
     """Append the heads of blocks that are not in the file yet; who changes the database would have to change both."""
-    written = 0
-    if path.exists():
-        lines = path.read_text().splitlines()
-        whole = [line for line in lines if line.endswith("}")]
-        written = json.loads(whole[-1])["number"] if whole else 0
+    written = await asyncio.to_thread(_last_head, path)
     async with db.transaction() as tx:
         blocks = await ledger_store.blocks(tx, after=written)
     if blocks:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(_head(block) for block in blocks)
+        await asyncio.to_thread(_append, path, "".join(_head(block) for block in blocks))
     return len(blocks)
+
+
+def _last_head(path: Path) -> int:
+    """Number of the last head that was written whole; a torn last line is written over."""
+    if not path.exists():
+        return 0
+    text_so_far = path.read_text()
+    whole = text_so_far[: text_so_far.rfind("\n") + 1]
+    if whole != text_so_far:
+        path.write_text(whole)
+    lines = whole.splitlines()
+    return int(json.loads(lines[-1])["number"]) if lines else 0
+
+
+def _append(path: Path, lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _head(block: Block) -> str:

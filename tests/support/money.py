@@ -138,6 +138,7 @@ def tokens(
 ) -> TokenUsage:
     """One request of 100 tokens in (20 of them cached) and 10 out: 80 + 5 + 20 micro-yuan."""
     values: dict[str, object] = {
+        "source": "gateway-1",
         "key_id": KeyId("key_1"),
         "model": MODEL,
         "input": Tokens(100),
@@ -147,7 +148,6 @@ def tokens(
     }
     return TokenUsage(
         id=f"req_{number}",
-        source="gateway-1",
         firm_id=firm_id,
         project_id=PROJECT,
         base_model=MODEL,

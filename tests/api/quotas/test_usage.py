@@ -1,0 +1,244 @@
+"""Token usage and allowance leases, on a real database: every record once, and no lease above what is there."""
+
+import random
+from datetime import timedelta
+
+import pytest
+
+from kit.clock import FixedClock
+from kit.db import Database
+from kit.errors import Conflict, InvalidInput, NoMoney, NotFound
+from kit.units import MicroYuan, Tokens
+from quotas import api
+from quotas.adapters import ledger_store
+from quotas.ledger_service import sweep
+from quotas.vocabulary import PLATFORM_FIRM, KeyId, ModelName
+from tests.support.money import hold, open_firm, publish_prices, tokens, yuan
+
+
+async def test_tokens_are_charged_from_the_lease_on_one_line_per_key_and_model(db: Database, clock: FixedClock) -> None:
+    tariff = await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=yuan(1))
+        lease = await api.lease_allowance(
+            tx, holder="gw", firm_id=firm, amount=MicroYuan(10_000), lease_seconds=30, now=clock.now()
+        )
+        records = [tokens(firm, n, at=clock.now(), lease_id=lease.id) for n in range(4)]
+        records.append(tokens(firm, 4, at=clock.now(), lease_id=lease.id, key_id=KeyId("key_2")))
+        result = await api.ingest_tokens(tx, records, now=clock.now())
+        assert (result.accepted, result.duplicates) == (5, 0)
+        month = await api.statement(tx, firm, "2026-11", clock.now())
+        assert [(line.about["key_id"], line.amount, line.quantities["requests"]) for line in month.lines] == [
+            ("key_1", 420, 4),
+            ("key_2", 105, 1),
+        ]
+        assert {line.tariff_id for line in month.lines} == {tariff}
+        assert month.lines[0].quantities == {"input": 320, "cached_input": 80, "output": 40, "requests": 4}
+        account = await api.account_of(tx, firm)
+        assert (account.balance, account.held) == (yuan(1) - 525, 10_000 - 525)
+        assert await api.check_ledger(tx) == []
+
+
+async def test_a_batch_sent_again_changes_nothing(db: Database, clock: FixedClock) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=yuan(1))
+        batch = [tokens(firm, n, at=clock.now()) for n in range(3)]
+        await api.ingest_tokens(tx, batch, now=clock.now())
+        again = await api.ingest_tokens(tx, [*batch, tokens(firm, 3, at=clock.now())], now=clock.now())
+        assert (again.accepted, again.duplicates) == (1, 3)
+        assert (await api.account_of(tx, firm)).balance == yuan(1) - 4 * 105
+        assert await api.check_ledger(tx) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_order_repetition_and_batching_never_change_a_charge(db: Database, clock: FixedClock, seed: int) -> None:
+    await publish_prices(db, now=clock.now())
+    chance = random.Random(seed)
+    totals = []
+    for _ in range(2):
+        async with db.transaction() as tx:
+            firm = await open_firm(tx, now=clock.now(), paid_in=yuan(5))
+        made = random.Random(99)
+        records = [
+            tokens(
+                firm,
+                n,
+                at=clock.now() - timedelta(hours=made.randint(0, 20)),
+                input=Tokens(made.randint(20, 999)),
+                output=Tokens(made.randint(0, 999)),
+                source=firm,
+                key_id=KeyId(f"key_{made.randint(1, 3)}"),
+            )
+            for n in range(40)
+        ]
+        events = records + chance.choices(records, k=15)
+        chance.shuffle(events)
+        while events:
+            size = chance.randint(1, 12)
+            batch, events = events[:size], events[size:]
+            async with db.transaction() as tx:
+                await api.ingest_tokens(tx, batch, now=clock.now())
+        async with db.transaction() as tx:
+            month = await api.statement(tx, firm, "2026-11", clock.now())
+            totals.append([(line.about, line.quantities, line.amount) for line in month.lines])
+            assert await api.check_ledger(tx) == []
+    assert totals[0] == totals[1]
+    assert len(totals[0]) == 3
+
+
+async def test_usage_beyond_lease_and_cash_is_the_platforms_loss_and_never_overdraws(
+    db: Database, clock: FixedClock
+) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=150)
+        lease = await api.lease_allowance(
+            tx, holder="gw", firm_id=firm, amount=MicroYuan(100), lease_seconds=30, now=clock.now()
+        )
+        batch = [tokens(firm, n, at=clock.now(), lease_id=lease.id) for n in range(2)]
+        await api.ingest_tokens(tx, batch, now=clock.now())
+        account = await api.account_of(tx, firm)
+        assert (account.balance, account.held) == (0, 0)
+        assert (await ledger_store.posted_balances(tx))["platform:loss"] == -60
+        month = await api.statement(tx, firm, "2026-11", clock.now())
+        assert month.cash == 150
+        assert await api.check_ledger(tx) == []
+
+
+async def test_dedicated_tokens_are_metered_at_price_zero(db: Database, clock: FixedClock) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now())
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=clock.now(), dedicated=True)], now=clock.now())
+        await api.ingest_tokens(tx, [tokens(PLATFORM_FIRM, 2, at=clock.now())], now=clock.now())
+        month = await api.statement(tx, firm, "2026-11", clock.now())
+        assert [(line.amount, line.quantities["output"]) for line in month.lines] == [(0, 10)]
+        assert "dedicated" in month.lines[0].note
+        assert await api.check_ledger(tx) == []
+
+
+async def test_usage_without_a_price_is_kept_and_found_by_the_check(db: Database, clock: FixedClock) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now())
+        unknown = tokens(firm, 1, at=clock.now() - timedelta(days=60))
+        assert (await api.ingest_tokens(tx, [unknown], now=clock.now())).accepted == 1
+        [finding] = await api.check_ledger(tx)
+        assert (finding.invariant, "have no price" in finding.detail) == ("L3", True)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"input": -1}, {"output": 2**41}, {"cached_input": 101}, {"source": ""}], ids=lambda bad: next(iter(bad))
+)
+async def test_a_batch_with_one_bad_record_is_refused_whole(
+    db: Database, clock: FixedClock, bad: dict[str, object]
+) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=yuan(1))
+        with pytest.raises(InvalidInput, match="req_2"):
+            await api.ingest_tokens(
+                tx, [tokens(firm, 1, at=clock.now()), tokens(firm, 2, at=clock.now(), **bad)], now=clock.now()
+            )
+        assert (await api.account_of(tx, firm)).balance == yuan(1)
+
+
+async def test_leases_never_exceed_what_is_there(db: Database, clock: FixedClock) -> None:
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=100)
+        first = await api.lease_allowance(
+            tx, holder="gw-1", firm_id=firm, amount=MicroYuan(70), lease_seconds=30, now=clock.now()
+        )
+        second = await api.lease_allowance(
+            tx, holder="gw-2", firm_id=firm, amount=MicroYuan(70), lease_seconds=30, now=clock.now()
+        )
+        assert (first.amount_left, second.amount_left) == (70, 30)
+        with pytest.raises(NoMoney):
+            await api.lease_allowance(
+                tx, holder="gw-3", firm_id=firm, amount=MicroYuan(1), lease_seconds=30, now=clock.now()
+            )
+        assert await api.recall_allowances(tx, firm_id=firm, except_holder="gw-3", now=clock.now()) == 2
+        renewed = await api.renew_allowance(
+            tx, lease_id=first.id, holder="gw-1", top_up=50, lease_seconds=30, now=clock.now()
+        )
+        assert (renewed.recalled, renewed.amount_left) == (True, 70)
+        await api.return_allowance(tx, lease_id=first.id, holder="gw-1", now=clock.now())
+        await api.return_allowance(tx, lease_id=first.id, holder="gw-1", now=clock.now())
+        third = await api.lease_allowance(
+            tx, holder="gw-3", firm_id=firm, amount=MicroYuan(500), lease_seconds=30, now=clock.now()
+        )
+        assert third.amount_left == 70
+        assert await api.check_ledger(tx) == []
+
+
+async def test_a_lease_is_topped_up_also_after_it_was_used_up(db: Database, clock: FixedClock) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=1000)
+        lease = await api.lease_allowance(
+            tx, holder="gw", firm_id=firm, amount=MicroYuan(105), lease_seconds=30, now=clock.now()
+        )
+        lease = await api.renew_allowance(
+            tx, lease_id=lease.id, holder="gw", top_up=105, lease_seconds=60, now=clock.now()
+        )
+        assert lease.amount_left == 210
+        batch = [tokens(firm, n, at=clock.now(), lease_id=lease.id) for n in range(2)]
+        await api.ingest_tokens(tx, batch, now=clock.now())
+        lease = await api.renew_allowance(
+            tx, lease_id=lease.id, holder="gw", top_up=2000, lease_seconds=60, now=clock.now()
+        )
+        assert lease.amount_left == 790
+        assert [one.id for one in await api.open_leases(tx, holder="gw")] == [lease.id]
+        with pytest.raises(NotFound):
+            await api.return_allowance(tx, lease_id=lease.id, holder="someone else", now=clock.now())
+        assert await api.check_ledger(tx) == []
+
+
+async def test_the_lease_of_a_dead_gateway_expires_and_its_late_usage_is_still_charged(
+    db: Database, clock: FixedClock
+) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=1000)
+        lease = await api.lease_allowance(
+            tx, holder="gw", firm_id=firm, amount=MicroYuan(1000), lease_seconds=30, now=clock.now()
+        )
+    used_at = clock.now()
+    clock.advance(timedelta(seconds=31))
+    await sweep(db, clock.now())
+    async with db.transaction() as tx:
+        assert (await api.account_of(tx, firm)).available == 1000
+        with pytest.raises(Conflict, match="expired already"):
+            await api.renew_allowance(tx, lease_id=lease.id, holder="gw", lease_seconds=30, now=clock.now())
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=used_at, lease_id=lease.id)], now=clock.now())
+        assert (await api.account_of(tx, firm)).balance == 895
+        assert await api.check_ledger(tx) == []
+
+
+async def test_an_adapter_costs_what_its_base_model_costs_and_has_its_own_line(db: Database, clock: FixedClock) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=1000)
+        batch = [tokens(firm, 1, at=clock.now()), tokens(firm, 2, at=clock.now(), model=ModelName("our-lore"))]
+        await api.ingest_tokens(tx, batch, now=clock.now())
+        month = await api.statement(tx, firm, "2026-11", clock.now())
+        assert {line.about["model"]: line.amount for line in month.lines} == {
+            "our-lore": 105,
+            "smollm2-135m-instruct": 105,
+        }
+
+
+async def test_what_a_job_holds_is_not_leased_to_a_gateway(db: Database, clock: FixedClock) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=100_000)
+        await hold(tx, firm, now=clock.now(), seconds=60)
+        lease = await api.lease_allowance(
+            tx, holder="gw", firm_id=firm, amount=MicroYuan(100_000), lease_seconds=30, now=clock.now()
+        )
+        assert lease.amount_left == 40_000
+        assert {(one.kind, one.amount) for one in await api.open_holds(tx)} == {
+            ("allowance", 40_000),
+            ("compute", 60_000),
+        }

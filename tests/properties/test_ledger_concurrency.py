@@ -1,0 +1,128 @@
+"""Thirty-two connections at one ledger: no overdraft, no double settlement, no deadlock that reaches a caller."""
+
+import asyncio
+from datetime import timedelta
+
+from kit.clock import FixedClock
+from kit.db import Database
+from kit.errors import Conflict, NoMoney
+from kit.units import MicroYuan
+from quotas import api
+from quotas.ledger_service import sweep
+from tests.support.money import grant, hold, open_firm, publish_prices, tokens, used, yuan
+
+CONNECTIONS = 32
+
+
+async def test_many_holds_at_once_never_overdraw(database_url: str, clock: FixedClock) -> None:
+    db = Database(database_url, pool_size=CONNECTIONS)
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=1_000_000)
+        await grant(tx, firm, 300_000, now=clock.now())
+
+    async def one(number: int) -> str:
+        async def work(tx):  # type: ignore[no-untyped-def]
+            return await hold(tx, firm, now=clock.now(), seconds=50, key=f"job {number}", subject=f"job_{number}")
+
+        try:
+            held = await db.retrying(work)
+        except NoMoney:
+            return "refused"
+        assert held.amount == 50_000
+        return "held"
+
+    results = await asyncio.gather(*(one(number) for number in range(64)))
+    # 300,000 of vouchers pay half of 600,000; the rest is cash: 1,300,000 in all, and 50,000 each.
+    assert results.count("held") == 26
+    async with db.transaction() as tx:
+        assert (await api.account_of(tx, firm)).available == 0
+        assert len(await api.open_holds(tx)) == 26
+        assert await api.check_ledger(tx) == []
+    await db.close()
+
+
+async def test_one_hold_settled_by_everybody_at_once_is_charged_once(database_url: str, clock: FixedClock) -> None:
+    db = Database(database_url, pool_size=CONNECTIONS)
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=1_000_000)
+        held = await hold(tx, firm, now=clock.now())
+
+    async def one(number: int) -> str:
+        async def work(tx):  # type: ignore[no-untyped-def]
+            if number % 4 == 0:
+                await api.release_hold(tx, hold_id=held.id, reason="a race", now=clock.now())
+                return "released"
+            usage = used(firm, start=clock.now(), seconds=60)
+            return (await api.settle_compute(tx, hold_id=held.id, usage=usage, now=clock.now())).id
+
+        try:
+            return str(await db.retrying(work))
+        except Conflict:
+            return "too late"
+
+    results = set(await asyncio.gather(*(one(number) for number in range(CONNECTIONS))))
+    results.discard("too late")
+    assert len(results) == 1, "either everybody sees the one charge, or the hold was released"
+    async with db.transaction() as tx:
+        assert (await api.account_of(tx, firm)).held == 0
+        assert await api.check_ledger(tx) == []
+    await db.close()
+
+
+async def test_everything_at_once_leaves_a_ledger_that_adds_up(database_url: str, clock: FixedClock) -> None:
+    db = Database(database_url, pool_size=CONNECTIONS)
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firms = [await open_firm(tx, now=clock.now(), paid_in=yuan(1)) for _ in range(3)]
+        for firm in firms:
+            await grant(tx, firm, 200_000, now=clock.now())
+
+    async def jobs(number: int) -> None:
+        firm = firms[number % 3]
+        for step in range(3):
+            key = f"{number} {step}"
+            held = await db.retrying(lambda tx, k=key: hold(tx, firm, now=clock.now(), seconds=20, key=k))
+            usage = used(firm, start=clock.now() + timedelta(hours=step), seconds=15, attempt=f"att_{number}")
+            await db.retrying(
+                lambda tx, h=held, u=usage: api.settle_compute(tx, hold_id=h.id, usage=u, now=clock.now())
+            )
+
+    async def gateway(number: int) -> None:
+        holder, order = f"gw {number}", firms[number % 3 :] + firms[: number % 3]
+        leases = [
+            await db.retrying(
+                lambda tx, f=firm: api.lease_allowance(
+                    tx, holder=holder, firm_id=f, amount=MicroYuan(900), lease_seconds=60, now=clock.now()
+                )
+            )
+            for firm in order
+        ]
+        for step in range(3):
+            batch = [
+                tokens(lease.firm_id, 100 * step + n, at=clock.now(), lease_id=lease.id, source=holder)
+                for lease in leases
+                for n in range(3)
+            ]
+            await db.retrying(lambda tx, b=batch: api.ingest_tokens(tx, b, now=clock.now()))
+        for lease in leases:
+            await db.retrying(
+                lambda tx, one=lease: api.return_allowance(tx, lease_id=one.id, holder=holder, now=clock.now())
+            )
+
+    async def sweeper() -> None:
+        for _ in range(5):
+            await sweep(db, clock.now())
+
+    work = [jobs(n) for n in range(12)] + [gateway(n) for n in range(8)] + [sweeper()]
+    results = await asyncio.gather(*work, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    assert failures == []
+    await sweep(db, clock.now())
+    async with db.transaction() as tx:
+        assert await api.open_holds(tx) == []
+        assert await api.check_ledger(tx) == []
+        spent = sum([yuan(1) - (await api.account_of(tx, firm)).balance for firm in firms])
+        assert spent > 0
+    await db.close()
