@@ -46,7 +46,7 @@ class RecipeParams(BaseModel):
 
 
 def size_factor(model: str) -> float:
-    """How many times larger the model is than the one the times were measured with, by its name; 1 when it says none."""
+    """How many times larger the model is than the one that was measured, by its name; 1 when it says nothing."""
     found = _MODEL_SIZE.search(model)
     if found is None:
         return 1.0

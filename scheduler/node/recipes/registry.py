@@ -1,4 +1,4 @@
-"""Every recipe there is: its parameters, its program, what goes in and what comes out. The control plane reads this too."""
+"""Every recipe there is: parameters, program, what goes in and what comes out. Read on both sides of the wire."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ Argument = Annotated[str, Field(max_length=4096)]
 
 
 class ScriptParams(RecipeParams):
-    """A command over the firm's own files. What it leaves in `outputs/` is kept; it may run for `runtime_seconds_max`."""
+    """A command over the firm's own files. What it leaves in `outputs/` is kept."""
 
     command: Annotated[list[Argument], Field(min_length=1, max_length=256)]
     runtime_seconds_max: Annotated[int, Field(ge=1, le=7 * 86_400)] = 3600
