@@ -3,7 +3,10 @@
 from types import TracebackType
 from typing import Self
 
+from heliu.client.jobs import Files, Fleet, Jobs
+from heliu.client.money import Money, Tariffs, Vouchers
 from heliu.client.people import Firms, Keys, Members, Quotas, Sessions
+from heliu.client.serving import Adapters, Deployments, Models
 from heliu.client.transport import Transport
 
 
@@ -22,6 +25,15 @@ class Client:
         self.members = Members(transport)
         self.keys = Keys(transport)
         self.quotas = Quotas(transport)
+        self.tariffs = Tariffs(transport)
+        self.vouchers = Vouchers(transport)
+        self.money = Money(transport)
+        self.jobs = Jobs(transport)
+        self.files = Files(transport)
+        self.fleet = Fleet(transport)
+        self.models = Models(transport)
+        self.adapters = Adapters(transport)
+        self.deployments = Deployments(transport)
 
     def acting_as(self, token: str) -> "Client":
         """The same platform for another caller: a session's token or an API key."""

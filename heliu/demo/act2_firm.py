@@ -3,7 +3,7 @@
 from typing import Any
 
 from heliu.client import Client
-from heliu.demo.actors import MISTYPED_USCC, STUDIO, USCC, Account, new_account
+from heliu.demo.actors import MISTYPED_USCC, RIVAL, RIVAL_USCC, STUDIO, USCC, Account, new_account
 from heliu.demo.story import Story
 
 SCOPES = (
@@ -129,6 +129,17 @@ def _key(story: Story) -> None:
     )
 
 
+def rival(story: Story) -> Client:
+    """The owner of another firm, which must see nothing of the studio's."""
+    if story.cast.rival is None:
+        account = new_account("rival")
+        firm = story.anyone.firms.apply(**_application(RIVAL_USCC, RIVAL, account))
+        story.administrator.firms.review(firm.id, "approve")
+        story.cast.rival = account
+        story.memory.save()
+    return story.sign_in(story.cast.rival)
+
+
 def _application(uscc: str, name: str, owner: Account) -> dict[str, Any]:
     return {
         "uscc": uscc,
@@ -142,9 +153,3 @@ def _application(uscc: str, name: str, owner: Account) -> dict[str, Any]:
         "owner_email": owner.email,
         "owner_password": owner.password,
     }
-
-
-def key_client(story: Story) -> Client:
-    """The platform as the firm's own programs see it: with the API key."""
-    assert story.cast.key, "the key is issued in this act"
-    return story.anyone.acting_as(story.cast.key)

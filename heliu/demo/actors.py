@@ -8,6 +8,8 @@ from pydantic import BaseModel
 STUDIO = "九灯数字内容工作室 (Nine Lanterns Studio, a demo)"
 USCC = "91420100DEMR000012"
 """Of nobody: its check character is right, its organisation code is made up."""
+RIVAL = "对岸工作室 (Other Bank Studio, a demo)"
+RIVAL_USCC = "91420100DEMR000038"
 MISTYPED_USCC = "91420100DEMR000026"
 """Another made-up one whose check character is wrong."""
 
@@ -27,6 +29,7 @@ class Cast(BaseModel):
     developer: Account | None = None
     firm_id: str | None = None
     doubtful_firm_id: str | None = None
+    rival: Account | None = None
     key_id: str | None = None
     key: str | None = None
     programme_id: str | None = None

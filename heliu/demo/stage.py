@@ -1,9 +1,10 @@
 """How the demo tells its story: numbered steps, what was done, and whether each thing it promises holds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
+from openai import OpenAIError
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -34,7 +35,7 @@ class Stage:
         began = monotonic()
         try:
             yield
-        except (ApiError, Unreachable, HeliuError) as error:
+        except (ApiError, Unreachable, HeliuError, OpenAIError, TimeoutError) as error:
             self.failed.append(f"{number}. {title}: {error}")
             self.console.print(f"  [red]✗ refused:[/red] {escape(str(error))}")
             raise Broken(str(error)) from error
@@ -63,7 +64,7 @@ class Stage:
         if not holds:
             raise Broken(sentence)
 
-    def table(self, title: str, columns: Mapping[str, str], rows: list[Mapping[str, str]]) -> None:
+    def table(self, title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> None:
         """A table; a column whose heading ends in `>` is right-aligned."""
         table = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
         for heading in columns.values():

@@ -1,0 +1,101 @@
+"""Prices, vouchers, payments, statements, the ledger. Whatever moves money carries an idempotency key."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from heliu.client.money_views import Account, CentreStatement, LedgerCheck, Programme, Statement, Tariff, Voucher
+from heliu.client.transport import Transport, new_idempotency_key
+
+
+@dataclass(frozen=True, slots=True)
+class Tariffs:
+    """The price book."""
+
+    _transport: Transport
+
+    def publish(self, name: str, *, gpu: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]]) -> Tariff:
+        """A new version of the whole book, from now on."""
+        body = {"name": name, "gpu": list(gpu), "tokens": list(tokens)}
+        return Tariff(**self._transport.json("POST", "/api/tariffs", body=body))
+
+    def list(self) -> list[Tariff]:
+        """Every version, oldest first."""
+        return [Tariff(**row) for row in self._transport.json("GET", "/api/tariffs")]
+
+
+@dataclass(frozen=True, slots=True)
+class Vouchers:
+    """Programmes and the vouchers granted under them."""
+
+    _transport: Transport
+
+    def open_programme(self, **terms: Any) -> Programme:
+        """Open one: name, funder, share_ppm, pool_micro_yuan, cap_per_firm_year_micro_yuan, valid_until."""
+        sent = {name: _json(value) for name, value in terms.items()}
+        return Programme(**self._transport.json("POST", "/api/programmes", body=sent))
+
+    def programmes(self) -> list[Programme]:
+        """Every programme and what is left in its pool."""
+        return [Programme(**row) for row in self._transport.json("GET", "/api/programmes")]
+
+    def grant(
+        self,
+        programme_id: str,
+        firm_id: str,
+        amount_micro_yuan: int,
+        *,
+        note: str = "",
+        idempotency_key: str | None = None,
+    ) -> Voucher:
+        """Grant a firm part of a programme's pool."""
+        body = {
+            "programme_id": programme_id,
+            "firm_id": firm_id,
+            "amount_micro_yuan": amount_micro_yuan,
+            "note": note,
+        }
+        key = idempotency_key or new_idempotency_key()
+        return Voucher(**self._transport.json("POST", "/api/vouchers", body=body, idempotency_key=key))
+
+    def list(self, firm_id: str | None = None) -> list[Voucher]:
+        """A firm's vouchers, in the order in which they pay."""
+        return [Voucher(**row) for row in self._transport.json("GET", "/api/vouchers", query={"firm_id": firm_id})]
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """A firm's account and statements, a centre's, and the ledger's examination."""
+
+    _transport: Transport
+
+    def top_up(
+        self, firm_id: str, amount_micro_yuan: int, *, evidence: str, idempotency_key: str | None = None
+    ) -> None:
+        """Book money that reached the platform's bank account."""
+        body = {"firm_id": firm_id, "amount_micro_yuan": amount_micro_yuan, "evidence": evidence}
+        key = idempotency_key or new_idempotency_key()
+        self._transport.json("POST", "/api/top-ups", body=body, idempotency_key=key)
+
+    def account(self, firm_id: str | None = None) -> Account:
+        """A firm's money as it stands now."""
+        return Account(**self._transport.json("GET", "/api/account", query={"firm_id": firm_id}))
+
+    def statement(self, period: str, firm_id: str | None = None) -> Statement:
+        """A firm's month, "2026-11"."""
+        query = {"period": period, "firm_id": firm_id}
+        return Statement(**self._transport.json("GET", "/api/statements", query=query))
+
+    def centre_statement(self, centre: str, period: str) -> CentreStatement:
+        """What a centre lent in a month and what it is owed."""
+        query = {"centre": centre, "period": period}
+        return CentreStatement(**self._transport.json("GET", "/api/centre-statements", query=query))
+
+    def check_ledger(self) -> LedgerCheck:
+        """Examine every invariant over the whole ledger."""
+        return LedgerCheck(**self._transport.json("GET", "/api/ledger/check"))
+
+
+def _json(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,125 @@
+"""What the platform answers about prices, vouchers, accounts, statements and the ledger. Amounts: micro-yuan."""
+
+from datetime import datetime
+
+from heliu.client.people_views import View
+
+
+class Rate(View):
+    meter: str
+    resource: str
+    qos: str
+    window: str
+    micro_yuan: int
+
+
+class Tariff(View):
+    id: str
+    name: str
+    valid_from: datetime
+    valid_until: datetime | None
+    rates: list[Rate]
+
+
+class Programme(View):
+    id: str
+    name: str
+    funder: str
+    share_ppm: int
+    pool_micro_yuan: int
+    left_micro_yuan: int
+    cap_per_firm_year_micro_yuan: int
+    valid_from: datetime
+    valid_until: datetime
+
+
+class Voucher(View):
+    id: str
+    programme_id: str
+    firm_id: str
+    amount_micro_yuan: int
+    left_micro_yuan: int
+    share_ppm: int
+    expires_at: datetime
+
+
+class Account(View):
+    firm_id: str
+    balance_micro_yuan: int
+    held_micro_yuan: int
+    available_micro_yuan: int
+
+
+class StatementLine(View):
+    """`about` names what `subject` is: the job, or the key and the model."""
+
+    charge_id: str
+    kind: str
+    subject: str
+    tariff_id: str | None
+    about: dict[str, str]
+    quantities: dict[str, int]
+    rates_micro_yuan: dict[str, int]
+    amount_micro_yuan: int
+    voucher_micro_yuan: int
+    cash_micro_yuan: int
+    vouchers_micro_yuan: dict[str, int]
+    note: str = ""
+
+
+class Statement(View):
+    """A firm's month. `closing = opening + top_ups - cash`."""
+
+    firm_id: str
+    period: str
+    state: str
+    lines: list[StatementLine]
+    amount_micro_yuan: int
+    voucher_micro_yuan: int
+    cash_micro_yuan: int
+    opening_micro_yuan: int
+    top_ups_micro_yuan: int
+    closing_micro_yuan: int
+    hash: str
+
+
+class CentreLine(View):
+    pool: str
+    payout_ppm: int
+    gpu_ms: int
+    list_micro_yuan: int
+    payable_micro_yuan: int
+
+
+class CentreStatement(View):
+    centre: str
+    period: str
+    lines: list[CentreLine]
+    gpu_ms: int
+    payable_micro_yuan: int
+
+
+class OpenHold(View):
+    id: str
+    kind: str
+    subject: str
+    firm_id: str
+    amount_micro_yuan: int
+    expires_at: datetime
+
+
+class Finding(View):
+    invariant: str
+    about: str
+    detail: str
+
+
+class LedgerCheck(View):
+    """`ok`: every invariant holds."""
+
+    ok: bool
+    findings: list[Finding]
+    accounts: int
+    transfers: int
+    blocks: int
+    open_holds: list[OpenHold]

@@ -1,0 +1,59 @@
+"""Act 8: a CSV of twenty prompts through the model, as a job; JSONL comes back."""
+
+import csv
+import json
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from heliu.client.job_views import JobDetail
+from heliu.demo.act4_quote import EXAMPLES
+from heliu.demo.story import BASE_MODEL, POOL, Story
+from kit.units import format_yuan
+
+PROMPTS = EXAMPLES / "prompts.csv"
+RESULTS = "results.jsonl"
+NEW_TOKENS = 24
+SHOWN = 3
+
+
+def batch_runs(story: Story) -> JobDetail:
+    """Submit, follow, read the results; the job as it then stands."""
+    stage, jobs = story.stage, story.developer.jobs
+    upload = story.developer.files.upload(PROMPTS)
+    job = jobs.submit(
+        "text-batch",
+        name="Twenty prompts",
+        pools=[POOL],
+        inputs={PROMPTS.name: upload.id},
+        params={"model": BASE_MODEL, "max_new_tokens": NEW_TOKENS},
+        idempotency_key=f"demo-batch-{story.firm_id}-{story.cast.runs}",
+    )
+    stage.did(f"text-batch on {PROMPTS.name} submitted", job.id)
+    _watch(story, job.id)
+    done = jobs.get(job.id)
+    stage.must(done.state == "succeeded", f"the job succeeded (it is {done.state}: {done.message})")
+    _results(story, done)
+    stage.did(f"it cost {format_yuan(done.charged_micro_yuan)}")
+    return done
+
+
+def _watch(story: Story, job_id: str) -> None:
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=story.stage.console) as progress:
+        task = progress.add_task("queued", total=None)
+        for event in story.developer.jobs.events(job_id):
+            if event.topic == "job.progress":
+                total = event.body.get("total_steps")
+                progress.update(task, description="answering", completed=event.body["step"], total=total)
+            else:
+                progress.update(task, description=event.topic.removeprefix("job."))
+
+
+def _results(story: Story, job: JobDetail) -> None:
+    (stored,) = [artifact for artifact in job.artifacts if artifact.name == RESULTS]
+    rows = [json.loads(line) for line in story.developer.files.download(stored.id).decode().splitlines()]
+    with PROMPTS.open(encoding="utf-8", newline="") as file:
+        asked = [row["id"] for row in csv.DictReader(file)]
+    story.stage.check([row["id"] for row in rows] == asked, f"{RESULTS} answers all {len(asked)} prompts in order")
+    for row in rows[:SHOWN]:
+        story.stage.did(json.dumps(row, ensure_ascii=False)[:160])

@@ -1,0 +1,85 @@
+"""`heliu demo`: the whole story against a real platform. It leaves the platform running unless told to stop it."""
+
+from rich.markup import escape
+
+from heliu.client import Client
+from heliu.demo.act1_platform import platform_is_up
+from heliu.demo.act2_firm import firm_is_let_in
+from heliu.demo.act3_terms import terms_are_set
+from heliu.demo.act4_quote import quote_then_submit
+from heliu.demo.act5_training import training_runs
+from heliu.demo.act6_model import base_model_is_wanted, model_is_served
+from heliu.demo.act7_openai import sdk_works
+from heliu.demo.act8_batch import batch_runs
+from heliu.demo.act9_money import money_adds_up
+from heliu.demo.actors import Memory
+from heliu.demo.stage import Broken, Stage
+from heliu.demo.story import Story
+from heliu.supervisor.down import take_down
+from kit.cli import console
+from kit.settings import Settings
+
+INTRODUCTION = """\
+A game studio brings its lore and leaves with a model of its own and a bill.
+Everything is real: PostgreSQL, Ray, peft, vLLM, weights, money in micro-yuan (of a demo)."""
+
+
+def play(*, stop_after: bool) -> int:
+    """Tell the story; returns the exit code: 0 when every promise held."""
+    settings = Settings()
+    stage = Stage(console)
+    console.print(f"[bold]Heliu 合流[/bold]\n{INTRODUCTION}")
+    try:
+        with stage.step(1, "The platform starts"):
+            platform_is_up(settings, stage)
+        _tell(settings, stage)
+    except Broken as end:
+        console.print(f"[red]The story cannot go on: {escape(str(end))}[/red]")
+    finally:
+        if stop_after:
+            with stage.step(10, "Everything stops"):
+                take_down(settings.home, stage.did)
+                stage.did("stopped; the state is kept")
+    code = stage.ending()
+    if not stop_after:
+        _where_to_look(settings)
+    return code
+
+
+def _tell(settings: Settings, stage: Stage) -> None:
+    with Client(settings.api_url) as anyone:
+        story = Story(settings, stage, Memory(settings.home), anyone)
+        story.cast.runs += 1
+        story.memory.save()
+        with stage.step(2, "A firm applies and is let in"):
+            firm_is_let_in(story)
+        with stage.step(3, "Quota, voucher, prices"):
+            terms_are_set(story)
+            if story.cast.deployment_id:
+                base_model_is_wanted(story)
+        with stage.step(4, "A quote, then a job"):
+            tune = quote_then_submit(story)
+        with stage.step(5, "A real fine-tune"):
+            trained = training_runs(story, tune)
+        with stage.step(6, "The adapter is in the catalogue, the model is served"):
+            model_is_served(story, tune.adapter)
+        with stage.step(7, "The OpenAI SDK, with another base_url and api_key"):
+            sdk_works(story, tune.adapter)
+        with stage.step(8, "Twenty prompts as a job"):
+            batch = batch_runs(story)
+        with stage.step(9, "The statement and the ledger"):
+            money_adds_up(story, {trained.id: "lora-finetune", batch.id: "text-batch"})
+
+
+def _where_to_look(settings: Settings) -> None:
+    console.print(
+        f"""
+The platform stays up:
+  the API, to try out      [cyan]{settings.api_url}/docs[/cyan]
+  the gateway              [cyan]{settings.gateway_url}/v1[/cyan]
+  Ray                      [cyan]http://127.0.0.1:{settings.ray_dashboard_port}[/cyan]
+  who plays, with passwords and key   {settings.home / "demo.json"}
+  what runs                heliu status
+  stop it                  make down""",
+        highlight=False,
+    )
