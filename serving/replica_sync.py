@@ -72,7 +72,7 @@ async def sync(tx: AsyncSession, attempt: AttemptIdentity, report: Report, *, no
     if attempt.attempt_id != replica.attempt_id:
         await _take_over(tx, replica, attempt, now=now)
     await _record_engine(tx, replica, report, now=now)
-    _move(replica, report, now=now)
+    await _move(tx, replica, report, leaving=attempt.stop_requested, now=now)
     replica.synced_at = now
     replica.requests_running, replica.requests_waiting = report.requests_running, report.requests_waiting
     replica.kv_cache_usage_ppm = report.kv_cache_usage_ppm
@@ -153,8 +153,12 @@ async def _record_engine(tx: AsyncSession, replica: ReplicaRow, report: Report, 
     await tx.flush()
 
 
-def _move(replica: ReplicaRow, report: Report, *, now: datetime) -> None:
-    """Follow the reported state as far as it is legal; a replica told to drain does not become ready again."""
+async def _move(tx: AsyncSession, replica: ReplicaRow, report: Report, *, leaving: bool, now: datetime) -> None:
+    """Follow the reported state as far as it is legal; a replica told to drain does not become ready again.
+
+    `leaving`: the scheduler takes the attempt's place away. Such a replica, and one whose host drains by itself, takes
+    no more requests and waits for its next attempt.
+    """
     here = ReplicaState(replica.state)
     if report.state not in _REPORTABLE:
         raise InvalidInput(f"a replica host does not report {report.state}", code="replica_state")
@@ -165,13 +169,17 @@ def _move(replica: ReplicaRow, report: Report, *, now: datetime) -> None:
         replica.reason = (report.reason or "the engine failed")[:500]
         _enter(replica, ReplicaState.PENDING, now=now)
         return
+    if leaving or report.state is ReplicaState.DRAINING:
+        replica.reason = report.reason or "its place is taken back; it waits for another"
+        _enter(replica, ReplicaState.PENDING, now=now)
+        return
     if report.state is ReplicaState.READY and (replica.url is None or replica.engine_start is None):
         raise InvalidInput("a ready replica has a url and an engine start", code="replica_state")
     for step in _steps(here, report.state):
         _enter(replica, step, now=now)
-    if report.state is ReplicaState.READY:
-        replica.reason = None
-        replica.ready_at = replica.ready_at or now
+        await tx.flush()
+    if report.state is ReplicaState.READY and here is not ReplicaState.READY:
+        replica.reason, replica.ready_at = None, now
 
 
 def _steps(here: ReplicaState, there: ReplicaState) -> list[ReplicaState]:

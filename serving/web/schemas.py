@@ -120,7 +120,7 @@ class DeploymentIn(Body):
 
     model: Slug
     kind: DeploymentKind
-    pool: Annotated[str, Field(min_length=3, max_length=129, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]
+    pool: Annotated[str, Field(min_length=3, max_length=129, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")]
     replicas: Count = 1
     replicas_min: Count = 0
     replicas_max: Count | None = None
