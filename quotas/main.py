@@ -12,6 +12,7 @@ from kit.db import Database
 from kit.errors import Unavailable
 from kit.settings import Settings
 from quotas.ledger_service import sweep
+from quotas.sessions import forget_old_attempts
 from quotas.web import (
     firm_routes,
     key_routes,
@@ -54,7 +55,10 @@ async def run_background(db: Database, clock: Clock, stop: asyncio.Event, heads:
         if stop.is_set():
             return
         try:
-            await sweep(db, clock.now(), path, months=turn % SWEEPS_PER_LOOK_AT_MONTHS == 0)
+            seldom = turn % SWEEPS_PER_LOOK_AT_MONTHS == 0
+            await sweep(db, clock.now(), path, months=seldom)
+            if seldom:
+                await forget_old_attempts(db, now=clock.now())
         except Unavailable as error:
             log.warning("the sweep waits for the database", extra={"error": str(error)})
         except Exception:  # a sweep that fails is tried again; what it did is committed step by step

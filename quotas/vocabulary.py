@@ -10,6 +10,7 @@ from typing import NewType
 
 from kit.units import GpuMs, MicroYuan, Ppm, Tokens
 from quotas.vocabulary_people import (
+    CLUSTER_NAMES as CLUSTER_NAMES,
     DEFAULT_PROJECT as DEFAULT_PROJECT,
     FIRM_ROLES as FIRM_ROLES,
     KEYS_CHANNEL as KEYS_CHANNEL,

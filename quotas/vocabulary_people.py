@@ -48,12 +48,23 @@ class ReviewStep(StrEnum):
 class IndustryCluster(StrEnum):
     """The six clusters of Wuhan's 2024–2026 digital-content plan."""
 
-    ONLINE_AUDIOVISUAL = "online_audiovisual"  # 网络视听
-    ONLINE_GAMES = "online_games"  # 网络游戏
-    DIGITAL_PUBLISHING = "digital_publishing"  # 数字出版传媒
-    CONTENT_SECURITY = "content_security"  # 数字内容安全
-    CULTURE_METAVERSE = "culture_metaverse"  # 数字文创元宇宙
-    CREATIVE_DESIGN = "creative_design"  # 数字创意设计
+    ONLINE_AUDIOVISUAL = "online_audiovisual"
+    ONLINE_GAMES = "online_games"
+    DIGITAL_PUBLISHING = "digital_publishing"
+    CONTENT_SECURITY = "content_security"
+    CULTURE_METAVERSE = "culture_metaverse"
+    CREATIVE_DESIGN = "creative_design"
+
+
+CLUSTER_NAMES = {
+    IndustryCluster.ONLINE_AUDIOVISUAL: "网络视听",
+    IndustryCluster.ONLINE_GAMES: "网络游戏",
+    IndustryCluster.DIGITAL_PUBLISHING: "数字出版传媒",
+    IndustryCluster.CONTENT_SECURITY: "数字内容安全",
+    IndustryCluster.CULTURE_METAVERSE: "数字文创元宇宙",
+    IndustryCluster.CREATIVE_DESIGN: "数字创意设计",
+}
+"""The clusters as the plan names them."""
 
 
 class Role(StrEnum):

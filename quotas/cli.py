@@ -1,0 +1,10 @@
+"""The `heliu` commands of this package."""
+
+import typer
+
+from quotas import cli_people, cli_quotas
+
+app = typer.Typer()
+for part in (cli_people, cli_quotas):
+    app.registered_groups.extend(part.app.registered_groups)
+    app.registered_commands.extend(part.app.registered_commands)
