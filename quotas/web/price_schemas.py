@@ -67,7 +67,7 @@ class TariffIn(Body):
 
     def rates(self) -> dict[RateKey, int]:
         """Every price as it will stand in the book. Raises InvalidInput for one that is given twice."""
-        priced: list[tuple[RateKey, int]] = Field(default_factory=list)
+        priced: list[tuple[RateKey, int]] = []
         for gpu in self.gpu:
             for qos in QoS:
                 rate = scaled_rate(gpu.micro_yuan_per_gpu_hour, gpu.qos_ppm.get(qos, PPM))
