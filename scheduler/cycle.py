@@ -132,8 +132,8 @@ class _Cycle:
         return Start(workload.id, placement)
 
     def _held(self, workload: Waiting, reason: WaitReason, until: datetime) -> Wait:
-        if reason is WaitReason.NO_MONEY:
-            return Wait(workload.id, reason, f"asked again at {until:%H:%M:%S} UTC, or after a top-up", None)
+        if reason is not WaitReason.BACKOFF:  # nobody knows when money or a price comes
+            return Wait(workload.id, reason, f"asked again at {until:%H:%M:%S} UTC", None)
         slot = self._timeline.earliest(workload, not_before=until)
         return Wait(workload.id, reason, f"tried again at {until:%H:%M:%S} UTC", slot.start if slot else None)
 

@@ -36,7 +36,7 @@ class Waiting:
     priority: int
     submitted_at: datetime
     seconds: int | None  # expected duration; None: until it is stopped
-    held: WaitReason | None = None  # backoff or no_money: not looked at before held_until
+    held: WaitReason | None = None  # backoff, no_money, no_price: not looked at before held_until
     held_until: datetime | None = None
 
     @property

@@ -91,8 +91,10 @@ class Timeline:
         return self._quota(firm_pool).lowest(start, end)
 
     def earliest(self, workload: Waiting, *, not_before: datetime | None = None) -> Slot | None:
-        """The first moment at which quota and nodes hold the whole gang for its duration, in the pool where that is
-        soonest (the preferred one on a tie); None when no expected end makes room for it."""
+        """The first moment at which quota and nodes hold the whole gang for its duration.
+
+        In the pool where that is soonest, the preferred one on a tie; None when no expected end makes room for it.
+        """
         slots = [self._earliest_in(pool, workload, not_before or self._now) for pool in workload.pools]
         return min((slot for slot in slots if slot), key=lambda slot: slot.start, default=None)
 

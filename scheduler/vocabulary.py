@@ -1,4 +1,4 @@
-"""The words of scheduling: workloads, attempts, placements, decisions and their reasons. Standard library, units and ids only."""
+"""The words of scheduling: workloads, attempts, placements, decisions and their reasons. No library but our words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +77,8 @@ class EndCause(StrEnum):
     SETUP = "setup"  # the node could not prepare it
     NODE_LOST = "node_lost"  # the runtime lost it before it ran
     LEASE_LOST = "lease_lost"  # its runner fell silent
-    EVICTED = "evicted"  # preempted, drained, or its replica's money ran out
+    EVICTED = "evicted"  # preempted or drained
+    UNPAID = "unpaid"  # its money ran out while it ran
     CANCELLED = "cancelled"  # its owner said stop
     PLATFORM = "platform"  # something of ours broke while it ran
 
@@ -100,6 +101,7 @@ class WaitReason(StrEnum):
     NO_NODE = "no_node"
     BEHIND = "behind"
     NO_MONEY = "no_money"
+    NO_PRICE = "no_price"
     BACKOFF = "backoff"
 
     @property
@@ -115,6 +117,7 @@ _SENTENCES: Mapping[WaitReason, str] = {
     WaitReason.NO_NODE: "No node that is up and open for work could ever hold it in the pools it accepts.",
     WaitReason.BEHIND: "It would fit now, but starting it would delay work that comes before it.",
     WaitReason.NO_MONEY: "The firm's balance and vouchers do not cover its maximum price.",
+    WaitReason.NO_PRICE: "The pool has no published price at this quality of service.",
     WaitReason.BACKOFF: "Its last attempt ended early; it is tried again after a pause.",
 }
 

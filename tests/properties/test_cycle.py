@@ -81,7 +81,7 @@ def test_gangs_are_whole_nodes_are_never_oversold_and_all_waiting_work_is_decide
 @given(states(), POLICIES)
 def test_starts_stay_within_the_quota(state: State, policy: Policy) -> None:
     _, decisions = decide(state, (), policy, now=NOW)
-    used = {key: 0 for key in state.nominal}
+    used = dict.fromkeys(state.nominal, 0)
     for work in state.running.values():
         used[work.firm_id, work.placement.pool] += work.need
     for start in (d for d in decisions if isinstance(d, Start)):

@@ -1,0 +1,280 @@
+"""Questions to the scheduler's tables and the conditional writes that carry its rules; decisions are made elsewhere."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import text, update
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import SQLModel, col, select
+
+from kit.units import GpuMilli
+from quotas.vocabulary import FirmId, PoolName
+from scheduler.adapters.tables import (
+    AttemptRow,
+    InputRow,
+    LogLineRow,
+    NodeRow,
+    PlacementRow,
+    PoolRow,
+    QuoteRow,
+    WorkloadRow,
+)
+from scheduler.snapshot import Node, QuotaKey
+from scheduler.vocabulary import AttemptState, JobState, NodeId, NodeState, Placement, WorkloadKind
+
+LIVE = (AttemptState.PLACED, AttemptState.CLAIMED, AttemptState.RUNNING)
+
+
+async def insert(tx: AsyncSession, *rows: SQLModel) -> None:
+    """Write rows now, so that constraints speak now."""
+    tx.add_all(rows)
+    await tx.flush()
+
+
+# --- workloads and attempts -------------------------------------------------------------------------------------------
+
+
+async def workload(tx: AsyncSession, workload_id: str, *, lock: bool = False) -> WorkloadRow | None:
+    """The workload; with `lock` nobody else changes it until the transaction ends."""
+    return await tx.get(WorkloadRow, workload_id, with_for_update=lock or None, populate_existing=lock)
+
+
+async def workload_by_key(tx: AsyncSession, firm_id: str, kind: WorkloadKind, key: str) -> WorkloadRow | None:
+    """The workload that was submitted under an idempotency key."""
+    query = select(WorkloadRow).where(
+        WorkloadRow.firm_id == firm_id, WorkloadRow.kind == kind, WorkloadRow.idempotency_key == key
+    )
+    return (await tx.execute(query)).scalar_one_or_none()
+
+
+async def workloads(
+    tx: AsyncSession,
+    *,
+    firm_id: str | None,
+    kind: WorkloadKind | None = None,
+    states: Sequence[JobState] = (),
+    before: str | None = None,
+    limit: int = 50,
+) -> Sequence[WorkloadRow]:
+    """Workloads, newest first (ids sort by time), with an id smaller than `before`."""
+    query = select(WorkloadRow)
+    if firm_id is not None:
+        query = query.where(WorkloadRow.firm_id == firm_id)
+    if kind is not None:
+        query = query.where(WorkloadRow.kind == kind)
+    if states:
+        query = query.where(col(WorkloadRow.state).in_(states))
+    if before is not None:
+        query = query.where(col(WorkloadRow.id) < before)
+    return (await tx.execute(query.order_by(col(WorkloadRow.id).desc()).limit(limit))).scalars().all()
+
+
+async def queued(tx: AsyncSession) -> Sequence[WorkloadRow]:
+    """Everything that waits."""
+    query = select(WorkloadRow).where(WorkloadRow.state == JobState.QUEUED)
+    return (await tx.execute(query)).scalars().all()
+
+
+async def attempt(tx: AsyncSession, attempt_id: str, *, lock: bool = False) -> AttemptRow | None:
+    """The attempt. To change it, lock its workload first: that is the order of locks."""
+    return await tx.get(AttemptRow, attempt_id, with_for_update=lock or None, populate_existing=lock)
+
+
+async def live_attempt(tx: AsyncSession, workload_id: str) -> AttemptRow | None:
+    """The attempt of a workload that is not over."""
+    query = select(AttemptRow).where(AttemptRow.workload_id == workload_id, col(AttemptRow.state).in_(LIVE))
+    return (await tx.execute(query.execution_options(populate_existing=True))).scalar_one_or_none()
+
+
+async def live_attempts(tx: AsyncSession) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
+    """Every attempt that is not over, with its workload, oldest first."""
+    query = (
+        select(AttemptRow, WorkloadRow)
+        .join(WorkloadRow, col(WorkloadRow.id) == col(AttemptRow.workload_id))
+        .where(col(AttemptRow.state).in_(LIVE))
+        .order_by(col(AttemptRow.id))
+    )
+    return [(row[0], row[1]) for row in await tx.execute(query)]
+
+
+async def uncleared_attempts(tx: AsyncSession, *, limit: int = 200) -> Sequence[AttemptRow]:
+    """Attempts that are over and whose remains the runtime may still have."""
+    query = select(AttemptRow).where(AttemptRow.state == AttemptState.ENDED, col(AttemptRow.cleared_at).is_(None))
+    return (await tx.execute(query.order_by(col(AttemptRow.ended_at)).limit(limit))).scalars().all()
+
+
+async def attempts_of(tx: AsyncSession, workload_id: str) -> Sequence[AttemptRow]:
+    """All tries at a workload, first to last."""
+    query = select(AttemptRow).where(AttemptRow.workload_id == workload_id).order_by(col(AttemptRow.fence))
+    return (await tx.execute(query)).scalars().all()
+
+
+async def placements(tx: AsyncSession, attempt_ids: Sequence[str]) -> dict[str, list[PlacementRow]]:
+    """Placements of attempts, in worker order."""
+    query = select(PlacementRow).where(col(PlacementRow.attempt_id).in_(attempt_ids))
+    found: dict[str, list[PlacementRow]] = {attempt_id: [] for attempt_id in attempt_ids}
+    for row in (await tx.execute(query.order_by(col(PlacementRow.worker)))).scalars():
+        found[row.attempt_id].append(row)
+    return found
+
+
+async def inputs(tx: AsyncSession, workload_id: str) -> Sequence[InputRow]:
+    """The files a workload reads."""
+    query = select(InputRow).where(InputRow.workload_id == workload_id).order_by(col(InputRow.name))
+    return (await tx.execute(query)).scalars().all()
+
+
+async def quote(tx: AsyncSession, quote_id: str) -> QuoteRow | None:
+    """A quote that was given."""
+    return await tx.get(QuoteRow, quote_id)
+
+
+async def renew_lease(tx: AsyncSession, attempt_id: str, fence: int, until: datetime) -> bool:
+    """Extend the lease if this attempt is still the one; one conditional update, no other lock."""
+    done = await tx.execute(
+        update(AttemptRow)
+        .where(
+            col(AttemptRow.id) == attempt_id,
+            col(AttemptRow.fence) == fence,
+            col(AttemptRow.state).in_((AttemptState.CLAIMED, AttemptState.RUNNING)),
+        )
+        .values(lease_until=until)
+        .execution_options(synchronize_session=False)
+    )
+    return _changed(done)
+
+
+# --- taking and giving back -------------------------------------------------------------------------------------------
+
+
+async def take(tx: AsyncSession, firm_id: FirmId, placement: Placement, nominal: GpuMilli) -> bool:
+    """Take a gang's room on its nodes and in its firm's quota, or nothing (then roll back to a savepoint).
+
+    Nodes first, in id order: every admission takes its locks in the same order.
+    """
+    for node, milli in _by_node(placement.nodes, placement.gpu_milli):
+        done = await tx.execute(
+            text("""
+                UPDATE scheduler.node SET placed_milli = placed_milli + :milli
+                WHERE id = :node AND state = 'ready' AND cordon_reason IS NULL AND placed_milli + :milli <= gpu_milli
+                  AND NOT EXISTS (SELECT 1 FROM scheduler.node AS ghost WHERE ghost.address = node.address
+                                  AND ghost.state = 'lost' AND ghost.placed_milli > 0)"""),
+            {"node": node, "milli": milli},
+        )
+        if not _changed(done):
+            return False
+    need = len(placement.nodes) * placement.gpu_milli
+    done = await tx.execute(
+        text("""
+            INSERT INTO scheduler.quota_use AS u (firm_id, pool, used_milli)
+            SELECT :firm, :pool, :need WHERE :need <= :nominal
+            ON CONFLICT (firm_id, pool) DO UPDATE SET used_milli = u.used_milli + :need
+            WHERE u.used_milli + :need <= :nominal"""),
+        {"firm": firm_id, "pool": placement.pool, "need": need, "nominal": nominal},
+    )
+    return _changed(done)
+
+
+async def give_back(tx: AsyncSession, firm_id: str, pool: str, rows: Sequence[PlacementRow]) -> None:
+    """Return what an attempt held. Called once, in the transaction that ends it."""
+    gpu_milli = rows[0].gpu_milli
+    for node, milli in _by_node([row.node_id for row in rows], gpu_milli):
+        await tx.execute(
+            text("UPDATE scheduler.node SET placed_milli = placed_milli - :milli WHERE id = :node"),
+            {"node": node, "milli": milli},
+        )
+    await tx.execute(
+        text("""
+            UPDATE scheduler.quota_use SET used_milli = used_milli - :need
+            WHERE firm_id = :firm AND pool = :pool"""),
+        {"firm": firm_id, "pool": pool, "need": len(rows) * gpu_milli},
+    )
+
+
+def _by_node(nodes: Sequence[str], gpu_milli: int) -> list[tuple[str, int]]:
+    return [(node, nodes.count(node) * gpu_milli) for node in sorted(set(nodes))]
+
+
+# --- fleet ------------------------------------------------------------------------------------------------------------
+
+
+async def pools(tx: AsyncSession) -> Sequence[PoolRow]:
+    """Every pool ever seen."""
+    return (await tx.execute(select(PoolRow).order_by(col(PoolRow.name)))).scalars().all()
+
+
+async def nodes(tx: AsyncSession, *, pool: str | None = None, lock: bool = False) -> Sequence[NodeRow]:
+    """Nodes in id order."""
+    query = select(NodeRow).order_by(col(NodeRow.id))
+    if pool is not None:
+        query = query.where(NodeRow.pool == pool)
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return (await tx.execute(query)).scalars().all()
+
+
+async def node(tx: AsyncSession, node_id: str, *, lock: bool = False) -> NodeRow | None:
+    """One node."""
+    return await tx.get(NodeRow, node_id, with_for_update=lock or None, populate_existing=lock)
+
+
+def as_nodes(rows: Sequence[NodeRow]) -> dict[NodeId, Node]:
+    """The nodes as decisions see them.
+
+    A machine whose Ray node died comes back under a new id while a runner may still be alive on it: it stays closed
+    until nothing is placed on the old one any more (`take` holds the same rule).
+    """
+    haunted = {row.address for row in rows if row.state == NodeState.LOST and row.placed_milli > 0}
+    nodes: dict[NodeId, Node] = {}
+    for row in rows:
+        is_open = row.state == NodeState.READY and row.cordon_reason is None and row.address not in haunted
+        nodes[NodeId(row.id)] = Node(NodeId(row.id), PoolName(row.pool), GpuMilli(row.gpu_milli), is_open, row.draining)
+    return nodes
+
+
+async def quota_used(tx: AsyncSession) -> dict[QuotaKey, GpuMilli]:
+    """What live attempts hold, by firm and pool."""
+    rows = await tx.execute(text("SELECT firm_id, pool, used_milli FROM scheduler.quota_use"))
+    return {(FirmId(firm), PoolName(pool)): GpuMilli(used) for firm, pool, used in rows}
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+async def add_log_lines(
+    tx: AsyncSession, workload_id: str, fence: int, lines: Sequence[tuple[int, str]], now: datetime
+) -> None:
+    """Store lines; those already there (by fence and seq) stay as they are."""
+    if lines:
+        await tx.execute(
+            text("""
+                INSERT INTO scheduler.log_line (workload_id, fence, seq, at, text)
+                SELECT :workload, :fence, l.seq, :now, l.text
+                FROM unnest(CAST(:seqs AS integer[]), CAST(:texts AS text[])) AS l (seq, text)
+                ON CONFLICT DO NOTHING"""),
+            {
+                "workload": workload_id,
+                "fence": fence,
+                "now": now,
+                "seqs": [seq for seq, _ in lines],
+                "texts": [line.replace("\x00", "�") for _, line in lines],
+            },
+        )
+
+
+async def log_lines(tx: AsyncSession, workload_id: str, *, after: tuple[int, int], limit: int) -> Sequence[LogLineRow]:
+    """Lines after (fence, seq), in order."""
+    query = (
+        select(LogLineRow)
+        .where(LogLineRow.workload_id == workload_id)
+        .where(text("(fence, seq) > (:fence, :seq)").bindparams(fence=after[0], seq=after[1]))
+        .order_by(col(LogLineRow.fence), col(LogLineRow.seq))
+        .limit(limit)
+    )
+    return (await tx.execute(query)).scalars().all()
+
+
+def _changed(result: object) -> bool:
+    assert isinstance(result, CursorResult)
+    return result.rowcount > 0

@@ -1,0 +1,280 @@
+"""Tables of the scheduler, as the migrations make them. A `table=True` class validates nothing: the database does."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, ForeignKey, Index, Integer, LargeBinary, Text, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlmodel import Field, SQLModel
+
+SCHEMA = "scheduler"
+
+
+def _text(*, nullable: bool = False, to: str | None = None, primary_key: bool = False) -> Any:
+    keys = [ForeignKey(f"{SCHEMA}.{to}")] if to else []
+    return Field(default=None, sa_column=Column(Text, *keys, nullable=nullable, primary_key=primary_key))
+
+
+def _instant(*, nullable: bool = False) -> Any:
+    return Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=nullable))
+
+
+def _integer(*, nullable: bool = False, big: bool = False, primary_key: bool = False) -> Any:
+    kind = BigInteger if big else Integer
+    return Field(default=None, sa_column=Column(kind, nullable=nullable, primary_key=primary_key, autoincrement=False))
+
+
+def _flag() -> Any:
+    return Field(default=False, sa_column=Column(Boolean, nullable=False))
+
+
+def _texts() -> Any:
+    return Field(default=None, sa_column=Column(ARRAY(Text), nullable=False))
+
+
+def _hash(*, nullable: bool = False) -> Any:
+    return Field(default=None, sa_column=Column(LargeBinary, nullable=nullable))
+
+
+def _json(*, nullable: bool = False) -> Any:
+    return Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=nullable))
+
+
+class PoolRow(SQLModel, table=True):
+    """All nodes of one accelerator in one centre. Made when its first node is seen, and kept."""
+
+    __tablename__ = "pool"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    name: str = _text(primary_key=True)
+    centre: str = _text()
+    accelerator: str = _text()
+    created_at: datetime = _instant()
+
+
+class NodeRow(SQLModel, table=True):
+    """A machine of a pool. `placed_milli` is what live attempts hold of it: a CHECK keeps S1."""
+
+    __tablename__ = "node"
+    __table_args__ = (Index("node_pool", "pool"), {"schema": SCHEMA})
+
+    id: str = _text(primary_key=True)
+    pool: str = _text(to="pool.name")
+    address: str = _text()
+    resource: str = _text()  # what Ray calls its accelerators: GPU or slot
+    gpu_milli: int = _integer()
+    placed_milli: int = _integer()
+    state: str = _text()
+    cordon_reason: str | None = _text(nullable=True)
+    draining: bool = _flag()
+    first_seen_at: datetime = _instant()
+    last_seen_at: datetime = _instant()
+
+
+class QuotaUseRow(SQLModel, table=True):
+    """What a firm's live attempts hold in a pool."""
+
+    __tablename__ = "quota_use"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    firm_id: str = _text(primary_key=True)
+    pool: str = _text(primary_key=True)
+    used_milli: int = _integer()
+
+
+class QuoteRow(SQLModel, table=True):
+    """A price and a time that were told, and until when they bind."""
+
+    __tablename__ = "quote"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    id: str = _text(primary_key=True)
+    firm_id: str = _text()
+    project_id: str = _text()
+    shape_hash: bytes = _hash()
+    max_micro_yuan: int = _integer(big=True)
+    body: dict[str, Any] = _json()
+    created_at: datetime = _instant()
+    expires_at: datetime = _instant()
+
+
+class WorkloadRow(SQLModel, table=True):
+    """A job or a replica, from its submission on."""
+
+    __tablename__ = "workload"
+    __table_args__ = (
+        Index("workload_idempotency", "firm_id", "kind", "idempotency_key", unique=True),
+        Index("workload_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index("workload_firm", "firm_id", "submitted_at"),
+        {"schema": SCHEMA},
+    )
+
+    id: str = _text(primary_key=True)
+    kind: str = _text()
+    name: str = _text()
+    firm_id: str = _text()
+    project_id: str = _text()
+    submitted_by: str = _text()
+    idempotency_key: str = _text()
+    request_hash: bytes = _hash()
+    recipe: str | None = _text(nullable=True)
+    program: str = _text()
+    params: dict[str, Any] = _json()
+    sandboxed: bool = _flag()
+    pools: list[str] = _texts()
+    workers: int = _integer()
+    gpu_milli: int = _integer()
+    qos: str = _text()
+    priority: int = _integer()
+    expected_seconds: int | None = _integer(nullable=True)
+    max_runtime_seconds: int | None = _integer(nullable=True)
+    cap_micro_yuan: int | None = _integer(nullable=True, big=True)
+    quote_id: str | None = _text(nullable=True, to="quote.id")
+    state: str = _text()
+    fence: int = _integer()
+    failures: int = _integer()
+    wait_reason: str | None = _text(nullable=True)
+    wait_detail: str | None = _text(nullable=True)
+    eta: datetime | None = _instant(nullable=True)
+    eta_estimated: bool = _flag()
+    held_until: datetime | None = _instant(nullable=True)
+    stop_requested_at: datetime | None = _instant(nullable=True)
+    stop_reason: str | None = _text(nullable=True)
+    progress: dict[str, Any] | None = _json(nullable=True)
+    last_cause: str | None = _text(nullable=True)
+    last_message: str | None = _text(nullable=True)
+    charged_micro_yuan: int = _integer(big=True)
+    submitted_at: datetime = _instant()
+    started_at: datetime | None = _instant(nullable=True)
+    ended_at: datetime | None = _instant(nullable=True)
+
+
+class InputRow(SQLModel, table=True):
+    """A file a job reads: an object that was whole when the job was submitted."""
+
+    __tablename__ = "workload_input"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    workload_id: str = _text(primary_key=True, to="workload.id")
+    name: str = _text(primary_key=True)
+    blob: str = _text()
+    sha256: str = _text()
+    size_bytes: int = _integer(big=True)
+
+
+class AttemptRow(SQLModel, table=True):
+    """One try at running a workload. At most one is not over (unique), and its fence is the workload's."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (
+        Index("attempt_fence", "workload_id", "fence", unique=True),
+        Index("attempt_live", "workload_id", unique=True, postgresql_where=text("state <> 'ended'")),
+        Index("attempt_uncleared", "ended_at", postgresql_where=text("cleared_at IS NULL")),
+        {"schema": SCHEMA},
+    )
+
+    id: str = _text(primary_key=True)
+    workload_id: str = _text(to="workload.id")
+    firm_id: str = _text()
+    fence: int = _integer()
+    state: str = _text()
+    pool: str = _text(to="pool.name")
+    token_hash: bytes = _hash()
+    hold_id: str = _text()
+    held_seconds: int = _integer()
+    runner: str | None = _text(nullable=True)
+    placed_at: datetime = _instant()
+    ordered_at: datetime | None = _instant(nullable=True)
+    claimed_at: datetime | None = _instant(nullable=True)
+    lease_until: datetime | None = _instant(nullable=True)
+    started_at: datetime | None = _instant(nullable=True)
+    metered_ms: int = _integer(big=True)
+    stop_requested_at: datetime | None = _instant(nullable=True)
+    stop_cause: str | None = _text(nullable=True)
+    ended_at: datetime | None = _instant(nullable=True)
+    cause: str | None = _text(nullable=True)
+    message: str | None = _text(nullable=True)
+    exit_code: int | None = _integer(nullable=True)
+    ran_ms: int | None = _integer(nullable=True, big=True)
+    cleared_at: datetime | None = _instant(nullable=True)
+
+
+class PlacementRow(SQLModel, table=True):
+    """The node of one worker of an attempt."""
+
+    __tablename__ = "placement"
+    __table_args__ = (Index("placement_node", "node_id"), {"schema": SCHEMA})
+
+    attempt_id: str = _text(primary_key=True, to="attempt.id")
+    worker: int = _integer(primary_key=True)
+    node_id: str = _text(to="node.id")
+    gpu_milli: int = _integer()
+
+
+class LogLineRow(SQLModel, table=True):
+    """A line an attempt wrote; (fence, seq) orders all lines of a workload."""
+
+    __tablename__ = "log_line"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    workload_id: str = _text(primary_key=True, to="workload.id")
+    fence: int = _integer(primary_key=True)
+    seq: int = _integer(primary_key=True)
+    at: datetime = _instant()
+    text: str = _text()
+
+
+class ArtifactRow(SQLModel, table=True):
+    """A file an attempt stored. It can be seen once its attempt has succeeded (`published_at`)."""
+
+    __tablename__ = "artifact"
+    __table_args__ = (
+        Index("artifact_name", "attempt_id", "name", unique=True),
+        Index("artifact_firm", "firm_id", "created_at"),
+        {"schema": SCHEMA},
+    )
+
+    id: str = _text(primary_key=True)
+    firm_id: str = _text()
+    project_id: str = _text()
+    workload_id: str = _text(to="workload.id")
+    attempt_id: str = _text(to="attempt.id")
+    name: str = _text()
+    kind: str = _text()
+    sha256: str = _text()
+    size_bytes: int = _integer(big=True)
+    blob: str = _text()
+    meta: dict[str, Any] = _json()
+    created_at: datetime = _instant()
+    published_at: datetime | None = _instant(nullable=True)
+
+
+class UploadRow(SQLModel, table=True):
+    """A file on its way in, or arrived: resumable part by part, whole and hashed when complete."""
+
+    __tablename__ = "upload"
+    __table_args__ = (Index("upload_firm", "firm_id", "created_at"), {"schema": SCHEMA})
+
+    id: str = _text(primary_key=True)
+    firm_id: str = _text()
+    project_id: str = _text()
+    name: str = _text()
+    sha256: str = _text()
+    size_bytes: int = _integer(big=True)
+    received_bytes: int = _integer(big=True)
+    state: str = _text()
+    created_by: str = _text()
+    created_at: datetime = _instant()
+    expires_at: datetime = _instant()
+
+
+class UploadPartRow(SQLModel, table=True):
+    """A part of an upload that has arrived whole."""
+
+    __tablename__ = "upload_part"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    upload_id: str = _text(primary_key=True, to="upload.id")
+    start: int = _integer(primary_key=True, big=True)
+    size_bytes: int = _integer(big=True)
+    blob: str = _text()

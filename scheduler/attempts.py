@@ -1,0 +1,243 @@
+"""The life of an attempt after its placement: claimed, started, kept alive, stopped, over. One transaction each.
+
+Whoever changes an attempt's state locks its workload first, then the attempt. Only a heartbeat does not: it is one
+conditional update on the fence.
+"""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit import events
+from kit.auth import same_secret
+from kit.db import notify
+from kit.errors import Conflict, Unauthenticated
+from kit.units import GpuMs, gpu_ms
+from quotas import api as quotas
+from quotas.vocabulary import ComputeUsage, FirmId, HoldId, PoolName, ProjectId, QoS, centre_of
+from scheduler import artifacts
+from scheduler.adapters import store
+from scheduler.adapters.tables import AttemptRow, WorkloadRow
+from scheduler.admission import clear_wait, topic
+from scheduler.retries import Again, Finish, after_end
+from scheduler.terms import Terms
+from scheduler.vocabulary import (
+    JOBS_CHANNEL,
+    AttemptId,
+    AttemptIdentity,
+    AttemptState,
+    EndCause,
+    JobState,
+    WaitReason,
+    WorkloadId,
+    WorkloadKind,
+    attempt_may_become,
+    may_become,
+)
+
+FENCE_LOST = "fence_lost"
+MESSAGE_CHARS_MAX = 2000
+
+
+def fence_lost() -> Conflict:
+    """The answer to a runner whose attempt is over: it must end at once."""
+    return Conflict("this attempt has no right to run any more", code=FENCE_LOST, hint="stop now")
+
+
+async def authenticate_attempt(tx: AsyncSession, bearer: str | None, *, now: datetime) -> AttemptIdentity:
+    """Who a runner's token `ha_<attempt id>_<secret>` belongs to.
+
+    Raises Unauthenticated for a token that is none, Conflict (`fence_lost`) when its attempt is over.
+    """
+    attempt = await check_token(tx, bearer)
+    workload = await store.workload(tx, attempt.workload_id)
+    assert workload is not None, "an attempt belongs to a workload"
+    if attempt.state == AttemptState.ENDED or attempt.fence != workload.fence:
+        raise fence_lost()
+    return AttemptIdentity(
+        AttemptId(attempt.id),
+        WorkloadId(workload.id),
+        WorkloadKind(workload.kind),
+        FirmId(workload.firm_id),
+        ProjectId(workload.project_id),
+        attempt.fence,
+        attempt.stop_requested_at is not None,
+    )
+
+
+async def check_token(tx: AsyncSession, bearer: str | None) -> AttemptRow:
+    """The attempt whose token this is, over or not. Raises Unauthenticated."""
+    kind, _, rest = (bearer or "").partition("_")
+    attempt_id, _, secret = rest.rpartition("_")
+    attempt = await store.attempt(tx, attempt_id) if kind == "ha" and attempt_id else None
+    if attempt is None or not same_secret(secret, attempt.token_hash):
+        raise Unauthenticated("this is not the token of an attempt")
+    return attempt
+
+
+async def claim(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, terms: Terms, now: datetime) -> AttemptRow:
+    """The runner asks for its plan: from here on it holds the lease. The first runner wins, it may ask again.
+
+    Raises Conflict (`fence_lost`) for a second runner of the same attempt.
+    """
+    _, attempt = await _live(tx, identity)
+    if attempt.state == AttemptState.PLACED:
+        _become(attempt, AttemptState.CLAIMED)
+        attempt.runner, attempt.claimed_at = runner, now
+    elif attempt.runner != runner:
+        raise fence_lost()
+    attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
+    await tx.flush()
+    return attempt
+
+
+async def begin(tx: AsyncSession, identity: AttemptIdentity, *, terms: Terms, now: datetime) -> None:
+    """The program has started: the paid clock ticks. Repeating it changes nothing. Raises Conflict (`fence_lost`)."""
+    workload, attempt = await _live(tx, identity)
+    if attempt.state == AttemptState.PLACED:
+        raise fence_lost()
+    attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
+    if attempt.state == AttemptState.CLAIMED:
+        _become(attempt, AttemptState.RUNNING)
+        attempt.started_at = now
+        workload.state = JobState.RUNNING
+        workload.started_at = workload.started_at or now
+        await events.append(
+            tx, topic(workload, "running"), workload.id, {"attempt_id": attempt.id}, now=now, firm_id=workload.firm_id
+        )
+    await tx.flush()
+
+
+async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *, now: datetime) -> None:
+    """Ask the runner to stop, for a cause that becomes the end's. The first cause stays, but an owner's word wins."""
+    if attempt.stop_requested_at is None or cause is EndCause.CANCELLED:
+        attempt.stop_requested_at = attempt.stop_requested_at or now
+        attempt.stop_cause = cause
+        await tx.flush()
+
+
+async def end(
+    tx: AsyncSession,
+    workload: WorkloadRow,
+    attempt: AttemptRow,
+    cause: EndCause,
+    message: str,
+    *,
+    terms: Terms,
+    now: datetime,
+    ran_ms: int | None = None,
+    exit_code: int | None = None,
+) -> None:
+    """The attempt is over: settle or release its hold, give back its room, publish what it made, and say what follows.
+
+    Both rows are locked by the caller. `ran_ms` is the runner's count; without one nothing is charged.
+    """
+    assert attempt.state != AttemptState.ENDED, "an attempt ends once"
+    _become(attempt, AttemptState.ENDED)
+    attempt.ended_at, attempt.cause, attempt.message = now, cause, message[:MESSAGE_CHARS_MAX]
+    attempt.exit_code, attempt.ran_ms = exit_code, billable_ms(attempt, ran_ms, now=now)
+    await tx.flush()
+    await _settle(tx, workload, attempt, cause, now=now)
+    placed = (await store.placements(tx, [attempt.id]))[attempt.id]
+    await store.give_back(tx, FirmId(workload.firm_id), attempt.pool, placed)
+    if cause is EndCause.DONE:
+        await artifacts.publish(tx, workload, attempt, now=now)
+    following = after_end(
+        WorkloadKind(workload.kind),
+        cause,
+        failures=workload.failures,
+        ran_ms=attempt.ran_ms or 0,
+        stop_requested=workload.stop_requested_at is not None,
+        policy=terms.retry,
+    )
+    workload.last_cause, workload.last_message = cause, attempt.message
+    match following:
+        case Finish(state):
+            await finish_workload(tx, workload, state, now=now)
+        case Again(failures, pause):
+            await _queue_again(tx, workload, attempt, failures, pause, now=now)
+    await notify(tx, JOBS_CHANNEL, workload.id)
+
+
+async def finish_workload(tx: AsyncSession, workload: WorkloadRow, state: JobState, *, now: datetime) -> None:
+    """The workload is over; its events say how."""
+    assert may_become(JobState(workload.state), state), f"{workload.state} cannot become {state}"
+    workload.state, workload.ended_at = state, now
+    clear_wait(workload)
+    await tx.flush()
+    body = {
+        "state": state,
+        "kind": workload.kind,
+        "recipe": workload.recipe,
+        "cause": workload.last_cause,
+        "message": workload.last_message,
+        "charged_micro_yuan": workload.charged_micro_yuan,
+    }
+    await events.append(tx, topic(workload, state.value), workload.id, body, now=now, firm_id=workload.firm_id)
+    await events.append(tx, "workload.ended", workload.id, body, now=now, firm_id=workload.firm_id)
+
+
+def billable_ms(attempt: AttemptRow, ran_ms: int | None, *, now: datetime) -> int:
+    """The runner's count, never more than has passed here since its start nor than money was held for."""
+    if attempt.started_at is None or ran_ms is None:
+        return attempt.metered_ms
+    passed = (now - attempt.started_at) // timedelta(milliseconds=1)
+    return max(attempt.metered_ms, min(ran_ms, passed, attempt.metered_ms + attempt.held_seconds * 1000))
+
+
+def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int) -> ComputeUsage:
+    """What was used from the last settled millisecond of the attempt to `until_ms` after its start."""
+    assert attempt.started_at is not None, "only what has started uses anything"
+    ran = until_ms - attempt.metered_ms
+    return ComputeUsage(
+        subject=workload.id,
+        attempt_id=attempt.id,
+        firm_id=FirmId(workload.firm_id),
+        project_id=ProjectId(workload.project_id),
+        pool=PoolName(attempt.pool),
+        centre=centre_of(PoolName(attempt.pool)),
+        qos=QoS(workload.qos),
+        gpu_ms=GpuMs(gpu_ms(workload.workers * workload.gpu_milli, ran)),
+        started_at=attempt.started_at + timedelta(milliseconds=attempt.metered_ms),
+        ended_at=attempt.started_at + timedelta(milliseconds=until_ms),
+    )
+
+
+async def _settle(
+    tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, cause: EndCause, *, now: datetime
+) -> None:
+    ran = attempt.ran_ms or 0
+    if cause.is_free or attempt.started_at is None or ran <= attempt.metered_ms:
+        await quotas.release_hold(tx, hold_id=HoldId(attempt.hold_id), reason=cause.value, now=now)
+        return
+    usage = usage_of(workload, attempt, ran)
+    charge = await quotas.settle_compute(tx, hold_id=HoldId(attempt.hold_id), usage=usage, now=now)
+    attempt.metered_ms = ran
+    workload.charged_micro_yuan += charge.amount
+
+
+async def _queue_again(
+    tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, failures: int, pause: int, *, now: datetime
+) -> None:
+    assert may_become(JobState(workload.state), JobState.QUEUED), "what is over stays over"
+    workload.state, workload.failures, workload.progress = JobState.QUEUED, failures, None
+    workload.wait_reason = WaitReason.BACKOFF if pause else WaitReason.NEW
+    workload.wait_detail = f"its attempt {attempt.fence} ended: {attempt.message or attempt.cause}"
+    workload.held_until = now + timedelta(seconds=pause) if pause else None
+    await tx.flush()
+    body = {"attempt_id": attempt.id, "cause": attempt.cause, "message": attempt.message, "pause_seconds": pause}
+    await events.append(tx, topic(workload, "requeued"), workload.id, body, now=now, firm_id=workload.firm_id)
+
+
+async def _live(tx: AsyncSession, identity: AttemptIdentity) -> tuple[WorkloadRow, AttemptRow]:
+    workload = await store.workload(tx, identity.workload_id, lock=True)
+    attempt = await store.attempt(tx, identity.attempt_id, lock=True)
+    assert workload is not None and attempt is not None, "an identity was made from both"
+    if attempt.state == AttemptState.ENDED:
+        raise fence_lost()
+    return workload, attempt
+
+
+def _become(attempt: AttemptRow, state: AttemptState) -> None:
+    assert attempt_may_become(AttemptState(attempt.state), state), f"{attempt.state} cannot become {state}"
+    attempt.state = state

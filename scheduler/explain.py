@@ -1,0 +1,94 @@
+"""Why a job stands where it stands, what would move it, and the queue with a reason for each place."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from scheduler.adapters import store
+from scheduler.adapters.tables import WorkloadRow
+from scheduler.facts import as_waiting
+from scheduler.ordering import in_order
+from scheduler.vocabulary import JOB_OVER, JobState, WaitReason
+
+_REMEDIES = {
+    WaitReason.NEW: "the next cycle, within a second or two",
+    WaitReason.NO_QUOTA: "the end of the firm's own work in the pool, or a larger quota",
+    WaitReason.NO_ROOM: "the end of work that runs in the pool, or another pool in its list",
+    WaitReason.NO_NODE: "a node that comes up or is opened again in one of its pools",
+    WaitReason.BEHIND: "the start of the work before it; a shorter expected duration may let it in earlier",
+    WaitReason.NO_MONEY: "a top-up, a voucher, or the end of other work whose money is held",
+    WaitReason.NO_PRICE: "a tariff for the pool",
+    WaitReason.BACKOFF: "the end of the pause",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`position` counts from 1 in the order in which waiting work is considered."""
+
+    job: WorkloadRow
+    sentence: str
+    rule: str | None
+    would_start: str | None
+    position: int | None
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the queue."""
+
+    position: int
+    workload: WorkloadRow
+
+
+async def queue(tx: AsyncSession) -> list[Place]:
+    """Everything that waits, in the order in which it is considered."""
+    rows = {row.id: row for row in await store.queued(tx)}
+    ordered = in_order(as_waiting(row) for row in rows.values())
+    return [Place(i, rows[waiting.id]) for i, waiting in enumerate(ordered, start=1)]
+
+
+async def why(tx: AsyncSession, job: WorkloadRow) -> Explanation:
+    """The rule that holds a job, what would let it start and its place; for other states, what happened."""
+    places = await queue(tx)
+    position = next((place.position for place in places if place.workload.id == job.id), None)
+    reason = WaitReason(job.wait_reason) if job.wait_reason else None
+    return Explanation(
+        job,
+        _sentence(job, reason),
+        reason.sentence if reason else None,
+        _REMEDIES[reason] if reason else None,
+        position,
+        len(places),
+    )
+
+
+def expected_finish(job: WorkloadRow, *, now: datetime) -> datetime | None:
+    """When it is expected to end: by its progress where it reports one, else by its recipe's estimate."""
+    if job.state in JOB_OVER or job.expected_seconds is None:
+        return None
+    if job.state == JobState.QUEUED:
+        return job.eta + timedelta(seconds=job.expected_seconds) if job.eta else None
+    if job.state == JobState.STARTING or job.started_at is None:
+        return now + timedelta(seconds=job.expected_seconds)
+    step, total = (job.progress or {}).get("step", 0), (job.progress or {}).get("total_steps", 0)
+    if step and total:
+        return job.started_at + (now - job.started_at) * (total / step)
+    return max(now, job.started_at + timedelta(seconds=job.expected_seconds))
+
+
+def _sentence(job: WorkloadRow, reason: WaitReason | None) -> str:
+    if reason is not None:
+        detail = f" ({job.wait_detail})" if job.wait_detail and job.wait_detail != reason.sentence else ""
+        return f"{reason.sentence[:-1]}{detail}."
+    if job.stop_requested_at is not None and job.state not in JOB_OVER:
+        return "It has been told to stop and has its grace period."
+    match JobState(job.state):
+        case JobState.STARTING:
+            return "It is placed; its node prepares, free of charge."
+        case JobState.RUNNING:
+            return "It runs."
+        case state:
+            return f"It is over: {state.value}{f' ({job.last_message})' if job.last_message else ''}."

@@ -1,0 +1,63 @@
+"""The state a decision sees, read from the database in one transaction."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.units import GpuMilli
+from quotas import api as quotas
+from quotas.vocabulary import FirmId, PoolName
+from scheduler.adapters import store
+from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
+from scheduler.snapshot import Running, State, Waiting
+from scheduler.terms import Terms
+from scheduler.vocabulary import NodeId, Placement, WaitReason, WorkloadId
+
+HOLDING = frozenset({WaitReason.BACKOFF, WaitReason.NO_MONEY, WaitReason.NO_PRICE})
+
+
+async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
+    """Nodes, quotas, and all workloads that are not over."""
+    live = await store.live_attempts(tx)
+    placed = await store.placements(tx, [attempt.id for attempt, _ in live])
+    running = [as_running(w, a, placed[a.id], terms, now=now) for a, w in live]
+    return State(
+        nodes=store.as_nodes(await store.nodes(tx)),
+        waiting={w.id: w for w in (as_waiting(row) for row in await store.queued(tx))},
+        running={r.id: r for r in running},
+        nominal=await quotas.quota_nominal(tx, at=now),
+    )
+
+
+def as_waiting(row: WorkloadRow) -> Waiting:
+    """A queued workload as decisions see it."""
+    held = WaitReason(row.wait_reason) if row.wait_reason in HOLDING and row.held_until else None
+    return Waiting(
+        id=WorkloadId(row.id),
+        firm_id=FirmId(row.firm_id),
+        pools=tuple(PoolName(pool) for pool in row.pools),
+        workers=row.workers,
+        gpu_milli=GpuMilli(row.gpu_milli),
+        priority=row.priority,
+        submitted_at=row.submitted_at,
+        seconds=row.expected_seconds,
+        held=held,
+        held_until=row.held_until if held else None,
+    )
+
+
+def as_running(
+    workload: WorkloadRow, attempt: AttemptRow, placed: list[PlacementRow], terms: Terms, *, now: datetime
+) -> Running:
+    """A placed workload as decisions see it: it ends when its expected duration has passed since its start."""
+    placement = Placement(
+        PoolName(attempt.pool), tuple(NodeId(row.node_id) for row in placed), GpuMilli(placed[0].gpu_milli)
+    )
+    ends_at: datetime | None = None
+    if attempt.stop_requested_at is not None:
+        ends_at = attempt.stop_requested_at + timedelta(seconds=terms.grace_seconds)
+    elif workload.expected_seconds is not None:
+        ends_at = (attempt.started_at or now) + timedelta(seconds=workload.expected_seconds)
+    return Running(
+        WorkloadId(workload.id), FirmId(workload.firm_id), placement, ends_at, attempt.stop_requested_at is not None
+    )

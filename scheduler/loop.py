@@ -1,0 +1,221 @@
+"""The controller's loop: look at the cluster, load, decide, record with a fence, act, and do it again.
+
+Everything it knows is in the database, so it may die between any two lines and a successor goes on. Effects (starting
+and stopping runners) come after the commit that made them true, may be repeated, and are repeated until confirmed.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from sqlalchemy.exc import DBAPIError
+
+from kit.blobs import Blobs
+from kit.clock import Clock
+from kit.db import Database
+from kit.errors import HeliuError, Unavailable
+from scheduler import artifacts, effects, fleet, leases, uploads
+from scheduler.adapters import store
+from scheduler.admission import Admitted, Postponed, Stale, admit, record_wait
+from scheduler.attempts import finish_workload, request_stop
+from scheduler.cycle import decide
+from scheduler.facts import load_state
+from scheduler.ports import ClusterRuntime, NodeDirectory
+from scheduler.snapshot import State
+from scheduler.terms import Terms
+from scheduler.vocabulary import (
+    JOBS_CHANNEL,
+    EndCause,
+    JobState,
+    Preempt,
+    Reject,
+    Start,
+    Wait,
+    WaitReason,
+    WorkloadKind,
+)
+
+log = logging.getLogger(__name__)
+
+PACE_SECONDS = 1.0
+CALM_SECONDS = 0.1  # between two cycles, so that a burst of submissions is one cycle
+TIDY_EVERY = 60
+ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """What the loop works with."""
+
+    db: Database
+    blobs: Blobs
+    clock: Clock
+    runtime: ClusterRuntime
+    directory: NodeDirectory
+    terms: Terms
+    token_key: bytes
+
+
+async def run(controller: Controller, stop: asyncio.Event) -> None:
+    """Work until `stop` is set. One bad step is logged and the next one comes."""
+    wake = asyncio.Event()
+    listener = asyncio.create_task(_listen(controller.db, wake))
+    rounds = 0
+    try:
+        while not stop.is_set():
+            wake.clear()
+            await step(controller)
+            if rounds % TIDY_EVERY == 0:
+                await _guarded("tidy", tidy, controller)
+            rounds += 1
+            await _pause(wake, stop)
+    finally:
+        listener.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await listener
+
+
+async def step(controller: Controller) -> None:
+    """One round. Each part stands alone: what fails now is done in the next round."""
+    await _guarded("nodes", look_at_nodes, controller)
+    await _guarded("leases", leases.expire, controller.db, controller.terms, controller.clock)
+    await _guarded("replicas", leases.renew_holds, controller.db, controller.terms, controller.clock)
+    await _guarded("cycle", cycle, controller)
+    drive = effects.drive
+    await _guarded(
+        "effects", drive, controller.db, controller.runtime, controller.terms, controller.clock, controller.token_key
+    )
+
+
+async def cycle(controller: Controller) -> None:
+    """Load, decide, record. Each start is a transaction of its own, in the order decided."""
+    now = controller.clock.now()
+    async with controller.db.transaction() as tx:
+        state = await load_state(tx, controller.terms, now=now)
+    _, decisions = decide(state, (), controller.terms.policy, now=now)
+    waits: list[Wait] = []
+    for decision in decisions:
+        match decision:
+            case Start():
+                await _start(controller, decision, state)
+            case Preempt():
+                await _preempt(controller, decision)
+            case Reject():
+                await _reject(controller, decision)
+            case Wait():
+                waits.append(decision)
+            case _:
+                assert_never(decision)
+    await _record_waits(controller, waits, now)
+
+
+async def look_at_nodes(controller: Controller) -> None:
+    """Bring the node table up to date with the cluster."""
+    try:
+        reports = await controller.directory.nodes()
+    except Unavailable:
+        async with controller.db.transaction() as tx:
+            await fleet.record_silence(tx, terms=controller.terms, now=controller.clock.now())
+        return
+    async with controller.db.transaction() as tx:
+        gone = await fleet.record_nodes(tx, reports, now=controller.clock.now())
+    if gone:
+        async with controller.db.transaction() as tx:
+            await fleet.give_up_on(tx, gone, terms=controller.terms, now=controller.clock.now())
+
+
+async def tidy(controller: Controller) -> None:
+    """Remove files nobody can ask for: outputs of failed attempts, uploads that were never completed."""
+    await artifacts.remove_unpublished(controller.db, controller.blobs)
+    await uploads.remove_expired(controller.db, controller.blobs, now=controller.clock.now())
+
+
+async def _start(controller: Controller, start: Start, state: State) -> None:
+    async with controller.db.transaction() as tx:
+        outcome = await admit(
+            tx, start, state.nominal, key=controller.token_key, terms=controller.terms, now=controller.clock.now()
+        )
+    match outcome:
+        case Admitted(attempt_id):
+            log.info("admitted", extra={"workload": start.workload_id, "attempt": attempt_id})
+        case Postponed(reason, _):
+            log.info("postponed", extra={"workload": start.workload_id, "reason": reason.value})
+        case Stale():
+            log.info("the facts changed meanwhile", extra={"workload": start.workload_id})
+        case _:
+            assert_never(outcome)
+
+
+async def _preempt(controller: Controller, preempt: Preempt) -> None:
+    async with controller.db.transaction() as tx:
+        workload = await store.workload(tx, preempt.workload_id, lock=True)
+        attempt = await store.live_attempt(tx, preempt.workload_id)
+        if workload is not None and attempt is not None:
+            await request_stop(tx, attempt, EndCause.EVICTED, now=controller.clock.now())
+
+
+async def _reject(controller: Controller, reject: Reject) -> None:
+    async with controller.db.transaction() as tx:
+        workload = await store.workload(tx, reject.workload_id, lock=True)
+        if workload is None or workload.state != JobState.QUEUED:
+            return
+        if workload.kind == WorkloadKind.REPLICA:  # only its owner ends a replica; the pool may come
+            await record_wait(
+                tx, workload, WaitReason.NO_NODE, reject.detail, None, estimated=False, now=controller.clock.now()
+            )
+            return
+        workload.last_message = reject.detail
+        await finish_workload(tx, workload, JobState.FAILED, now=controller.clock.now())
+
+
+async def _record_waits(controller: Controller, waits: list[Wait], now: datetime) -> None:
+    async with controller.db.transaction() as tx:
+        known = {row.id: row for row in await store.queued(tx)}
+    for wait in waits:
+        row = known.get(wait.workload_id)
+        if row is None or not _differs(wait, row.wait_reason, row.wait_detail, row.eta, row.eta_estimated):
+            continue
+        async with controller.db.transaction() as tx:
+            locked = await store.workload(tx, wait.workload_id, lock=True)
+            if locked is not None and locked.state == JobState.QUEUED and locked.fence == row.fence:
+                await record_wait(tx, locked, wait.reason, wait.detail, wait.eta, estimated=wait.estimated, now=now)
+
+
+def _differs(wait: Wait, reason: str | None, detail: str | None, eta: datetime | None, estimated: bool) -> bool:
+    if (wait.reason, wait.detail, wait.estimated) != (reason, detail, estimated):
+        return True
+    if wait.eta is None or eta is None:
+        return wait.eta is not eta
+    return abs(wait.eta - eta) > ETA_MOVED
+
+
+async def _guarded(part: str, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    try:
+        await work(*arguments)
+    except Unavailable as error:
+        log.warning("%s: %s", part, error.message)
+    except (HeliuError, DBAPIError, AssertionError):
+        log.exception("a step of the loop failed: %s", part)
+
+
+async def _listen(db: Database, wake: asyncio.Event) -> None:
+    while True:
+        try:
+            async for _ in db.listen([JOBS_CHANNEL]):
+                wake.set()
+        except Unavailable:
+            await asyncio.sleep(PACE_SECONDS)
+
+
+async def _pause(wake: asyncio.Event, stop: asyncio.Event) -> None:
+    await asyncio.sleep(CALM_SECONDS)
+    waiters = [asyncio.create_task(wake.wait()), asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(waiters, timeout=PACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()

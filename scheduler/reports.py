@@ -1,0 +1,124 @@
+"""What runners say and are told: plan, heartbeats, exits. The node protocol's meaning, without HTTP."""
+
+import re
+from datetime import datetime, timedelta
+from urllib.parse import quote
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit import events
+from quotas.vocabulary import PoolName
+from scheduler import attempts
+from scheduler.adapters import store
+from scheduler.adapters.tables import AttemptRow, InputRow
+from scheduler.node.protocol import Cause, FinishedIn, HeartbeatIn, HeartbeatOut, InputFile, Outcome, Plan
+from scheduler.terms import Terms
+from scheduler.vocabulary import AttemptIdentity, EndCause, WorkloadKind
+
+_CAUSES = {
+    Cause.DONE: EndCause.DONE,
+    Cause.STOPPED: EndCause.PLATFORM,  # nobody asked it to
+    Cause.TIME_LIMIT: EndCause.TIME_LIMIT,
+    Cause.BAD_INPUT: EndCause.PROGRAM_ERROR,
+    Cause.BAD_PARAMS: EndCause.PROGRAM_ERROR,
+    Cause.PROGRAM_FAILED: EndCause.PROGRAM_ERROR,
+    Cause.OUT_OF_MEMORY: EndCause.PROGRAM_ERROR,
+    Cause.OUTPUT_REFUSED: EndCause.PROGRAM_ERROR,
+    Cause.INPUT_UNAVAILABLE: EndCause.SETUP,
+    Cause.MODEL_MISSING: EndCause.SETUP,
+    Cause.SETUP_FAILED: EndCause.SETUP,
+    Cause.UPLOAD_FAILED: EndCause.PLATFORM,
+    Cause.ENGINE_DIED: EndCause.PLATFORM,
+    Cause.KILLED: EndCause.PLATFORM,
+}
+_CREDENTIAL = re.compile(r"\b(h[las]_[A-Za-z0-9_]+?_)[A-Za-z0-9_-]{20,}")
+
+
+async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, terms: Terms, now: datetime) -> Plan:
+    """Claim the attempt and say what to run. Raises Conflict (`fence_lost`) for a second runner."""
+    attempt = await attempts.claim(tx, identity, runner, terms=terms, now=now)
+    workload = await store.workload(tx, identity.workload_id)
+    assert workload is not None, "an attempt belongs to a workload"
+    placed = (await store.placements(tx, [attempt.id]))[attempt.id]
+    resource = {node.id: node.resource for node in await store.nodes(tx, pool=PoolName(attempt.pool))}
+    share = workload.gpu_milli / 1000
+    return Plan(
+        attempt_id=attempt.id,
+        workload_id=workload.id,
+        kind="replica" if identity.kind is WorkloadKind.REPLICA else "job",
+        program=workload.program,
+        params=workload.params,
+        inputs=[_input(attempt, row) for row in await store.inputs(tx, workload.id)],
+        sandboxed=workload.sandboxed,
+        lease_seconds=terms.lease_seconds,
+        heartbeat_seconds=terms.heartbeat_seconds,
+        grace_seconds=terms.grace_seconds,
+        max_runtime_seconds=workload.max_runtime_seconds,
+        workers=workload.workers,
+        gpu_milli=workload.gpu_milli,
+        nodes=[row.node_id for row in placed],
+        worker_resources={resource[placed[0].node_id]: share},
+        output_bytes_max=terms.output_bytes_max,
+        output_files_max=terms.output_files_max,
+    )
+
+
+async def heartbeat(
+    tx: AsyncSession, identity: AttemptIdentity, report: HeartbeatIn, *, terms: Terms, now: datetime
+) -> HeartbeatOut:
+    """Extend the lease, keep log and progress, pass on the wish to stop. Raises Conflict (`fence_lost`)."""
+    until = now + timedelta(seconds=terms.lease_seconds)
+    if not await store.renew_lease(tx, identity.attempt_id, identity.fence, until):
+        raise attempts.fence_lost()
+    lines = [(line.seq, _CREDENTIAL.sub(r"\1…", line.text)) for line in report.log]
+    await store.add_log_lines(tx, identity.workload_id, identity.fence, lines, now)
+    if report.progress is not None:
+        await _keep_progress(tx, identity, report, now=now)
+    return HeartbeatOut(
+        lease_seconds=terms.lease_seconds,
+        command="stop" if identity.stop_requested else "run",
+        grace_seconds=terms.grace_seconds,
+    )
+
+
+async def finished(
+    tx: AsyncSession, identity: AttemptIdentity, report: FinishedIn, *, terms: Terms, now: datetime
+) -> None:
+    """The runner's last word: the attempt is over, with its cause. Raises Conflict (`fence_lost`) when it was."""
+    workload = await store.workload(tx, identity.workload_id, lock=True)
+    attempt = await store.attempt(tx, identity.attempt_id, lock=True)
+    assert workload is not None and attempt is not None, "an identity was made from both"
+    if attempt.ended_at is not None or attempt.claimed_at is None:
+        raise attempts.fence_lost()
+    cause, message = end_cause(report, attempt), report.message or report.cause.value
+    await attempts.end(
+        tx, workload, attempt, cause, message, terms=terms, now=now, ran_ms=report.ran_ms, exit_code=report.exit_code
+    )
+
+
+def end_cause(report: FinishedIn, attempt: AttemptRow) -> EndCause:
+    """The cause on record: what it was stopped for, if it was, else what the runner saw."""
+    if report.outcome is Outcome.SUCCEEDED:
+        return EndCause.DONE
+    if attempt.stop_cause is not None:
+        return EndCause(attempt.stop_cause)
+    return _CAUSES[report.cause]
+
+
+def _input(attempt: AttemptRow, row: InputRow) -> InputFile:
+    url = f"/internal/v1/attempts/{attempt.id}/inputs/{quote(row.name)}"
+    return InputFile(name=row.name, url=url, sha256=row.sha256, bytes=row.size_bytes)
+
+
+async def _keep_progress(tx: AsyncSession, identity: AttemptIdentity, report: HeartbeatIn, *, now: datetime) -> None:
+    assert report.progress is not None, "the caller looked"
+    body = report.progress.model_dump(mode="json")
+    changed = await tx.execute(
+        text("""
+            UPDATE scheduler.workload SET progress = CAST(:progress AS jsonb)
+            WHERE id = :id AND fence = :fence AND progress IS DISTINCT FROM CAST(:progress AS jsonb) RETURNING id"""),
+        {"id": identity.workload_id, "fence": identity.fence, "progress": report.progress.model_dump_json()},
+    )
+    if changed.scalar_one_or_none() is not None:
+        await events.append(tx, "job.progress", identity.workload_id, body, now=now, firm_id=identity.firm_id)

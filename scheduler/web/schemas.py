@@ -1,0 +1,276 @@
+"""What the routes of jobs, files and nodes take and give."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Query
+from pydantic import AfterValidator, Field, StringConstraints
+
+from kit.web import Body, View
+from quotas.vocabulary import QoS
+from scheduler.node.protocol import plain_name
+from scheduler.vocabulary import PRIORITY_MAX, PRIORITY_MIN, WORKERS_MAX, JobState, WaitReason
+
+SECONDS_MAX = 31 * 86_400
+MICRO_YUAN_MAX = 2**53
+BYTES_MAX = 2**53
+INPUTS_MAX = 100
+GPUS_MAX = 64
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+Id = Annotated[str, StringConstraints(max_length=64)]
+Pool = Annotated[str, StringConstraints(max_length=120, pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
+FileName = Annotated[str, StringConstraints(max_length=512), AfterValidator(plain_name)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FirmQuery = Annotated[str | None, Query(alias="firm_id", max_length=64, description="default: your own firm")]
+Limit = Annotated[int, Query(ge=1, le=200)]
+Before = Annotated[str | None, Query(max_length=64, description="continue an earlier page: its last id")]
+Wait = Annotated[int, Query(alias="wait_seconds", ge=0, le=30, description="wait this long for something new")]
+
+
+class InputIn(Body):
+    name: FileName
+    source_id: Id = Field(description="a complete upload (up_…) or an artifact (art_…)")
+
+
+class QuoteIn(Body):
+    firm_id: Id | None = None
+    project_id: Id | None = None
+    recipe: Line
+    params: dict[str, Any] = {}
+    inputs: Annotated[list[InputIn], Field(max_length=INPUTS_MAX)] = []
+    pools: Annotated[list[Pool], Field(min_length=1, max_length=10, description="the first is liked best")]
+    workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = 1
+    gpus: Annotated[int, Field(ge=1, le=GPUS_MAX, description="accelerators per worker")] = 1
+    qos: QoS = QoS.STANDARD
+    priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
+    max_runtime_seconds: Annotated[int, Field(ge=1, le=SECONDS_MAX)] | None = None
+
+
+class JobIn(QuoteIn):
+    name: Line | None = Field(default=None, description="default: the recipe's name")
+    quote_id: Id | None = Field(default=None, description="its maximum caps the charge")
+    cap_micro_yuan: Annotated[int, Field(ge=1, le=MICRO_YUAN_MAX)] | None = None
+
+
+class OfferOut(View):
+    pool: str
+    tariff_id: str
+    min_micro_yuan: int
+    max_micro_yuan: int
+    voucher_pays_min_micro_yuan: int
+    voucher_pays_max_micro_yuan: int
+    cash_min_micro_yuan: int
+    cash_max_micro_yuan: int
+    voucher_ids: list[str]
+    explanation: list[str]
+    affordable: bool
+
+
+class QuoteOut(View):
+    id: str
+    project_id: str
+    min_micro_yuan: int
+    max_micro_yuan: int
+    voucher_pays_max_micro_yuan: int
+    cash_max_micro_yuan: int
+    affordable: bool
+    offers: list[OfferOut]
+    expected_start: datetime | None
+    expected_finish: datetime | None
+    estimated: bool
+    wait_reason: WaitReason | None
+    wait_detail: str
+    seconds_min: int
+    expected_seconds: int
+    max_runtime_seconds: int
+    basis: str
+    expires_at: datetime
+
+
+class AttemptOut(View):
+    id: str
+    state: str
+    pool: str
+    nodes: list[str]
+    placed_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    cause: str | None
+    message: str | None
+    exit_code: int | None
+    ran_ms: int | None
+
+
+class JobOut(View):
+    id: str
+    name: str
+    firm_id: str
+    project_id: str
+    recipe: str | None
+    params: dict[str, Any]
+    pools: list[str]
+    workers: int
+    gpu_milli: int
+    qos: str
+    priority: int
+    state: JobState
+    stopping: bool
+    wait_reason: WaitReason | None
+    wait_detail: str | None
+    expected_start: datetime | None
+    expected_finish: datetime | None
+    estimated: bool
+    progress: dict[str, Any] | None
+    expected_seconds: int | None
+    max_runtime_seconds: int | None
+    quote_id: str | None
+    cap_micro_yuan: int | None
+    charged_micro_yuan: int
+    cause: str | None
+    message: str | None
+    submitted_by: str
+    submitted_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class JobDetailOut(JobOut):
+    attempts: list[AttemptOut]
+    artifacts: list["ArtifactOut"]
+
+
+class WhyOut(View):
+    id: str
+    state: JobState
+    sentence: str
+    reason: WaitReason | None
+    rule: str | None
+    detail: str | None
+    would_start: str | None
+    expected_start: datetime | None
+    estimated: bool
+    position: int | None
+    waiting: int
+
+
+class LogLineOut(View):
+    cursor: str
+    at: datetime
+    text: str
+
+
+class LogOut(View):
+    lines: list[LogLineOut]
+    cursor: str
+    over: bool
+
+
+class EventOut(View):
+    cursor: str
+    at: datetime
+    topic: str
+    body: dict[str, Any]
+
+
+class EventsOut(View):
+    events: list[EventOut]
+    cursor: str
+    over: bool
+
+
+class UploadIn(Body):
+    firm_id: Id | None = None
+    project_id: Id | None = None
+    name: FileName
+    size_bytes: Annotated[int, Field(ge=0, le=BYTES_MAX)]
+    sha256: Sha256
+
+
+class UploadOut(View):
+    id: str
+    firm_id: str
+    project_id: str
+    name: str
+    size_bytes: int
+    received_bytes: int
+    sha256: str
+    state: str
+    created_at: datetime
+    expires_at: datetime
+
+
+class ArtifactOut(View):
+    id: str
+    firm_id: str
+    project_id: str
+    workload_id: str
+    name: str
+    kind: str
+    sha256: str
+    size_bytes: int
+    meta: dict[str, Any]
+    created_at: datetime
+
+
+class LinkOut(View):
+    url: str
+    expires_at: datetime
+
+
+class NodeOut(View):
+    id: str
+    pool: str
+    address: str
+    resource: str
+    gpu_milli: int
+    placed_milli: int
+    state: str
+    cordon_reason: str | None
+    draining: bool
+    last_seen_at: datetime
+
+
+class PoolOut(View):
+    name: str
+    centre: str
+    accelerator: str
+    nodes: int
+    gpu_milli: int
+    placed_milli: int
+    quota_milli: int | None
+    used_milli: int
+
+
+class CordonIn(Body):
+    reason: Line
+    drain: bool = False
+
+
+class QueueEntryOut(View):
+    position: int
+    id: str
+    kind: str
+    name: str
+    firm_id: str
+    priority: int
+    need_milli: int
+    pools: list[str]
+    reason: WaitReason
+    detail: str
+    expected_start: datetime | None
+    estimated: bool
+    submitted_at: datetime
+
+
+class QueueOut(View):
+    waiting: int
+    running: int
+    entries: list[QueueEntryOut]
