@@ -1,4 +1,4 @@
-"""`heliu tariff`, `programme`, `voucher`, `account`, `statement`, `charge`, `ledger`: prices, money, and their proof."""
+"""`heliu tariff`, `programme`, `voucher`, `account`, `statement`, `charge`, `ledger`: prices, money, their proof."""
 
 import json
 from collections.abc import Mapping, Sequence
