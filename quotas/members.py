@@ -155,7 +155,7 @@ async def set_roles(
     member, others = await _among_others(tx, member_id)
     _check_roles(FirmId(member.firm_id), roles)
     _keep_a_head(member, others, after=frozenset(roles))
-    before, member.roles = list(member.roles), sorted(roles)
+    before, member.roles = list(member.roles), sorted(role.value for role in roles)
     await audit.record(
         tx, "member.roles", member.id, by=by, now=now, firm_id=member.firm_id, origin=origin,
         before={"roles": before}, after={"roles": member.roles},

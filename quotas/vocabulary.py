@@ -9,27 +9,25 @@ from enum import StrEnum
 from typing import NewType
 
 from kit.units import GpuMs, MicroYuan, Ppm, Tokens
-from quotas.vocabulary_people import (
-    CLUSTER_NAMES as CLUSTER_NAMES,
-    DEFAULT_PROJECT as DEFAULT_PROJECT,
-    FIRM_ROLES as FIRM_ROLES,
-    KEYS_CHANNEL as KEYS_CHANNEL,
-    PLATFORM_FIRM as PLATFORM_FIRM,
-    STAFF_ROLES as STAFF_ROLES,
-    FirmId as FirmId,
-    FirmKind as FirmKind,
-    FirmState as FirmState,
-    FirmView as FirmView,
-    IndustryCluster as IndustryCluster,
-    KeyGrant as KeyGrant,
-    KeyId as KeyId,
-    MemberId as MemberId,
-    ProjectId as ProjectId,
-    ProjectView as ProjectView,
-    ReviewStep as ReviewStep,
-    Role as Role,
-    Scope as Scope,
-)
+from quotas.vocabulary_people import CLUSTER_NAMES as CLUSTER_NAMES
+from quotas.vocabulary_people import DEFAULT_PROJECT as DEFAULT_PROJECT
+from quotas.vocabulary_people import FIRM_ROLES as FIRM_ROLES
+from quotas.vocabulary_people import KEYS_CHANNEL as KEYS_CHANNEL
+from quotas.vocabulary_people import PLATFORM_FIRM as PLATFORM_FIRM
+from quotas.vocabulary_people import STAFF_ROLES as STAFF_ROLES
+from quotas.vocabulary_people import FirmId as FirmId
+from quotas.vocabulary_people import FirmKind as FirmKind
+from quotas.vocabulary_people import FirmState as FirmState
+from quotas.vocabulary_people import FirmView as FirmView
+from quotas.vocabulary_people import IndustryCluster as IndustryCluster
+from quotas.vocabulary_people import KeyGrant as KeyGrant
+from quotas.vocabulary_people import KeyId as KeyId
+from quotas.vocabulary_people import MemberId as MemberId
+from quotas.vocabulary_people import ProjectId as ProjectId
+from quotas.vocabulary_people import ProjectView as ProjectView
+from quotas.vocabulary_people import ReviewStep as ReviewStep
+from quotas.vocabulary_people import Role as Role
+from quotas.vocabulary_people import Scope as Scope
 
 HoldId = NewType("HoldId", str)
 ChargeId = NewType("ChargeId", str)

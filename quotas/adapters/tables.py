@@ -1,7 +1,7 @@
 """Tables of firms and people, as the migrations make them. They validate nothing themselves: the database does."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Identity, Index, Integer, LargeBinary, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -39,7 +39,13 @@ def _sequence() -> Any:
     return Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
 
 
-class FirmRow(SQLModel, table=True):
+class _Row(SQLModel):
+    """What every table here is made of."""
+
+    __tablename__: ClassVar[Any]
+
+
+class FirmRow(_Row, table=True):
     """A firm and where it stands in its life. `doubts` are what a reviewer must look at."""
 
     __tablename__ = "firm"
@@ -66,7 +72,7 @@ class FirmRow(SQLModel, table=True):
     state_since: datetime = _instant()
 
 
-class ProjectRow(SQLModel, table=True):
+class ProjectRow(_Row, table=True):
     """A production inside a firm."""
 
     __tablename__ = "project"
@@ -78,7 +84,7 @@ class ProjectRow(SQLModel, table=True):
     created_at: datetime = _instant()
 
 
-class MemberRow(SQLModel, table=True):
+class MemberRow(_Row, table=True):
     """A person of a firm, or of the platform. An address belongs to one person who may still sign in."""
 
     __tablename__ = "member"
@@ -99,7 +105,7 @@ class MemberRow(SQLModel, table=True):
     left_at: datetime | None = _instant(nullable=True)
 
 
-class SessionRow(SQLModel, table=True):
+class SessionRow(_Row, table=True):
     """A signed-in member; only the token's hash is kept."""
 
     __tablename__ = "session"
@@ -118,7 +124,7 @@ class SessionRow(SQLModel, table=True):
     origin: str | None = _text(nullable=True)
 
 
-class SignInAttemptRow(SQLModel, table=True):
+class SignInAttemptRow(_Row, table=True):
     """One try at a password; written before the password is looked at, so that parallel tries count too."""
 
     __tablename__ = "sign_in_attempt"
@@ -135,7 +141,7 @@ class SignInAttemptRow(SQLModel, table=True):
     succeeded: bool = False
 
 
-class InvitationRow(SQLModel, table=True):
+class InvitationRow(_Row, table=True):
     """A place in a firm that is offered to an address; good for one use."""
 
     __tablename__ = "invitation"
@@ -157,7 +163,7 @@ class InvitationRow(SQLModel, table=True):
     revoked_at: datetime | None = _instant(nullable=True)
 
 
-class AdminLinkRow(SQLModel, table=True):
+class AdminLinkRow(_Row, table=True):
     """A one-time link that makes its holder an administrator."""
 
     __tablename__ = "admin_link"
@@ -170,7 +176,7 @@ class AdminLinkRow(SQLModel, table=True):
     used_at: datetime | None = _instant(nullable=True)
 
 
-class ApiKeyRow(SQLModel, table=True):
+class ApiKeyRow(_Row, table=True):
     """An API key; only its secret's hash is kept. NULL limits mean: none of its own."""
 
     __tablename__ = "api_key"
@@ -195,7 +201,7 @@ class ApiKeyRow(SQLModel, table=True):
     last_used_at: datetime | None = _instant(nullable=True)
 
 
-class QuotaVersionRow(SQLModel, table=True):
+class QuotaVersionRow(_Row, table=True):
     """What a firm may use of a pool from an instant on. Rows are only ever added."""
 
     __tablename__ = "quota_version"
@@ -211,7 +217,7 @@ class QuotaVersionRow(SQLModel, table=True):
     reason: str | None = _text(nullable=True)
 
 
-class AuditRow(SQLModel, table=True):
+class AuditRow(_Row, table=True):
     """Who did what to whom, when, from where, and what it changed. Rows are only ever added."""
 
     __tablename__ = "audit_entry"

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from click.testing import Result
 from typer.testing import CliRunner
 
 from kit.clock import FixedClock
@@ -23,7 +22,7 @@ from quotas.members import issue_admin_link
 from tests.api.quotas.conftest import PASSWORD, uscc
 from tests.support.until import until
 
-Heliu = Callable[..., Result]
+Heliu = Callable[..., Any]
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def heliu(address: str, tmp_path: Path) -> Heliu:
     """Run a command as one of several people, each with a home of their own."""
     runner = CliRunner()
 
-    def run(*words: str, who: str = "admin", exit_code: int = 0, **environment: str) -> Result:
+    def run(*words: str, who: str = "admin", exit_code: int = 0, **environment: str) -> Any:
         env = {"HELIU_API_URL": address, "HELIU_HOME": str(tmp_path / who), "COLUMNS": "200", **environment}
         result = runner.invoke(commands, list(words), env=env)
         assert result.exit_code == exit_code, result.output
@@ -75,7 +74,7 @@ def heliu(address: str, tmp_path: Path) -> Heliu:
     return run
 
 
-def parsed(result: Result) -> Any:
+def parsed(result: Any) -> Any:
     return json.loads(result.stdout)
 
 

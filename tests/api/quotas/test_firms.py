@@ -1,5 +1,7 @@
 """Firms over HTTP: application, review, suspension, closing."""
 
+from typing import Any
+
 import pytest
 
 from kit.db import Database
@@ -149,7 +151,7 @@ async def test_every_step_is_an_event_and_an_audit_row(world: World, db: Databas
     ],
 )
 async def test_an_application_with_bad_input_is_refused_and_nothing_is_kept(
-    world: World, changes: dict[str, object], field: str
+    world: World, changes: dict[str, Any], field: str
 ) -> None:
     answer = await world.anonymous.post("/api/firms", json=application(**changes))
     assert answer.status_code == 422

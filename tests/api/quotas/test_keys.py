@@ -1,7 +1,9 @@
 """API keys and projects over HTTP."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from datetime import timedelta
+from typing import cast
 
 import pytest
 
@@ -45,7 +47,7 @@ async def test_a_gateway_learns_what_a_key_allows(world: World, db: Database, cl
 async def test_revocation_reaches_a_listener_within_two_seconds(world: World, db: Database, clock: FixedClock) -> None:
     studio = await world.studio()
     made = await world.key(studio)
-    heard = db.listen(["heliu_keys"])
+    heard = cast(AsyncGenerator[tuple[str, str], None], db.listen(["heliu_keys"]))
     assert await anext(heard) == ("", "")
     revoked = await studio.owner.post(f"/api/keys/{made['key']['id']}/revoke", json={"reason": "laptop lost"})
     assert revoked.json()["revoked_why"] == "laptop lost"

@@ -34,7 +34,7 @@ def test_a_step_leads_where_the_table_says_or_is_refused(state: FirmState, step:
 
 
 def test_no_step_leaves_a_firm_that_is_over() -> None:
-    assert OVER == {S.REJECTED, S.CLOSED}
+    assert {S.REJECTED, S.CLOSED} == OVER
     assert all(steps_from(state) == () for state in OVER)
 
 
