@@ -1,12 +1,13 @@
 """PostgreSQL sessions: one request, one transaction; conflicts are retried here and nowhere else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import psycopg
 from psycopg import errors as pg
+from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -62,7 +63,7 @@ class Database:
                     return await work(tx)
         raise AssertionError("tenacity either returns or raises")
 
-    async def listen(self, channels: Sequence[str]) -> AsyncIterator[tuple[str, str]]:
+    async def listen(self, channels: Sequence[str]) -> AsyncGenerator[tuple[str, str], None]:
         """Yield (channel, payload) of every NOTIFY on `channels`, on a connection of its own.
 
         Yields ("", "") once it listens, so that a caller can look once after subscribing and miss nothing.
@@ -72,7 +73,7 @@ class Database:
             connection = await psycopg.AsyncConnection.connect(self.url, autocommit=True)
             async with connection:
                 for channel in channels:
-                    await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                 yield "", ""
                 async for notice in connection.notifies():
                     yield notice.channel, notice.payload
@@ -97,9 +98,7 @@ def is_conflict(error: BaseException) -> bool:
 
 def is_connection_loss(error: DBAPIError) -> bool:
     """Whether the server went away, is starting, or never answered."""
-    return error.connection_invalidated or (
-        isinstance(error.orig, psycopg.OperationalError) and not is_conflict(error)
-    )
+    return error.connection_invalidated or (isinstance(error.orig, psycopg.OperationalError) and not is_conflict(error))
 
 
 def violated_constraint(error: DBAPIError) -> str | None:

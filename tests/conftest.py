@@ -3,9 +3,11 @@
 import importlib.util
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+from kit.blobs import Blobs
 from kit.clock import FixedClock
 from kit.db import Database
 from tests.support.databases import TestServer, running_server
@@ -42,3 +44,15 @@ async def db(database_url: str) -> AsyncIterator[Database]:
 def clock() -> FixedClock:
     """A clock that stands at Monday 10:00 in Wuhan until moved."""
     return FixedClock(MORNING)
+
+
+@pytest.fixture
+def blobs_folder(tmp_path: Path) -> Path:
+    """The folder `blobs` keeps its objects in."""
+    return tmp_path / "blobs"
+
+
+@pytest.fixture
+def blobs(blobs_folder: Path) -> Blobs:
+    """An object store in a folder of this test's own."""
+    return Blobs(f"file://{blobs_folder}")

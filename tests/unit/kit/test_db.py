@@ -1,16 +1,157 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from kit.db import Database
+from kit.db import Database, is_conflict, notify, violated_constraint, wait_until_ready
+from kit.errors import Unavailable
+from tests.support.databases import TestServer
+
+NOWHERE = "postgresql://postgres:@/postgres?host=/nonexistent"
 
 
-async def test_a_block_that_raises_leaves_nothing_behind(db: Database) -> None:
+@pytest.fixture
+async def counter(db: Database) -> AsyncIterator[Database]:
+    """A database with one row, `counter.n = 0`, that may not pass 10."""
     async with db.transaction() as tx:
-        await tx.execute(text("CREATE TABLE seen (n int)"))
-    try:
-        async with db.transaction() as tx:
-            await tx.execute(text("INSERT INTO seen VALUES (1)"))
+        await tx.execute(text("CREATE TABLE counter (n int NOT NULL CONSTRAINT at_most_ten CHECK (n <= 10))"))
+        await tx.execute(text("INSERT INTO counter VALUES (0)"))
+    yield db
+
+
+async def count(db: Database) -> int:
+    async with db.transaction() as tx:
+        return int((await tx.execute(text("SELECT n FROM counter"))).scalar_one())
+
+
+async def test_a_block_that_ends_is_committed(counter: Database) -> None:
+    async with counter.transaction() as tx:
+        await tx.execute(text("UPDATE counter SET n = 1"))
+    assert await count(counter) == 1
+
+
+async def test_a_block_that_raises_leaves_nothing_behind(counter: Database) -> None:
+    async def halfway() -> None:
+        async with counter.transaction() as tx:
+            await tx.execute(text("UPDATE counter SET n = 1"))
             raise RuntimeError("halfway")
-    except RuntimeError:
-        pass
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        await halfway()
+    assert await count(counter) == 0
+
+
+async def test_a_cancelled_block_leaves_nothing_behind(counter: Database) -> None:
+    updated = asyncio.Event()
+
+    async def work() -> None:
+        async with counter.transaction() as tx:
+            await tx.execute(text("UPDATE counter SET n = 1"))
+            updated.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await updated.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await count(counter) == 0
+
+
+async def test_sessions_speak_utc(db: Database) -> None:
     async with db.transaction() as tx:
-        assert (await tx.execute(text("SELECT count(*) FROM seen"))).scalar_one() == 0
+        assert (await tx.execute(text("SHOW timezone"))).scalar_one() == "UTC"
+
+
+async def test_the_constraint_that_refused_a_row_is_known_by_name(counter: Database) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        async with counter.transaction() as tx:
+            await tx.execute(text("UPDATE counter SET n = 11"))
+    assert violated_constraint(refused.value) == "at_most_ten"
+
+
+async def test_an_error_that_is_no_constraint_has_no_constraint_name(db: Database) -> None:
+    with pytest.raises(DBAPIError) as refused:
+        async with db.transaction() as tx:
+            await tx.execute(text("SELECT 1 / 0"))
+    assert violated_constraint(refused.value) is None
+    assert not is_conflict(refused.value)
+
+
+async def test_conflicting_transactions_are_tried_again_until_each_has_counted(counter: Database) -> None:
+    async def increment(tx: AsyncSession) -> None:
+        await tx.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        n = (await tx.execute(text("SELECT n FROM counter"))).scalar_one()
+        await tx.execute(text("UPDATE counter SET n = :n"), {"n": n + 1})
+
+    await asyncio.gather(*(counter.retrying(increment, attempts=50) for _ in range(6)))
+    assert await count(counter) == 6
+
+
+async def test_what_is_no_conflict_is_not_tried_again(counter: Database) -> None:
+    tries = 0
+
+    async def overshoot(tx: AsyncSession) -> None:
+        nonlocal tries
+        tries += 1
+        await tx.execute(text("UPDATE counter SET n = 11"))
+
+    with pytest.raises(IntegrityError):
+        await counter.retrying(overshoot)
+    assert tries == 1
+
+
+async def test_a_notice_arrives_when_its_transaction_commits_and_only_then(db: Database) -> None:
+    async with aclosing(db.listen(["heliu_keys", "heliu_jobs"])) as notices:
+        assert await anext(notices) == ("", ""), "says that it listens"
+        with pytest.raises(RuntimeError):
+            async with db.transaction() as tx:
+                await notify(tx, "heliu_keys", "rolled back")
+                raise RuntimeError
+        async with db.transaction() as tx:
+            await notify(tx, "heliu_jobs", "job_1")
+        assert await asyncio.wait_for(anext(notices), 5) == ("heliu_jobs", "job_1")
+
+
+async def test_a_listener_whose_connection_breaks_is_told(db: Database) -> None:
+    async with aclosing(db.listen(["heliu_keys"])) as notices:
+        await anext(notices)
+        async with db.transaction() as tx:
+            await tx.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(anext(notices), 5)
+
+
+async def test_a_broken_connection_is_replaced_for_the_next_transaction(counter: Database) -> None:
+    with pytest.raises(Unavailable):
+        async with counter.transaction() as tx:
+            await tx.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    assert await count(counter) == 0
+
+
+async def test_a_database_that_is_not_there_is_unavailable() -> None:
+    nowhere = Database(NOWHERE)
+    with pytest.raises(Unavailable):
+        async with nowhere.transaction() as tx:
+            await tx.execute(text("SELECT 1"))
+    with pytest.raises(Unavailable):
+        await anext(nowhere.listen(["heliu_keys"]))
+    await nowhere.close()
+
+
+async def test_waiting_for_a_database_ends_at_its_answer_or_its_deadline(postgres: TestServer) -> None:
+    there, nowhere = Database(postgres.admin_url), Database(NOWHERE)
+    await wait_until_ready(there, seconds=1)
+    with pytest.raises(Unavailable):
+        await wait_until_ready(nowhere, seconds=0.1)
+    await there.close()
+    await nowhere.close()
