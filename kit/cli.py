@@ -105,7 +105,7 @@ def show(value: Any, *, as_json: bool, columns: Mapping[str, str] | None = None,
     if as_json:
         sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        console.print(_table(value, columns, title))
+        console.print(_table(value, columns, title) if value else "[dim]nothing yet[/dim]")
     elif isinstance(value, Mapping):
         _print_fields(value, columns)
     elif value is not None:
@@ -113,12 +113,10 @@ def show(value: Any, *, as_json: bool, columns: Mapping[str, str] | None = None,
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None, title: str | None) -> Table:
-    fields = columns or {key: key for key in (rows[0] if rows else {})}
+    fields = columns or {key: key for key in rows[0]}
     table = Table(*fields.values(), title=title, header_style="bold")
     for row in rows:
         table.add_row(*(_cell(row.get(field)) for field in fields))
-    if not rows:
-        table.caption = "nothing yet"
     return table
 
 

@@ -182,6 +182,8 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, errors.HeliuError):  # FastAPI hides what broke off the reading of a body
+        return await _on_heliu_error(_request, error.__cause__)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     return problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
 

@@ -2,14 +2,17 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
+import pytest
 from psycopg import sql
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import Database
 from kit.ids import new_id
 from kit.migrate import run_migrations
 from kit.postgres import start_embedded, stop_embedded
@@ -80,3 +83,15 @@ def running_server() -> Iterator[TestServer]:
     finally:
         stop_embedded(data)
         shutil.rmtree(folder)
+
+
+async def roll_back(db: Database, work: Callable[[AsyncSession], Awaitable[None]]) -> None:
+    """Do `work` in a transaction that then fails."""
+
+    async def failing() -> None:
+        async with db.transaction() as tx:
+            await work(tx)
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        await failing()

@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
@@ -9,18 +8,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.db import Database, is_conflict, notify, violated_constraint, wait_until_ready
 from kit.errors import Unavailable
-from tests.support.databases import TestServer
+from tests.support.databases import TestServer, roll_back
 
 NOWHERE = "postgresql://postgres:@/postgres?host=/nonexistent"
 
 
 @pytest.fixture
-async def counter(db: Database) -> AsyncIterator[Database]:
+async def counter(db: Database) -> Database:
     """A database with one row, `counter.n = 0`, that may not pass 10."""
     async with db.transaction() as tx:
         await tx.execute(text("CREATE TABLE counter (n int NOT NULL CONSTRAINT at_most_ten CHECK (n <= 10))"))
         await tx.execute(text("INSERT INTO counter VALUES (0)"))
-    yield db
+    return db
 
 
 async def count(db: Database) -> int:
@@ -35,13 +34,10 @@ async def test_a_block_that_ends_is_committed(counter: Database) -> None:
 
 
 async def test_a_block_that_raises_leaves_nothing_behind(counter: Database) -> None:
-    async def halfway() -> None:
-        async with counter.transaction() as tx:
-            await tx.execute(text("UPDATE counter SET n = 1"))
-            raise RuntimeError("halfway")
+    async def update(tx: AsyncSession) -> None:
+        await tx.execute(text("UPDATE counter SET n = 1"))
 
-    with pytest.raises(RuntimeError, match="halfway"):
-        await halfway()
+    await roll_back(counter, update)
     assert await count(counter) == 0
 
 
@@ -108,10 +104,7 @@ async def test_what_is_no_conflict_is_not_tried_again(counter: Database) -> None
 async def test_a_notice_arrives_when_its_transaction_commits_and_only_then(db: Database) -> None:
     async with aclosing(db.listen(["heliu_keys", "heliu_jobs"])) as notices:
         assert await anext(notices) == ("", ""), "says that it listens"
-        with pytest.raises(RuntimeError):
-            async with db.transaction() as tx:
-                await notify(tx, "heliu_keys", "rolled back")
-                raise RuntimeError
+        await roll_back(db, lambda tx: notify(tx, "heliu_keys", "rolled back"))
         async with db.transaction() as tx:
             await notify(tx, "heliu_jobs", "job_1")
         assert await asyncio.wait_for(anext(notices), 5) == ("heliu_jobs", "job_1")
