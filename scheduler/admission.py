@@ -10,7 +10,7 @@ from kit import events
 from kit.auth import hash_secret, sign
 from kit.errors import NoMoney, Refused
 from kit.ids import new_id
-from kit.units import GpuMilli
+from kit.units import GpuMilli, MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, Hold, PoolName, ProjectId, QoS
 from scheduler.adapters import store
@@ -107,7 +107,7 @@ async def _hold(
         qos=QoS(workload.qos),
         gpu_milli=GpuMilli(workload.workers * workload.gpu_milli),
         seconds_max=held_seconds(workload, terms),
-        cap_micro_yuan=None if cap is None else cap - workload.charged_micro_yuan,
+        cap_micro_yuan=None if cap is None else MicroYuan(cap - workload.charged_micro_yuan),
         now=now,
     )
 

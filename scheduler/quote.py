@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import assert_never
 
 from scheduler.cycle import Policy, decide, decision_for
 from scheduler.snapshot import State, Waiting
@@ -33,8 +32,6 @@ def forecast(state: State, workload: Waiting, policy: Policy, *, now: datetime) 
             return Forecast(None, None, False, None, detail)
         case Preempt():
             raise AssertionError("a waiting workload cannot be preempted")
-        case other:
-            assert_never(other)
 
 
 def _finish(start: datetime, seconds: int | None) -> datetime | None:

@@ -1,7 +1,7 @@
 """Tables of the scheduler, as the migrations make them. A `table=True` class validates nothing: the database does."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, Boolean, Column, DateTime, ForeignKey, Index, Integer, LargeBinary, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -40,7 +40,11 @@ def _json(*, nullable: bool = False) -> Any:
     return Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=nullable))
 
 
-class PoolRow(SQLModel, table=True):
+class _Table(SQLModel):
+    __tablename__: ClassVar[Any]
+
+
+class PoolRow(_Table, table=True):
     """All nodes of one accelerator in one centre. Made when its first node is seen, and kept."""
 
     __tablename__ = "pool"
@@ -52,7 +56,7 @@ class PoolRow(SQLModel, table=True):
     created_at: datetime = _instant()
 
 
-class NodeRow(SQLModel, table=True):
+class NodeRow(_Table, table=True):
     """A machine of a pool. `placed_milli` is what live attempts hold of it: a CHECK keeps S1."""
 
     __tablename__ = "node"
@@ -71,7 +75,7 @@ class NodeRow(SQLModel, table=True):
     last_seen_at: datetime = _instant()
 
 
-class QuotaUseRow(SQLModel, table=True):
+class QuotaUseRow(_Table, table=True):
     """What a firm's live attempts hold in a pool."""
 
     __tablename__ = "quota_use"
@@ -82,7 +86,7 @@ class QuotaUseRow(SQLModel, table=True):
     used_milli: int = _integer()
 
 
-class QuoteRow(SQLModel, table=True):
+class QuoteRow(_Table, table=True):
     """A price and a time that were told, and until when they bind."""
 
     __tablename__ = "quote"
@@ -98,7 +102,7 @@ class QuoteRow(SQLModel, table=True):
     expires_at: datetime = _instant()
 
 
-class WorkloadRow(SQLModel, table=True):
+class WorkloadRow(_Table, table=True):
     """A job or a replica, from its submission on."""
 
     __tablename__ = "workload"
@@ -149,7 +153,7 @@ class WorkloadRow(SQLModel, table=True):
     ended_at: datetime | None = _instant(nullable=True)
 
 
-class InputRow(SQLModel, table=True):
+class InputRow(_Table, table=True):
     """A file a job reads: an object that was whole when the job was submitted."""
 
     __tablename__ = "workload_input"
@@ -162,7 +166,7 @@ class InputRow(SQLModel, table=True):
     size_bytes: int = _integer(big=True)
 
 
-class AttemptRow(SQLModel, table=True):
+class AttemptRow(_Table, table=True):
     """One try at running a workload. At most one is not over (unique), and its fence is the workload's."""
 
     __tablename__ = "attempt"
@@ -199,7 +203,7 @@ class AttemptRow(SQLModel, table=True):
     cleared_at: datetime | None = _instant(nullable=True)
 
 
-class PlacementRow(SQLModel, table=True):
+class PlacementRow(_Table, table=True):
     """The node of one worker of an attempt."""
 
     __tablename__ = "placement"
@@ -211,7 +215,7 @@ class PlacementRow(SQLModel, table=True):
     gpu_milli: int = _integer()
 
 
-class LogLineRow(SQLModel, table=True):
+class LogLineRow(_Table, table=True):
     """A line an attempt wrote; (fence, seq) orders all lines of a workload."""
 
     __tablename__ = "log_line"
@@ -224,7 +228,7 @@ class LogLineRow(SQLModel, table=True):
     text: str = _text()
 
 
-class ArtifactRow(SQLModel, table=True):
+class ArtifactRow(_Table, table=True):
     """A file an attempt stored. It can be seen once its attempt has succeeded (`published_at`)."""
 
     __tablename__ = "artifact"
@@ -249,7 +253,7 @@ class ArtifactRow(SQLModel, table=True):
     published_at: datetime | None = _instant(nullable=True)
 
 
-class UploadRow(SQLModel, table=True):
+class UploadRow(_Table, table=True):
     """A file on its way in, or arrived: resumable part by part, whole and hashed when complete."""
 
     __tablename__ = "upload"
@@ -268,7 +272,7 @@ class UploadRow(SQLModel, table=True):
     expires_at: datetime = _instant()
 
 
-class UploadPartRow(SQLModel, table=True):
+class UploadPartRow(_Table, table=True):
     """A part of an upload that has arrived whole."""
 
     __tablename__ = "upload_part"
