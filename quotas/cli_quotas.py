@@ -7,7 +7,7 @@ import typer
 
 from kit.cli import JsonFlag, call, console, show
 from kit.units import MAX_AMOUNT, MILLI_PER_GPU
-from quotas.vocabulary import Scope
+from quotas.vocabulary import RequestState, Scope
 
 app = typer.Typer()
 key = typer.Typer(help="API keys: issue, list, rotate, revoke.", no_args_is_help=True)
@@ -29,6 +29,16 @@ KEY_COLUMNS = {
     "expires_at": "expires",
     "revoked_at": "revoked",
     "last_used_at": "last used",
+}
+REQUEST_COLUMNS = {
+    "id": "request",
+    "firm_id": "firm",
+    "pool": "pool",
+    "asked": "asked",
+    "granted": "granted",
+    "state": "state",
+    "condition": "condition",
+    "decision_reason": "reason",
 }
 QUOTA_COLUMNS = {"firm_id": "firm", "pool": "pool", "gpus": "GPUs", "effective_from": "from", "reason": "reason"}
 
@@ -108,6 +118,8 @@ def set_quota(
     pool: Annotated[str, typer.Argument(help="<centre>/<accelerator>, e.g. optics-valley/cpu-slot")],
     gpus: Annotated[str, typer.Argument(help="GPUs (or CPU slots), e.g. 2 or 0.5")],
     effective_from: Annotated[str | None, typer.Option("--from", help="Default: now.")] = None,
+    borrowing: Annotated[str | None, typer.Option(help="GPUs it may use above its quota; default: any.")] = None,
+    lending: Annotated[str | None, typer.Option(help="GPUs of it that others may use; default: all.")] = None,
     reason: Annotated[str | None, typer.Option()] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -117,6 +129,8 @@ def set_quota(
         "pool": pool,
         "nominal_gpu_milli": gpu_milli(gpus),
         "effective_from": effective_from,
+        "borrowing_gpu_milli": gpu_milli(borrowing) if borrowing else None,
+        "lending_gpu_milli": gpu_milli(lending) if lending else None,
         "reason": reason,
     }
     _show_quotas([call("POST", "/api/quotas", json=body)], as_json)
@@ -142,6 +156,65 @@ def quota_history(
     """List every version ever written, newest first."""
     params = _of(firm_id) | ({"pool": pool} if pool else {})
     _show_quotas(call("GET", "/api/quotas/history", params=params), as_json)
+
+
+@quota.command("ask")
+def ask(
+    pool: Annotated[str, typer.Argument(help="<centre>/<accelerator>")],
+    gpus: Annotated[str, typer.Argument(help="GPUs (or CPU slots) in all, e.g. 2 or 0.5")],
+    reason: Annotated[str, typer.Option(prompt=True)],
+    effective_from: Annotated[str | None, typer.Option("--from", help="Default: when it is granted.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask for a quota."""
+    body = {"pool": pool, "nominal_gpu_milli": gpu_milli(gpus), "reason": reason, "effective_from": effective_from}
+    _show_requests(call("POST", "/api/quota-requests", json=body), as_json)
+
+
+@quota.command("requests")
+def list_requests(
+    firm_id: FirmOption = None,
+    state: Annotated[RequestState | None, typer.Option()] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List requests for quota, newest first."""
+    params = _of(firm_id) | ({"state": state.value} if state else {})
+    _show_requests(call("GET", "/api/quota-requests", params=params), as_json)
+
+
+@quota.command("grant")
+def grant(
+    request_id: str,
+    gpus: Annotated[str | None, typer.Option(help="Less than was asked; then say --reason.")] = None,
+    effective_from: Annotated[str | None, typer.Option("--from", help="Another day than was asked.")] = None,
+    borrowing: Annotated[str | None, typer.Option(help="GPUs it may use above its quota; default: any.")] = None,
+    lending: Annotated[str | None, typer.Option(help="GPUs of it that others may use; default: all.")] = None,
+    condition: Annotated[str | None, typer.Option()] = None,
+    reason: Annotated[str | None, typer.Option()] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Grant a request: whole, in part, from another day, under a condition."""
+    body = {
+        "nominal_gpu_milli": gpu_milli(gpus) if gpus else None,
+        "effective_from": effective_from,
+        "borrowing_gpu_milli": gpu_milli(borrowing) if borrowing else None,
+        "lending_gpu_milli": gpu_milli(lending) if lending else None,
+        "condition": condition,
+        "reason": reason,
+    }
+    _show_requests(call("POST", f"/api/quota-requests/{request_id}/grant", json=body), as_json)
+
+
+@quota.command("refuse")
+def refuse(request_id: str, reason: Annotated[str, typer.Option(prompt=True)], as_json: JsonFlag = False) -> None:
+    """Refuse a request and say why."""
+    _show_requests(call("POST", f"/api/quota-requests/{request_id}/refuse", json={"reason": reason}), as_json)
+
+
+@quota.command("withdraw")
+def withdraw(request_id: str, as_json: JsonFlag = False) -> None:
+    """Take a request back."""
+    _show_requests(call("POST", f"/api/quota-requests/{request_id}/withdraw"), as_json)
 
 
 @audit.command("list")
@@ -173,6 +246,21 @@ def gpu_milli(gpus: str) -> int:
 def _show_quotas(rows: list[dict[str, Any]], as_json: bool) -> None:
     with_gpus = [{**row, "gpus": row["nominal_gpu_milli"] / MILLI_PER_GPU} for row in rows]
     show(rows if as_json else with_gpus, as_json=as_json, columns=QUOTA_COLUMNS)
+
+
+def _show_requests(answer: Any, as_json: bool) -> None:
+    if as_json:
+        show(answer, as_json=True)
+        return
+    rows = answer if isinstance(answer, list) else [answer]
+    with_gpus = [
+        {**row, "asked": _gpus(row["asked_gpu_milli"]), "granted": _gpus(row["granted_gpu_milli"])} for row in rows
+    ]
+    show(with_gpus, as_json=False, columns=REQUEST_COLUMNS)
+
+
+def _gpus(milli: int | None) -> float | None:
+    return None if milli is None else milli / MILLI_PER_GPU
 
 
 def _show_issued(made: dict[str, Any], as_json: bool) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from kit.errors import InvalidInput
 from kit.units import MILLI_PER_GPU, GpuMilli
-from quotas.vocabulary import FirmId, PoolName
+from quotas.vocabulary import FirmId, PoolName, RequestState
 
 MAX_NOMINAL = GpuMilli(1_000_000 * MILLI_PER_GPU)
 """A million accelerators: beyond it a number is a typing error."""
@@ -24,6 +24,10 @@ class QuotaVersion:
     pool: PoolName
     nominal: GpuMilli
     effective_from: datetime
+    borrowing: GpuMilli | None = None
+    """The most it may use above nominal; None means as much as its cohort has."""
+    lending: GpuMilli | None = None
+    """The most of its nominal that others may use while it does not; None means all of it."""
 
 
 def in_force(versions: Iterable[QuotaVersion], *, at: datetime) -> dict[tuple[FirmId, PoolName], QuotaVersion]:
@@ -36,6 +40,17 @@ def in_force(versions: Iterable[QuotaVersion], *, at: datetime) -> dict[tuple[Fi
         if before is None or (before.effective_from, before.version) < (one.effective_from, one.version):
             chosen[one.firm_id, one.pool] = one
     return chosen
+
+
+def grant_state(*, asked: GpuMilli, granted: GpuMilli) -> RequestState:
+    """What a grant makes of a request. Raises InvalidInput for more than was asked."""
+    if granted > asked:
+        raise InvalidInput(
+            f"{granted} thousandths of an accelerator are more than the {asked} that were asked for.",
+            code="grant_above_request",
+            hint="Grant at most what was asked; more is set directly.",
+        )
+    return RequestState.GRANTED if granted == asked else RequestState.PARTLY_GRANTED
 
 
 @dataclass(frozen=True, slots=True)

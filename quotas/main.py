@@ -21,6 +21,7 @@ from quotas.web import (
     money_routes,
     pages,
     price_routes,
+    quota_request_routes,
     quota_routes,
 )
 
@@ -38,6 +39,7 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         member_routes.router,
         key_routes.router,
         quota_routes.router,
+        quota_request_routes.router,
         price_routes.router,
         money_routes.router,
         ledger_routes.router(settings.home / HEADS),

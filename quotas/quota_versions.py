@@ -30,32 +30,41 @@ async def set_quota(
     by: Principal,
     now: datetime,
     effective_from: datetime | None = None,
+    borrowing_gpu_milli: int | None = None,
+    lending_gpu_milli: int | None = None,
     reason: str | None = None,
+    request_id: str | None = None,
     origin: str | None = None,
 ) -> QuotaVersionRow:
     """Add a version, in force from `effective_from` (now when not given); earlier versions stay as they were.
 
-    Raises NotFound or Forbidden for the firm, InvalidInput for the amount or a start in the past.
+    Limits left out are none: it borrows what its cohort has and lends all it does not use. Raises NotFound or
+    Forbidden for the firm, InvalidInput for an amount or a start in the past.
     """
     await require_active(tx, firm_id)
     start = effective_from or now
     if start < now:
         raise InvalidInput("A quota cannot change the past.", code="quota_backdated", hint="Leave the start out: now.")
+    if lending_gpu_milli is not None and lending_gpu_milli > nominal_gpu_milli:
+        raise InvalidInput("A firm cannot lend more than its quota.", code="lending_above_quota")
     before = await store.in_force(tx, firm_id=firm_id, pool=pool, at=start)
     row = QuotaVersionRow(
         firm_id=firm_id,
         pool=pool,
         nominal_gpu_milli=valid_nominal(nominal_gpu_milli),
+        borrowing_gpu_milli=None if borrowing_gpu_milli is None else valid_nominal(borrowing_gpu_milli),
+        lending_gpu_milli=None if lending_gpu_milli is None else valid_nominal(lending_gpu_milli),
         effective_from=start,
         set_at=now,
         set_by=by.id,
         reason=reason,
+        request_id=request_id,
     )
     await store.add(tx, row)
-    body = {"pool": pool, "nominal_gpu_milli": nominal_gpu_milli, "effective_from": start}
+    body = {"pool": pool, "effective_from": start, **_amounts(row)}
     await audit.record(
         tx, "quota.set", f"{firm_id}:{pool}", by=by, now=now, firm_id=firm_id, origin=origin, reason=reason,
-        before={"nominal_gpu_milli": before[0].nominal_gpu_milli if before else 0}, after=body,
+        before=_amounts(before[0]) if before else {"nominal_gpu_milli": 0}, after=body,
     )  # fmt: skip
     await events.append(tx, "quota.set", firm_id, body, now=now, firm_id=firm_id)
     await notify(tx, JOBS_CHANNEL, firm_id)
@@ -76,3 +85,11 @@ async def quotas_of(tx: AsyncSession, firm_id: FirmId | None, *, at: datetime) -
 async def quota_history(tx: AsyncSession, firm_id: FirmId, pool: PoolName | None = None) -> Sequence[QuotaVersionRow]:
     """Every version ever written for a firm, newest first; future ones too."""
     return await store.history(tx, firm_id=firm_id, pool=pool)
+
+
+def _amounts(row: QuotaVersionRow) -> dict[str, int | None]:
+    return {
+        "nominal_gpu_milli": row.nominal_gpu_milli,
+        "borrowing_gpu_milli": row.borrowing_gpu_milli,
+        "lending_gpu_milli": row.lending_gpu_milli,
+    }

@@ -25,6 +25,7 @@ from quotas.vocabulary_people import KeyId as KeyId
 from quotas.vocabulary_people import MemberId as MemberId
 from quotas.vocabulary_people import ProjectId as ProjectId
 from quotas.vocabulary_people import ProjectView as ProjectView
+from quotas.vocabulary_people import RequestState as RequestState
 from quotas.vocabulary_people import ReviewStep as ReviewStep
 from quotas.vocabulary_people import Role as Role
 from quotas.vocabulary_people import Scope as Scope

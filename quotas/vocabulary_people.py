@@ -80,6 +80,16 @@ STAFF_ROLES = frozenset({Role.PLATFORM_ADMIN, Role.CENTRE_OPERATOR, Role.AUDITOR
 FIRM_ROLES = frozenset({Role.FIRM_OWNER, Role.FIRM_FINANCE, Role.FIRM_DEVELOPER})
 
 
+class RequestState(StrEnum):
+    """What became of a firm's request for quota."""
+
+    OPEN = "open"
+    GRANTED = "granted"
+    PARTLY_GRANTED = "partly_granted"
+    REFUSED = "refused"
+    WITHDRAWN = "withdrawn"
+
+
 class Scope(StrEnum):
     """What an API key may be used for; a key has at least one."""
 

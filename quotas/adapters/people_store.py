@@ -24,6 +24,11 @@ from quotas.adapters.tables import (
 from quotas.vocabulary import DEFAULT_PROJECT
 
 _TAKEN = {
+    "quota_request_open": (
+        "request_open",
+        "The firm has an open request for this pool already.",
+        "Wait for its decision, or withdraw it.",
+    ),
     "firm_uscc": ("uscc_taken", "A firm with this USCC is registered already.", "Ask its owner for an invitation."),
     "member_email": ("email_taken", "This e-mail address has an account already.", "Sign in, or use another one."),
     "project_name": ("project_taken", "The firm has a project of this name already.", "Choose another name."),

@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
-from quotas.adapters.tables import QuotaVersionRow
+from quotas.adapters.tables import QuotaRequestRow, QuotaVersionRow
 
 
 async def add(tx: AsyncSession, row: QuotaVersionRow) -> None:
@@ -44,3 +44,18 @@ async def history(tx: AsyncSession, *, firm_id: str, pool: str | None = None) ->
     if pool is not None:
         query = query.where(QuotaVersionRow.pool == pool)
     return (await tx.execute(query.order_by(col(QuotaVersionRow.seq).desc()))).scalars().all()
+
+
+async def request(tx: AsyncSession, request_id: str) -> QuotaRequestRow | None:
+    """A request for quota, locked."""
+    return await tx.get(QuotaRequestRow, request_id, with_for_update=True, populate_existing=True)
+
+
+async def requests(tx: AsyncSession, *, firm_id: str | None, state: str | None) -> Sequence[QuotaRequestRow]:
+    """Requests for quota, newest first: of one firm or all, in one state or any."""
+    query = select(QuotaRequestRow).order_by(col(QuotaRequestRow.id).desc()).limit(500)
+    if firm_id is not None:
+        query = query.where(QuotaRequestRow.firm_id == firm_id)
+    if state is not None:
+        query = query.where(QuotaRequestRow.state == state)
+    return (await tx.execute(query)).scalars().all()

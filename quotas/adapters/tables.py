@@ -201,6 +201,32 @@ class ApiKeyRow(_Row, table=True):
     last_used_at: datetime | None = _instant(nullable=True)
 
 
+class QuotaRequestRow(_Row, table=True):
+    """What a firm asked for, and what an administrator made of it."""
+
+    __tablename__ = "quota_request"
+    __table_args__ = (
+        Index("quota_request_open", "firm_id", "pool", unique=True, postgresql_where=text("state = 'open'")),
+        Index("quota_request_queue", "state", "requested_at"),
+        {"schema": SCHEMA},
+    )
+
+    id: str = _text(primary_key=True)
+    firm_id: str = _text(to="firm.id")
+    pool: str = _text()
+    asked_gpu_milli: int = _integer(big=True)
+    effective_from: datetime | None = _instant(nullable=True)
+    reason: str = _text()
+    state: str = _text()
+    requested_by: str = _text()
+    requested_at: datetime = _instant()
+    decided_by: str | None = _text(nullable=True)
+    decided_at: datetime | None = _instant(nullable=True)
+    decision_reason: str | None = _text(nullable=True)
+    granted_gpu_milli: int | None = _integer(nullable=True, big=True)
+    condition: str | None = _text(nullable=True)
+
+
 class QuotaVersionRow(_Row, table=True):
     """What a firm may use of a pool from an instant on. Rows are only ever added."""
 
@@ -211,10 +237,13 @@ class QuotaVersionRow(_Row, table=True):
     firm_id: str = _text(to="firm.id")
     pool: str = _text()
     nominal_gpu_milli: int = _integer(big=True)
+    borrowing_gpu_milli: int | None = _integer(nullable=True, big=True)
+    lending_gpu_milli: int | None = _integer(nullable=True, big=True)
     effective_from: datetime = _instant()
     set_at: datetime = _instant()
     set_by: str = _text()
     reason: str | None = _text(nullable=True)
+    request_id: str | None = _text(nullable=True, to="quota_request.id")
 
 
 class AuditRow(_Row, table=True):

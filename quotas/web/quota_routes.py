@@ -29,6 +29,8 @@ async def set_quota(body: QuotaIn, principal: CurrentPrincipal, db: Db, now: Now
             by=principal,
             now=now,
             effective_from=body.effective_from,
+            borrowing_gpu_milli=body.borrowing_gpu_milli,
+            lending_gpu_milli=body.lending_gpu_milli,
             reason=body.reason,
             origin=origin,
         )

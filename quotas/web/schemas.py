@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, SecretStr, StringCons
 from kit.web import Body, View
 from quotas.limits import MAX_NOMINAL
 from quotas.sessions import PASSWORD_LENGTH
-from quotas.vocabulary import FirmKind, FirmState, IndustryCluster, ReviewStep, Role, Scope
+from quotas.vocabulary import FirmKind, FirmState, IndustryCluster, RequestState, ReviewStep, Role, Scope
 
 _EARLIEST, _LATEST = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
 INT32_MAX = 2**31 - 1
@@ -42,6 +42,9 @@ Token = Annotated[SecretStr, Field(min_length=1, max_length=200)]
 Instant = Annotated[AwareDatetime, AfterValidator(_of_our_time)]
 Pool = Annotated[str, StringConstraints(max_length=120, pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
 Id = Annotated[str, StringConstraints(max_length=64)]
+
+Milli = Annotated[int, Field(ge=0, le=MAX_NOMINAL)]
+"""Thousandths of an accelerator."""
 
 FirmQuery = Annotated[str | None, Query(alias="firm_id", max_length=64, description="default: your own firm")]
 Limit = Annotated[int, Query(ge=1, le=500)]
@@ -226,7 +229,9 @@ class ProjectOut(View):
 class QuotaIn(Body):
     firm_id: Id
     pool: Pool
-    nominal_gpu_milli: Annotated[int, Field(ge=0, le=MAX_NOMINAL)]
+    nominal_gpu_milli: Milli
+    borrowing_gpu_milli: Milli | None = None
+    lending_gpu_milli: Milli | None = None
     effective_from: Instant | None = None
     reason: Paragraph | None = None
 
@@ -235,10 +240,53 @@ class QuotaOut(View):
     firm_id: str
     pool: str
     nominal_gpu_milli: int
+    borrowing_gpu_milli: int | None
+    lending_gpu_milli: int | None
     effective_from: datetime
     set_at: datetime
     set_by: str
     reason: str | None
+    request_id: str | None
+
+
+class QuotaRequestIn(Body):
+    firm_id: Id | None = None
+    pool: Pool
+    nominal_gpu_milli: Milli
+    effective_from: Instant | None = None
+    reason: Paragraph
+
+
+class GrantIn(Body):
+    """Left out: all that was asked, from the day that was asked for, without limits or condition."""
+
+    nominal_gpu_milli: Milli | None = None
+    effective_from: Instant | None = None
+    borrowing_gpu_milli: Milli | None = None
+    lending_gpu_milli: Milli | None = None
+    condition: Paragraph | None = None
+    reason: Paragraph | None = None
+
+
+class RefuseIn(Body):
+    reason: Paragraph
+
+
+class QuotaRequestOut(View):
+    id: str
+    firm_id: str
+    pool: str
+    asked_gpu_milli: int
+    effective_from: datetime | None
+    reason: str
+    state: RequestState
+    requested_by: str
+    requested_at: datetime
+    decided_by: str | None
+    decided_at: datetime | None
+    decision_reason: str | None
+    granted_gpu_milli: int | None
+    condition: str | None
 
 
 class AuditOut(View):

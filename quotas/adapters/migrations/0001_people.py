@@ -173,15 +173,42 @@ def _keys() -> None:
 
 def _quotas() -> None:
     op.execute("""
+        CREATE TABLE quotas.quota_request (
+            id text PRIMARY KEY CHECK (id LIKE 'qrq\\_%'),
+            firm_id text NOT NULL REFERENCES quotas.firm,
+            pool text NOT NULL CHECK (pool ~ '^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$'),
+            asked_gpu_milli bigint NOT NULL CHECK (asked_gpu_milli BETWEEN 0 AND 1000000000),
+            effective_from timestamptz,
+            reason text NOT NULL CHECK (reason <> ''),
+            state text NOT NULL CHECK (state IN ('open', 'granted', 'partly_granted', 'refused', 'withdrawn')),
+            requested_by text NOT NULL,
+            requested_at timestamptz NOT NULL,
+            decided_by text,
+            decided_at timestamptz,
+            decision_reason text,
+            granted_gpu_milli bigint CHECK (granted_gpu_milli BETWEEN 0 AND 1000000000),
+            condition text,
+            CONSTRAINT quota_request_decided_once CHECK ((state = 'open') = (decided_at IS NULL)),
+            CONSTRAINT quota_request_says_how_much
+                CHECK ((state IN ('granted', 'partly_granted')) = (granted_gpu_milli IS NOT NULL)),
+            CONSTRAINT quota_request_no_says_why
+                CHECK (state NOT IN ('partly_granted', 'refused') OR decision_reason IS NOT NULL)
+        )""")
+    op.execute("CREATE UNIQUE INDEX quota_request_open ON quotas.quota_request (firm_id, pool) WHERE state = 'open'")
+    op.execute("CREATE INDEX quota_request_queue ON quotas.quota_request (state, requested_at)")
+    op.execute("""
         CREATE TABLE quotas.quota_version (
             seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
             firm_id text NOT NULL REFERENCES quotas.firm,
             pool text NOT NULL CHECK (pool ~ '^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$'),
             nominal_gpu_milli bigint NOT NULL CHECK (nominal_gpu_milli BETWEEN 0 AND 1000000000),
+            borrowing_gpu_milli bigint CHECK (borrowing_gpu_milli BETWEEN 0 AND 1000000000),
+            lending_gpu_milli bigint CHECK (lending_gpu_milli BETWEEN 0 AND nominal_gpu_milli),
             effective_from timestamptz NOT NULL,
             set_at timestamptz NOT NULL,
             set_by text NOT NULL,
             reason text,
+            request_id text REFERENCES quotas.quota_request,
             CONSTRAINT quota_version_not_backdated CHECK (effective_from >= set_at)
         )""")
     op.execute("CREATE INDEX quota_version_order ON quotas.quota_version (firm_id, pool, effective_from, seq)")

@@ -151,5 +151,23 @@ def test_quotas_are_set_in_gpus_and_kept_in_thousandths(heliu: Heliu, address: s
     assert parsed(heliu("firm", "list", "--state", "suspended", "--json"))[0]["state_reason"] == "unpaid"
 
 
+def test_a_request_for_quota_goes_to_and_fro_by_command(heliu: Heliu, address: str, admin_token: str) -> None:
+    claim(address, admin_token)
+    heliu("login", "--email", "admin@heliu.example", HELIU_PASSWORD=PASSWORD)
+    heliu("firm", "approve", apply(heliu, 1)["id"])
+    heliu("login", "--email", "owner1@anim.example", who="owner", HELIU_PASSWORD=PASSWORD)
+    pool = "optics-valley/cpu-slot"
+    asked = parsed(heliu("quota", "ask", pool, "4", "--reason", "a film", "--json", who="owner"))
+    assert asked["id"] in heliu("quota", "requests", "--state", "open").stdout
+    words = ["--gpus", "1.5", "--condition", "at night", "--reason", "the pool is full", "--borrowing", "1"]
+    assert "at night" in heliu("quota", "grant", asked["id"], *words).stdout
+    row = parsed(heliu("quota", "list", "--json", who="owner"))[0]
+    assert (row["nominal_gpu_milli"], row["borrowing_gpu_milli"]) == (1500, 1000)
+    again = parsed(heliu("quota", "ask", pool, "4", "--reason", "a film", "--json", who="owner"))
+    heliu("quota", "refuse", again["id"], "--reason", "still full")
+    last = parsed(heliu("quota", "ask", pool, "4", "--reason", "a film", "--json", who="owner"))
+    assert "withdrawn" in heliu("quota", "withdraw", last["id"], who="owner").stdout
+
+
 def test_a_platform_that_is_not_there_is_exit_code_three(heliu: Heliu) -> None:
     heliu("whoami", exit_code=3, HELIU_API_URL="http://127.0.0.1:9")

@@ -97,6 +97,8 @@ async def victim(world: World) -> Victim:
     project = (await studio.owner.post("/api/projects", json={"name": "secret-project"})).json()
     body = {"email": "secret.guest@studio1.example", "roles": ["firm_developer"]}
     invitation = (await studio.owner.post("/api/invitations", json=body)).json()
+    ask = {"pool": "optics-valley/cpu-slot", "nominal_gpu_milli": 1, "reason": "secret-reason"}
+    request = (await studio.owner.post("/api/quota-requests", json=ask)).json()
     quota = {"firm_id": studio.firm_id, "pool": "secret-centre/slot", "nominal_gpu_milli": 2000}
     assert (await world.admin.post("/api/quotas", json=quota)).status_code == 201
     ids = {
@@ -105,6 +107,7 @@ async def victim(world: World) -> Victim:
         "key_id": key["key"]["id"],
         "project_id": project["id"],
         "invitation_id": invitation["invitation"]["id"],
+        "request_id": request["id"],
     }
     me = (await studio.owner.get("/api/me")).json()
     private = ["secret", me["firm"]["name"], me["firm"]["uscc"], me["id"], "王晓", studio.email]

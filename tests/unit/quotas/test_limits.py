@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kit.errors import InvalidInput
 from kit.units import GpuMilli
-from quotas.limits import MAX_NOMINAL, QuotaVersion, check_cap, in_force, valid_nominal
-from quotas.vocabulary import FirmId, PoolName
+from quotas.limits import MAX_NOMINAL, QuotaVersion, check_cap, grant_state, in_force, valid_nominal
+from quotas.vocabulary import FirmId, PoolName, RequestState
 
 FIRM, POOL = FirmId("firm_1"), PoolName("optics-valley/cpu-slot")
 DAY_ONE = datetime(2026, 11, 1, tzinfo=UTC)
@@ -50,6 +50,14 @@ def test_an_ask_fits_up_to_the_cap_and_says_by_how_much_it_goes_over(
 ) -> None:
     seen = check_cap(cap=GpuMilli(cap), used=GpuMilli(used), asked=GpuMilli(asked))
     assert (seen.fits, seen.over) == (fits, over)
+
+
+def test_a_grant_is_whole_in_part_or_too_much() -> None:
+    asked = GpuMilli(4000)
+    assert grant_state(asked=asked, granted=GpuMilli(4000)) is RequestState.GRANTED
+    assert grant_state(asked=asked, granted=GpuMilli(0)) is RequestState.PARTLY_GRANTED
+    with pytest.raises(InvalidInput):
+        grant_state(asked=asked, granted=GpuMilli(4001))
 
 
 @pytest.mark.parametrize("amount", [-1, MAX_NOMINAL + 1, 2**63])
