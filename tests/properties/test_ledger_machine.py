@@ -12,12 +12,14 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
 from sqlalchemy import text
 
 from kit.db import Database
+from kit.errors import Conflict
 from kit.units import MAX_AMOUNT
 from quotas import ledger
 from quotas.adapters import ledger_audit, ledger_store
@@ -36,9 +38,7 @@ START = datetime(2026, 11, 1, tzinfo=UTC)
 ASSETS = ("CNY", "CNY", "CNY", "CNY", "GPU_MS:a/x")
 BOUNDED = (False, True, True, False, True)
 
-amounts = st.one_of(
-    st.integers(1, 60), st.sampled_from([-1, 0, MAX_AMOUNT, MAX_AMOUNT + 1])
-)
+amounts = st.one_of(st.integers(1, 60), st.sampled_from([-1, 0, MAX_AMOUNT, MAX_AMOUNT + 1]))
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -52,6 +52,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.db = Database(self.url, pool_size=1)
         self.at = START
         self.keys = 0
+        self.posted_keys: list[int] = []
+        self.last: tuple[list[Leg], tuple[int, ...]] | None = None
         self.ids: dict[int, int] = {}  # model's account → database's
         self.transfers: dict[int, int] = {}  # model's transfer → database's
 
@@ -66,31 +68,20 @@ class LedgerMachine(RuleBasedStateMachine):
     def open_accounts(self) -> None:
         async def wipe(tx: Any) -> dict[AccountSpec, int]:
             for table in ("operation", "transfer", "block"):
-                await tx.execute(
-                    text(f"ALTER TABLE quotas.{table} DISABLE TRIGGER USER")
-                )
+                await tx.execute(text(f"ALTER TABLE quotas.{table} DISABLE TRIGGER USER"))
             await tx.execute(text("TRUNCATE quotas.account, quotas.balance, quotas.operation, quotas.transfer, "
                                   "quotas.pending, quotas.block CASCADE"))  # fmt: skip
             for table in ("operation", "transfer", "block"):
-                await tx.execute(
-                    text(f"ALTER TABLE quotas.{table} ENABLE TRIGGER USER")
-                )
+                await tx.execute(text(f"ALTER TABLE quotas.{table} ENABLE TRIGGER USER"))
             return await ledger_store.accounts(tx, specs, at=START)
 
         specs = [
             AccountSpec(f"account:{n}", asset, "test", bounded)
-            for n, (asset, bounded) in enumerate(
-                zip(ASSETS, BOUNDED, strict=True), start=1
-            )
+            for n, (asset, bounded) in enumerate(zip(ASSETS, BOUNDED, strict=True), start=1)
         ]
         opened = self.run(wipe)
         self.ids = {n: opened[spec] for n, spec in enumerate(specs, start=1)}
-        self.book = Book(
-            {
-                n: Account(n, spec.code, spec.asset, spec.bounded)
-                for n, spec in enumerate(specs, start=1)
-            }
-        )
+        self.book = Book({n: Account(n, spec.code, spec.asset, spec.bounded) for n, spec in enumerate(specs, start=1)})
 
     def post(self, legs: list[Leg]) -> None:
         self.keys += 1
@@ -102,9 +93,7 @@ class LedgerMachine(RuleBasedStateMachine):
             )
         )  # fmt: skip
         if isinstance(expected, Refusal):
-            assert isinstance(real, Refusal), (
-                f"the model refuses {expected}, the database posted"
-            )
+            assert isinstance(real, Refusal), f"the model refuses {expected}, the database posted"
             account = None if expected.account is None else self.ids[expected.account]
             assert (real.reason, real.leg, real.account) == (
                 expected.reason,
@@ -112,9 +101,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 account,
             )
             return
-        assert not isinstance(real, Refusal), (
-            f"the model posts, the database refuses {real}"
-        )
+        assert not isinstance(real, Refusal), f"the model posts, the database refuses {real}"
+        self.last = (legs, real.transfer_ids)
+        self.posted_keys.append(self.keys)
         first = len(self.book.transfers) + 1
         self.transfers |= dict(enumerate(real.transfer_ids, start=first))
         self.book = expected
@@ -125,9 +114,7 @@ class LedgerMachine(RuleBasedStateMachine):
             leg.amount,
             None if leg.debit is None else self.ids.get(leg.debit, 10**12),
             None if leg.credit is None else self.ids.get(leg.credit, 10**12),
-            None
-            if leg.pending_id is None
-            else self.transfers.get(leg.pending_id, 10**12),
+            None if leg.pending_id is None else self.transfers.get(leg.pending_id, 10**12),
             leg.final,
             leg.expires_at,
         )
@@ -137,11 +124,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def hold_back(self, near: int) -> int:
         """A hold that exists, mostly; else a transfer that is none."""
-        pendings = [
-            t.id
-            for t in self.book.transfers
-            if t.kind is TransferKind.PENDING and t.pending_id is None
-        ]
+        pendings = [t.id for t in self.book.transfers if t.kind is TransferKind.PENDING and t.pending_id is None]
         return pendings[-1 - near] if near < len(pendings) else near
 
     @rule(amount=st.integers(1, 200), account=st.sampled_from([2, 3]))
@@ -154,13 +137,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(debit=accounts, credit=accounts, amount=amounts, seconds=st.integers(1, 100))
     def hold(self, debit: int, credit: int, amount: int, seconds: int) -> None:
-        self.post(
-            [
-                ledger.pending(
-                    debit, credit, amount, self.at + timedelta(seconds=seconds)
-                )
-            ]
-        )
+        self.post([ledger.pending(debit, credit, amount, self.at + timedelta(seconds=seconds))])
 
     @rule(near=near, amount=amounts, final=st.booleans())
     def take(self, near: int, amount: int, final: bool) -> None:
@@ -179,14 +156,32 @@ class LedgerMachine(RuleBasedStateMachine):
         self.post([ledger.expire(self.hold_back(near))])
 
     @rule(
-        pairs=st.lists(
-            st.tuples(accounts, accounts, st.integers(1, 60)), min_size=2, max_size=5
-        ),
+        pairs=st.lists(st.tuples(accounts, accounts, st.integers(1, 60)), min_size=2, max_size=5),
         near=near,
     )
     def several_at_once(self, pairs: list[tuple[int, int, int]], near: int) -> None:
         legs = [ledger.posted(*pair) for pair in pairs]
         self.post([*legs, ledger.post(self.hold_back(near), 1, final=False)])
+
+    @precondition(lambda self: self.last is not None)
+    @rule(same=st.booleans())
+    def send_the_last_again(self, same: bool) -> None:
+        assert self.last is not None
+        legs, numbers = self.last
+        key = self.posted_keys[-1]
+
+        async def again(tx: Any) -> Any:
+            return await ledger_store.post(
+                tx, scope="test", key=str(key), request=key if same else -key,
+                legs=[self.translated(leg) for leg in legs], at=self.at,
+            )  # fmt: skip
+
+        if same:
+            real = self.run(again)
+            assert (real.transfer_ids, real.replayed) == (numbers, True)
+        else:
+            with pytest.raises(Conflict):
+                self.run(again)
 
     @rule(seconds=st.integers(1, 60))
     def time_passes(self, seconds: int) -> None:

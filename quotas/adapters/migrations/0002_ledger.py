@@ -15,6 +15,7 @@ def upgrade() -> None:
     op.execute(REFUSAL_OF_LEG)
     op.execute(MOVE_BALANCES)
     op.execute(WRITE_LEGS)
+    op.execute(POST_ONE)
     op.execute(POST)
     _chain()
 
@@ -36,9 +37,7 @@ def downgrade() -> None:
 
 
 def _accounts() -> None:
-    op.execute(
-        "CREATE TYPE quotas.transfer_kind AS ENUM ('posted', 'pending', 'post', 'void', 'expire')"
-    )
+    op.execute("CREATE TYPE quotas.transfer_kind AS ENUM ('posted', 'pending', 'post', 'void', 'expire')")
     op.execute("""
         CREATE TABLE quotas.account (
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -94,9 +93,7 @@ def _entries() -> None:
             CONSTRAINT transfer_final_resolves CHECK (NOT final OR pending_id IS NOT NULL)
         )""")
     op.execute("CREATE INDEX transfer_order ON quotas.transfer (xid)")
-    op.execute(
-        "CREATE UNIQUE INDEX transfer_resolves_once ON quotas.transfer (pending_id) WHERE final"
-    )
+    op.execute("CREATE UNIQUE INDEX transfer_resolves_once ON quotas.transfer (pending_id) WHERE final")
     op.execute("""
         CREATE TABLE quotas.pending (
             id bigint PRIMARY KEY,
@@ -216,7 +213,69 @@ BEGIN
     END LOOP;
 END $$"""
 
-# The only door into the ledger. One operation is all of its legs or nothing; a refusal changes nothing and leaves the
+# The common case, one leg, in as few steps as it can be: open a hold or move money from a bounded account, or resolve
+# a hold. Whatever is not plain success returns no operation and has changed nothing; ask `quotas.post`, which says why.
+POST_ONE = """
+CREATE FUNCTION quotas.post_one(
+    scope text, key text, request_hash bytea, now timestamptz, reply jsonb, kind quotas.transfer_kind,
+    debit bigint, credit bigint, amount bigint, pending bigint, expiry timestamptz,
+    OUT operation_id bigint, OUT transfer_id bigint
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    opens boolean := post_one.pending IS NULL; held quotas.pending; moved bigint := 0; kept bigint;
+BEGIN
+    IF opens THEN
+        IF post_one.kind NOT IN ('posted', 'pending') OR post_one.amount IS NULL OR post_one.debit = post_one.credit
+            OR post_one.amount NOT BETWEEN 1 AND 9007199254740992 THEN RETURN; END IF;
+        PERFORM FROM quotas.account d JOIN quotas.account c ON c.asset = d.asset AND NOT c.closed AND NOT c.bounded
+        WHERE d.id = post_one.debit AND c.id = post_one.credit AND d.bounded AND NOT d.closed;
+        IF NOT FOUND THEN RETURN; END IF;
+        IF post_one.kind = 'posted' THEN moved := post_one.amount; kept := 0; ELSE kept := post_one.amount; END IF;
+        UPDATE quotas.balance b SET debits_posted = b.debits_posted + moved, debits_pending = b.debits_pending + kept
+        WHERE b.account_id = post_one.debit
+            AND b.credits_posted - b.debits_posted - b.debits_pending - post_one.amount >= b.floor;
+        IF NOT FOUND THEN RETURN; END IF;
+    ELSE
+        DELETE FROM quotas.pending p WHERE p.id = post_one.pending AND CASE post_one.kind
+            WHEN 'post' THEN p.expires_at > post_one.now AND post_one.amount BETWEEN 1 AND p.amount_left
+            WHEN 'void' THEN true WHEN 'expire' THEN p.expires_at <= post_one.now ELSE false END
+        RETURNING p.* INTO held;
+        IF NOT FOUND THEN RETURN; END IF;
+        debit := held.debit_id; credit := held.credit_id; kept := -held.amount_left;
+        IF post_one.kind = 'post' THEN moved := post_one.amount; ELSE amount := held.amount_left; END IF;
+        UPDATE quotas.balance b SET
+            debits_posted = b.debits_posted + CASE WHEN b.account_id = post_one.debit THEN moved ELSE 0 END,
+            debits_pending = b.debits_pending + CASE WHEN b.account_id = post_one.debit THEN kept ELSE 0 END,
+            credits_posted = b.credits_posted + CASE WHEN b.account_id = post_one.debit THEN 0 ELSE moved END,
+            credits_pending = b.credits_pending + CASE WHEN b.account_id = post_one.debit THEN 0 ELSE kept END
+        WHERE b.account_id = ANY (ARRAY[post_one.debit, post_one.credit]) AND b.floor IS NOT NULL;
+    END IF;
+    transfer_id := nextval('quotas.transfer_id_seq');
+    INSERT INTO quotas.operation (scope, key, request_hash, at, transfer_ids, reply)
+    VALUES (post_one.scope, post_one.key, post_one.request_hash, post_one.now, ARRAY[post_one.transfer_id],
+        post_one.reply)
+    ON CONFLICT DO NOTHING RETURNING id INTO operation_id;
+    IF operation_id IS NULL THEN
+        UPDATE quotas.balance b SET
+            debits_posted = b.debits_posted - CASE WHEN b.account_id = post_one.debit THEN moved ELSE 0 END,
+            debits_pending = b.debits_pending - CASE WHEN b.account_id = post_one.debit THEN kept ELSE 0 END,
+            credits_posted = b.credits_posted - CASE WHEN b.account_id = post_one.debit THEN 0 ELSE moved END,
+            credits_pending = b.credits_pending - CASE WHEN b.account_id = post_one.debit THEN 0 ELSE kept END
+        WHERE b.account_id = ANY (ARRAY[post_one.debit, post_one.credit]) AND b.floor IS NOT NULL;
+        IF NOT opens THEN INSERT INTO quotas.pending SELECT held.*; END IF;
+        RETURN;
+    END IF;
+    INSERT INTO quotas.transfer (id, operation_id, kind, debit_id, credit_id, amount, pending_id, final, at)
+    OVERRIDING SYSTEM VALUE VALUES (post_one.transfer_id, post_one.operation_id, post_one.kind, post_one.debit,
+        post_one.credit, post_one.amount, post_one.pending, NOT opens, post_one.now);
+    IF opens AND post_one.kind = 'pending' THEN
+        INSERT INTO quotas.pending
+        VALUES (post_one.transfer_id, post_one.debit, post_one.credit, post_one.amount, expiry);
+    END IF;
+END $$"""
+
+# The door into the ledger. One operation is all of its legs or nothing; a refusal changes nothing and leaves the
 # caller's transaction usable. The same (scope, key) with the same request answers as the first time did.
 POST = """
 CREATE FUNCTION quotas.post(
@@ -229,7 +288,7 @@ CREATE FUNCTION quotas.post(
 DECLARE
     known quotas.operation; held quotas.pending; verdict record; amount bigint; released bigint;
     ids bigint[] := '{}'; dp bigint[] := '{}'; cp bigint[] := '{}'; dq bigint[] := '{}'; cq bigint[] := '{}';
-    moved bigint; kept bigint;
+    moved bigint; kept bigint; zero CONSTANT bigint := 0;
 BEGIN
     replayed := false;
     SELECT * INTO known FROM quotas.operation o WHERE o.scope = post.scope AND o.key = post.key;
@@ -254,10 +313,10 @@ BEGIN
             kept := CASE kinds[i] WHEN 'posted' THEN 0 WHEN 'pending' THEN amount
                 ELSE -(CASE WHEN finals[i] THEN held.amount_left ELSE amount END) END;
             IF verdict.debit_bounded THEN
-                ids := ids || debits[i]; dp := dp || moved; cp := cp || 0::bigint; dq := dq || kept; cq := cq || 0::bigint;
+                ids := ids || debits[i]; dp := dp || moved; cp := cp || zero; dq := dq || kept; cq := cq || zero;
             END IF;
             IF verdict.credit_bounded THEN
-                ids := ids || credits[i]; dp := dp || 0::bigint; cp := cp || moved; dq := dq || 0::bigint; cq := cq || kept;
+                ids := ids || credits[i]; dp := dp || zero; cp := cp || moved; dq := dq || zero; cq := cq || kept;
             END IF;
         END LOOP;
         IF ids <> '{}' THEN
@@ -288,7 +347,8 @@ def _chain() -> None:
     op.execute("""
         CREATE FUNCTION quotas.chain_lines(from_xid xid8, until_xid xid8) RETURNS text LANGUAGE sql STABLE AS $$
             SELECT string_agg(concat_ws('|', t.id, t.operation_id, t.kind, t.debit_id, t.credit_id, t.amount,
-                coalesce(t.pending_id::text, ''), t.final, (extract(epoch FROM t.at) * 1000000)::bigint, o.scope, o.key),
+                coalesce(t.pending_id::text, ''), t.final, (extract(epoch FROM t.at) * 1000000)::bigint, o.scope,
+                o.key),
                 E'\\n' ORDER BY t.xid, t.id)
             FROM quotas.transfer t JOIN quotas.operation o ON o.id = t.operation_id
             WHERE t.xid >= chain_lines.from_xid AND t.xid < chain_lines.until_xid
@@ -319,7 +379,8 @@ def _chain() -> None:
                 ) s JOIN quotas.account a ON a.id = s.account_id AND NOT a.bounded GROUP BY s.account_id
             ) m WHERE b.account_id = m.account_id;
             RETURN QUERY INSERT INTO quotas.block
-            SELECT coalesce(head.number, 0) + 1, start, stop, many, coalesce(head.hash, decode(repeat('00', 32), 'hex')),
+            SELECT coalesce(head.number, 0) + 1, start, stop, many,
+                coalesce(head.hash, decode(repeat('00', 32), 'hex')),
                 sha256(coalesce(head.hash, decode(repeat('00', 32), 'hex'))
                     || convert_to(quotas.chain_lines(start, stop), 'UTF8')), now
             RETURNING *;
