@@ -127,10 +127,10 @@ def set_quota(
     body = {
         "firm_id": firm_id,
         "pool": pool,
-        "nominal_gpu_milli": gpu_milli(gpus),
+        "nominal_gpu_milli": thousandths(gpus),
         "effective_from": effective_from,
-        "borrowing_gpu_milli": gpu_milli(borrowing) if borrowing else None,
-        "lending_gpu_milli": gpu_milli(lending) if lending else None,
+        "borrowing_gpu_milli": thousandths(borrowing) if borrowing else None,
+        "lending_gpu_milli": thousandths(lending) if lending else None,
         "reason": reason,
     }
     _show_quotas([call("POST", "/api/quotas", json=body)], as_json)
@@ -167,7 +167,7 @@ def ask(
     as_json: JsonFlag = False,
 ) -> None:
     """Ask for a quota."""
-    body = {"pool": pool, "nominal_gpu_milli": gpu_milli(gpus), "reason": reason, "effective_from": effective_from}
+    body = {"pool": pool, "nominal_gpu_milli": thousandths(gpus), "reason": reason, "effective_from": effective_from}
     _show_requests(call("POST", "/api/quota-requests", json=body), as_json)
 
 
@@ -195,10 +195,10 @@ def grant(
 ) -> None:
     """Grant a request: whole, in part, from another day, under a condition."""
     body = {
-        "nominal_gpu_milli": gpu_milli(gpus) if gpus else None,
+        "nominal_gpu_milli": thousandths(gpus) if gpus else None,
         "effective_from": effective_from,
-        "borrowing_gpu_milli": gpu_milli(borrowing) if borrowing else None,
-        "lending_gpu_milli": gpu_milli(lending) if lending else None,
+        "borrowing_gpu_milli": thousandths(borrowing) if borrowing else None,
+        "lending_gpu_milli": thousandths(lending) if lending else None,
         "condition": condition,
         "reason": reason,
     }
@@ -232,15 +232,15 @@ def list_audit(
     show(rows, as_json=as_json, columns=columns)
 
 
-def gpu_milli(gpus: str) -> int:
-    """`"0.5"` → 500. Ends the command with a usage error for anything else than thousandths of a GPU."""
+def thousandths(number: str) -> int:
+    """`"0.5"` → 500. Ends the command with a usage error for what has no whole number of thousandths."""
     try:
-        milli = Decimal(gpus) * MILLI_PER_GPU
+        milli = Decimal(number) * MILLI_PER_GPU
         if milli.is_finite() and abs(milli) <= MAX_AMOUNT and milli == milli.to_integral_value():
             return int(milli)
     except InvalidOperation:
         pass
-    raise typer.BadParameter(f"{gpus!r} is not a number of GPUs in thousandths, such as 2 or 0.5")
+    raise typer.BadParameter(f"{number!r} is not a number with at most three decimals, such as 2 or 0.5")
 
 
 def _show_quotas(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -14,6 +14,7 @@ from kit.settings import Settings
 from quotas.ledger_service import sweep
 from quotas.sessions import forget_old_attempts
 from quotas.web import (
+    cohort_routes,
     firm_routes,
     key_routes,
     ledger_routes,
@@ -40,6 +41,7 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         key_routes.router,
         quota_routes.router,
         quota_request_routes.router,
+        cohort_routes.router,
         price_routes.router,
         money_routes.router,
         ledger_routes.router(settings.home / HEADS),

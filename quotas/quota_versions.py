@@ -14,7 +14,7 @@ from quotas import audit
 from quotas.adapters import quota_store as store
 from quotas.adapters.tables import QuotaVersionRow
 from quotas.applications import require_active
-from quotas.limits import valid_nominal
+from quotas.limits import QuotaVersion, valid_nominal
 from quotas.vocabulary import FirmId, PoolName
 
 JOBS_CHANNEL = "heliu_jobs"
@@ -77,6 +77,12 @@ async def quota_nominal(tx: AsyncSession, *, at: datetime) -> dict[tuple[FirmId,
     return {(FirmId(row.firm_id), PoolName(row.pool)): GpuMilli(row.nominal_gpu_milli) for row in rows}
 
 
+async def quota_limits(tx: AsyncSession, *, at: datetime) -> dict[tuple[FirmId, PoolName], QuotaVersion]:
+    """Nominal, borrowing and lending of every firm and pool in force at `at`."""
+    found = [_version(row) for row in await store.in_force(tx, at=at)]
+    return {(one.firm_id, one.pool): one for one in found}
+
+
 async def quotas_of(tx: AsyncSession, firm_id: FirmId | None, *, at: datetime) -> Sequence[QuotaVersionRow]:
     """The versions in force at `at`, of one firm or of all."""
     return await store.in_force(tx, firm_id=firm_id, at=at)
@@ -93,3 +99,16 @@ def _amounts(row: QuotaVersionRow) -> dict[str, int | None]:
         "borrowing_gpu_milli": row.borrowing_gpu_milli,
         "lending_gpu_milli": row.lending_gpu_milli,
     }
+
+
+def _version(row: QuotaVersionRow) -> QuotaVersion:
+    assert row.seq is not None, "a stored row has its number"
+    return QuotaVersion(
+        version=row.seq,
+        firm_id=FirmId(row.firm_id),
+        pool=PoolName(row.pool),
+        nominal=GpuMilli(row.nominal_gpu_milli),
+        effective_from=row.effective_from,
+        borrowing=None if row.borrowing_gpu_milli is None else GpuMilli(row.borrowing_gpu_milli),
+        lending=None if row.lending_gpu_milli is None else GpuMilli(row.lending_gpu_milli),
+    )

@@ -9,6 +9,7 @@ FirmId = NewType("FirmId", str)  # "firm_…"
 ProjectId = NewType("ProjectId", str)  # "prj_…"
 MemberId = NewType("MemberId", str)  # "mem_…"
 KeyId = NewType("KeyId", str)  # "key_…"
+CohortName = NewType("CohortName", str)  # a slug, e.g. "film-studios"
 
 PLATFORM_FIRM = FirmId("firm_platform")
 """The platform itself: shared deployments are its workloads, their GPU time is its cost."""

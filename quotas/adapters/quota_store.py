@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
-from quotas.adapters.tables import QuotaRequestRow, QuotaVersionRow
+from quotas.adapters.tables import CohortPlacementRow, QuotaRequestRow, QuotaVersionRow
 
 
-async def add(tx: AsyncSession, row: QuotaVersionRow) -> None:
+async def add(tx: AsyncSession, row: QuotaVersionRow | CohortPlacementRow) -> None:
     """Write a version; nothing ever changes one."""
     tx.add(row)
     await tx.flush()
@@ -59,3 +60,13 @@ async def requests(tx: AsyncSession, *, firm_id: str | None, state: str | None) 
     if state is not None:
         query = query.where(QuotaRequestRow.state == state)
     return (await tx.execute(query)).scalars().all()
+
+
+async def lock_cohorts(tx: AsyncSession) -> None:
+    """Let one change of the tree at a time see the tree it changes."""
+    await tx.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('cohorts', 7))"))
+
+
+async def placements(tx: AsyncSession) -> Sequence[CohortPlacementRow]:
+    """Every placement ever written, in the order of writing."""
+    return (await tx.execute(select(CohortPlacementRow).order_by(col(CohortPlacementRow.version)))).scalars().all()

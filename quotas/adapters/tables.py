@@ -246,6 +246,22 @@ class QuotaVersionRow(_Row, table=True):
     request_id: str | None = _text(nullable=True, to="quota_request.id")
 
 
+class CohortPlacementRow(_Row, table=True):
+    """Where a firm or a cohort hangs in the tree from an instant on. Rows are only ever added."""
+
+    __tablename__ = "cohort_placement"
+    __table_args__ = (Index("cohort_placement_node", "node", "effective_from"), {"schema": SCHEMA})
+
+    version: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    node: str = _text()
+    parent: str | None = _text(nullable=True)
+    weight_milli: int = _integer()
+    effective_from: datetime = _instant()
+    set_at: datetime = _instant()
+    set_by: str = _text()
+    reason: str | None = _text(nullable=True)
+
+
 class AuditRow(_Row, table=True):
     """Who did what to whom, when, from where, and what it changed. Rows are only ever added."""
 

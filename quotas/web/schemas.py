@@ -41,6 +41,7 @@ Password = Annotated[SecretStr, Field(min_length=PASSWORD_LENGTH[0], max_length=
 Token = Annotated[SecretStr, Field(min_length=1, max_length=200)]
 Instant = Annotated[AwareDatetime, AfterValidator(_of_our_time)]
 Pool = Annotated[str, StringConstraints(max_length=120, pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
+Cohort = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z][a-z0-9-]*$")]
 Id = Annotated[str, StringConstraints(max_length=64)]
 
 Milli = Annotated[int, Field(ge=0, le=MAX_NOMINAL)]
@@ -287,6 +288,20 @@ class QuotaRequestOut(View):
     decision_reason: str | None
     granted_gpu_milli: int | None
     condition: str | None
+
+
+class PlacementIn(Body):
+    parent: Cohort | None = None
+    weight_milli: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    effective_from: Instant | None = None
+    reason: Paragraph | None = None
+
+
+class PlacementOut(View):
+    node: str
+    parent: str | None
+    weight_milli: int
+    effective_from: datetime
 
 
 class AuditOut(View):

@@ -213,6 +213,21 @@ def _quotas() -> None:
         )""")
     op.execute("CREATE INDEX quota_version_order ON quotas.quota_version (firm_id, pool, effective_from, seq)")
     _only_added("quota_version")
+    op.execute("""
+        CREATE TABLE quotas.cohort_placement (
+            version bigint PRIMARY KEY CHECK (version > 0),
+            node text NOT NULL CHECK (node ~ '^(firm_[0-9a-z]+|[a-z][a-z0-9-]{0,62})$'),
+            parent text CHECK (parent ~ '^[a-z][a-z0-9-]{0,62}$'),
+            weight_milli integer NOT NULL CHECK (weight_milli > 0),
+            effective_from timestamptz NOT NULL,
+            set_at timestamptz NOT NULL,
+            set_by text NOT NULL,
+            reason text,
+            CONSTRAINT cohort_not_below_itself CHECK (node <> parent),
+            CONSTRAINT cohort_placement_not_backdated CHECK (effective_from >= set_at)
+        )""")
+    op.execute("CREATE INDEX cohort_placement_node ON quotas.cohort_placement (node, effective_from)")
+    _only_added("cohort_placement")
 
 
 def _audit() -> None:

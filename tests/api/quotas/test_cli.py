@@ -169,5 +169,15 @@ def test_a_request_for_quota_goes_to_and_fro_by_command(heliu: Heliu, address: s
     assert "withdrawn" in heliu("quota", "withdraw", last["id"], who="owner").stdout
 
 
+def test_the_tree_of_cohorts_is_built_and_shown_by_command(heliu: Heliu, address: str, admin_token: str) -> None:
+    claim(address, admin_token)
+    heliu("login", "--email", "admin@heliu.example", HELIU_PASSWORD=PASSWORD)
+    heliu("cohort", "place", "city")
+    heliu("cohort", "place", "games", "--parent", "city", "--weight", "1.5")
+    assert "weight 1.5" in heliu("cohort", "tree").stdout
+    refused = heliu("cohort", "place", "city", "--parent", "games", exit_code=1)
+    assert "city → games" in refused.stderr or "above itself" in refused.stderr
+
+
 def test_a_platform_that_is_not_there_is_exit_code_three(heliu: Heliu) -> None:
     heliu("whoami", exit_code=3, HELIU_API_URL="http://127.0.0.1:9")

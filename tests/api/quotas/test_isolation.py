@@ -103,6 +103,7 @@ async def victim(world: World) -> Victim:
     assert (await world.admin.post("/api/quotas", json=quota)).status_code == 201
     ids = {
         "firm_id": studio.firm_id,
+        "node": studio.firm_id,
         "member_id": (await dev.get("/api/me")).json()["id"],
         "key_id": key["key"]["id"],
         "project_id": project["id"],
@@ -166,7 +167,7 @@ async def test_the_answer_for_a_foreign_thing_is_the_one_for_an_absent_thing(
         if not names:
             continue
         foreign = victim.request(app, method, path, operation)
-        absent_ids = {name: victim.ids.get(name, "x")[:-1] + "~" for name in names}
+        absent_ids = {name: victim.ids[name][:-4] + "0000" for name in names}
         absent = {**foreign, "url": foreign["url"].replace(victim.ids[names[0]], absent_ids[names[0]])}
         answers = [(await thief.owner.request(**one)) for one in (foreign, absent)]
         if all(answer.status_code == 403 for answer in answers):
