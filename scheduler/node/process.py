@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,8 @@ class ProgramProcess:
     ) -> None:
         self._notice = notice
         self._rank = rank
+        self._signals = threading.Lock()
+        self._reaped = False  # its process id may belong to somebody else
         report_read, report_write = os.pipe()
         parent = os.getpid()
         try:
@@ -111,17 +114,18 @@ class ProgramProcess:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
+        with self._signals, suppress(ProcessLookupError, PermissionError):
+            if not self._reaped:
+                os.killpg(self._process.pid, number)
 
     def _wait(self, readers: list[threading.Thread]) -> None:
         # WNOWAIT keeps the process id taken, so that the group killed below cannot be somebody else's.
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         at = boottime()
         self._signal(signal.SIGKILL)
-        exit_code = self._process.wait()
+        with self._signals:
+            exit_code = self._process.wait()
+            self._reaped = True
         for reader in readers:
             reader.join(timeout=5)
         self._notice(Exited(self._rank, exit_code, at))

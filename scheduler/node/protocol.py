@@ -123,7 +123,7 @@ class Plan(Wire):
     attempt_id: str
     workload_id: str
     kind: Literal["job", "replica"]
-    program: Annotated[str, Field(pattern=r"^(scheduler|serving)\.node\.[a-z_][a-z0-9_.]*$")]
+    program: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$")]
     params: dict[str, Any]
     inputs: list[InputFile] = []
     sandboxed: bool

@@ -45,8 +45,16 @@ class Settings:
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
         """Raises KeyError naming what is missing."""
+        for name in ("HELIU_HOME", CONTROL_URL, ATTEMPT_ID, TOKEN):
+            if not environ.get(name):
+                raise KeyError(name)
         home = Path(environ["HELIU_HOME"])
         return cls(environ[CONTROL_URL], environ[ATTEMPT_ID], environ[TOKEN], home)
+
+    @property
+    def access(self) -> dict[str, str]:
+        """What the workers of a gang need to speak as the attempt. Only inside the cluster."""
+        return {"url": self.control_url, "token": self.token, "home": str(self.home)}
 
     @property
     def work_root(self) -> Path:
@@ -64,6 +72,7 @@ class Runner:
         self._logs = LogBuffer()
         self._stop = threading.Event()
         self._team: Team | None = None
+        self._over = False  # nothing runs any more; only the ending is to be told
         self._heart = Heart(
             control, self._lease, self._logs, plan, on_stop=self._ordered_to_stop, on_fence_lost=self._fence_lost
         )
@@ -100,6 +109,9 @@ class Runner:
             outcome, cause, message = Outcome.STOPPED, Cause.STOPPED, "stopped as ordered"
         except NotReady as problem:
             outcome, cause, message = Outcome.FAILED, problem.cause, problem.message
+        finally:
+            if self._team is not None:
+                self._team.close()
         return FinishedIn(
             outcome=outcome,
             cause=cause,
@@ -113,7 +125,9 @@ class Runner:
         if self._plan.workers > 1:
             from scheduler.node.gang import Gang  # imports Ray, which takes seconds
 
-            self._team = gang = Gang(self._plan, self._lease, self._supervisor.notice, say=self._logs.append)
+            self._team = gang = Gang(
+                self._plan, self._settings.access, self._lease, self._supervisor.notice, say=self._logs.append
+            )
             gang.start(self._stop)
             return gang
         self._team = worker = Worker(self._control, self._plan, folder, self._supervisor.notice, say=self._logs.append)
@@ -123,6 +137,7 @@ class Runner:
 
     def _finish(self, ending: FinishedIn) -> bool:
         """Hand over the last lines and the ending, insisting until the lease is over. Whether it was taken."""
+        self._over = True
         self._heart.flush()
         pause = 0.2
         while self._lease.remaining() > 0:
@@ -151,6 +166,8 @@ class Runner:
 
     def _leave(self, why: str, code: int) -> None:
         """End everything at once; the folder is swept by the next runner."""
+        if self._over:
+            return
         if self._team is not None:
             self._team.kill()
         _say(why)

@@ -19,7 +19,7 @@ _WATCHED_FILES_MAX = 100_000
 
 
 class Worker:
-    """`close` it in the end: that removes its folder."""
+    """Stage, launch, watch, upload, close."""
 
     def __init__(
         self,
@@ -77,6 +77,10 @@ class Worker:
             return False
         limit = self._plan.output_bytes_max + self._input_bytes
         return bytes_below(self._folder.path, _WATCHED_FILES_MAX) > limit
+
+    def close(self) -> None:
+        """Leave nothing running; its folder is the runner's to remove."""
+        self.kill()
 
     def upload(self, stop: threading.Event) -> None:
         """Send the outputs up. In a gang, each worker's files get a folder of its own. Raises NotReady or Stopped."""
