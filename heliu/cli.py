@@ -135,15 +135,14 @@ def migrate() -> None:
 
 
 def _mount_packages() -> None:
-    import quotas.cli
-    import scheduler.cli
+    from quotas import cli as people_and_money
+    from scheduler import cli as work
+    from serving import cli as models
 
-    import serving.cli
-
-    for package in (quotas.cli, scheduler.cli, serving.cli):
-        for group in package.app.registered_groups:
-            app.registered_groups.append(group)
-        app.registered_commands.extend(package.app.registered_commands)
+    app.add_typer(people_and_money.app)
+    app.add_typer(work.app)
+    for name in ("model", "adapter", "deploy", "replica"):
+        app.add_typer(getattr(models, name), name=name)
 
 
 def _use_home(home: Path | None) -> None:

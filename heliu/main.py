@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import scheduler.api
-import scheduler.main
 import uvicorn
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -17,6 +15,8 @@ from fastapi.staticfiles import StaticFiles
 
 import quotas.api
 import quotas.main
+import scheduler.api
+import scheduler.main
 import serving.api
 import serving.main
 from kit.blobs import Blobs
@@ -159,16 +159,17 @@ async def _lead(settings: Settings, leader: Leader) -> None:
         serving.main.run_background(db, blobs, clock, settings, stop),
     )
     tasks = [asyncio.ensure_future(part) for part in work]
-    lost = asyncio.create_task(leader.lost.wait())
+    lost: asyncio.Task[bool] = asyncio.create_task(leader.lost.wait())
     try:
         done, _ = await asyncio.wait({*tasks, lost}, return_when=asyncio.FIRST_COMPLETED)
         for task in done - {lost}:
             task.result()
     finally:
         stop.set()
-        for task in (*tasks, lost):
+        lost.cancel()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, lost, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await db.close()
 
 

@@ -1,4 +1,4 @@
-"""Act 3: the administrator sets a quota, opens a voucher programme, grants a voucher, publishes prices."""
+"""Act 3: the administrator sets a quota, opens a voucher programme, grants a voucher, publishes prices and a model."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,13 +15,33 @@ TOKENS = {"input": 2_000_000, "cached_input": 500_000, "output": 8_000_000}
 PREPAID_MICRO_YUAN = 200 * MICRO_PER_YUAN
 VOUCHER_MICRO_YUAN = 500 * MICRO_PER_YUAN
 
+ENTRY = {
+    "name": BASE_MODEL,
+    "display_name": "SmolLM2 135M Instruct",
+    "owner": "Hugging Face TB",
+    "licence": "Apache-2.0",
+    "context_tokens": 2048,
+    "capabilities": ["chat", "completions"],
+    "source": BASE_MODEL,
+    "revision": "1",
+    "engine_arguments": {"max_model_len": 2048, "dtype": "bfloat16", "enforce_eager": True},
+    "max_loras": 4,
+}
+
 
 def terms_are_set(story: Story) -> None:
-    """Quota, voucher, money, prices: each is found again on a second run."""
+    """Quota, voucher, money, prices, catalogue: each is found again on a second run."""
     _quota(story)
     _programme_and_voucher(story)
     _tariff(story)
     _money(story)
+    _catalogue(story)
+
+
+def _catalogue(story: Story) -> None:
+    known = {model.name: model for model in story.administrator.models.list()}
+    model = known.get(BASE_MODEL) or story.administrator.models.register(**ENTRY)
+    story.stage.did(f"the catalogue has {model.display_name} by {model.owner}, {model.licence}", model.name)
 
 
 def _quota(story: Story) -> None:

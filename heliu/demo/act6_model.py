@@ -11,25 +11,11 @@ from heliu.demo.story import BASE_MODEL, POOL, Story
 
 READY_SECONDS_MAX = 420
 CATALOGUE_SECONDS_MAX = 30
-ENTRY = {
-    "name": BASE_MODEL,
-    "display_name": "SmolLM2 135M Instruct",
-    "owner": "Hugging Face TB",
-    "licence": "Apache-2.0",
-    "context_tokens": 2048,
-    "capabilities": ["chat", "completions"],
-    "source": BASE_MODEL,
-    "revision": "1",
-    "engine_arguments": {"max_model_len": 2048, "dtype": "bfloat16", "enforce_eager": True},
-    "max_loras": 4,
-}
 
 
 def base_model_is_wanted(story: Story) -> Deployment:
-    """Register the base model and deploy it, shared; found again on a second run. Returns without waiting."""
+    """Deploy the base model, shared; found again on a second run. Returns without waiting."""
     administrator, cast = story.administrator, story.cast
-    if BASE_MODEL not in {model.name for model in administrator.models.list()}:
-        administrator.models.register(**ENTRY)
     active = {one.id: one for one in administrator.deployments.list() if one.state == "active"}
     if cast.deployment_id not in active:
         made = administrator.deployments.create(BASE_MODEL, kind="shared", pool=POOL, replicas=1, replicas_min=1)

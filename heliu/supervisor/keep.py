@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,9 @@ from kit.errors import Unavailable
 READY_POLL_SECONDS = 0.25
 TREE_POLL_SECONDS = 3.0
 LOG_BYTES_MAX = 64 * 1024 * 1024
+START_TRIES = 4
+"""A service that ends this often in a row before it was ready once will not start by itself."""
+LAST_WORDS_LINES, LAST_WORDS_CHARS = 4, 300
 
 Report = Callable[[str, str], None]
 """Called with a service's name and what just happened to it."""
@@ -35,7 +38,7 @@ Report = Callable[[str, str], None]
 class _Kept:
     service: Service
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+    hopeless: asyncio.Event = field(default_factory=asyncio.Event)
     record: ServiceRecord | None = None
     restarts: int = 0
     failures: int = 0
@@ -80,15 +83,16 @@ class Supervisor:
     async def _until_ready(self, kept: _Kept) -> None:
         for name in kept.service.after:
             await self._kept[name].ready.wait()
+        name, seconds = kept.service.name, kept.service.ready_seconds_max
+        waits = {asyncio.create_task(kept.ready.wait()), asyncio.create_task(kept.hopeless.wait())}
         try:
-            async with asyncio.timeout(kept.service.ready_seconds_max):
-                await kept.ready.wait()
-        except TimeoutError:
-            name = kept.service.name
-            raise Unavailable(
-                f"{name} was not ready after {kept.service.ready_seconds_max:.0f} s{kept.why and f' ({kept.why})'}",
-                hint=f"its log: {self._log_file(name)}",
-            ) from None
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not kept.ready.is_set():
+            why = kept.why or f"it did not answer within {seconds:.0f} s"
+            raise Unavailable(f"{name} does not start: {why}", hint=f"its log: {self._log_file(name)}")
 
     async def _keep(self, kept: _Kept) -> None:
         service = kept.service
@@ -120,7 +124,9 @@ class Supervisor:
         kept.failures = failures_in_a_row(kept.failures, ran_seconds=ran_seconds)
         kept.restarts += 1
         delay = restart_delay_seconds(kept.failures)
-        kept.why = f"it ended with code {code}"
+        kept.why = f"it ended with code {code}: {self._last_words(service.name)}"
+        if kept.failures >= START_TRIES:
+            kept.hopeless.set()
         self._report(service.name, f"ended with code {code}; starting again in {delay:.1f} s")
         await asyncio.sleep(delay)
 
@@ -191,6 +197,10 @@ class Supervisor:
             self._run.remove(kept.service.name)
             self._report(kept.service.name, "stopped")
 
+    def _last_words(self, name: str) -> str:
+        lines = self._log_file(name).read_text(errors="replace").split("\n")[-LAST_WORDS_LINES:]
+        return " ".join(line.strip() for line in lines if line.strip())[-LAST_WORDS_CHARS:] or "without a word"
+
     def _log_file(self, name: str) -> Path:
         return self._home / "logs" / f"{name}.log"
 
@@ -210,6 +220,6 @@ def json_reporter(sink: Path) -> Report:
     return report
 
 
-def _clean_environment() -> Mapping[str, str]:
+def _clean_environment() -> dict[str, str]:
     """Ours, without what another cluster or a proxy would mix in."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

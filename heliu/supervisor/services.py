@@ -120,6 +120,7 @@ def _ray(layout: Layout) -> list[Service]:
             lambda: ray_cluster.node_environment(settings),
             cluster.head_answers,
             ready_seconds_max=120,
+            stop_seconds_max=3,  # it would wait half a minute for nodes that are gone
         ),
         Service(
             "ray-node",
@@ -129,6 +130,7 @@ def _ray(layout: Layout) -> list[Service]:
             after=("ray-head",),
             ends_with=("ray-head",),
             ready_seconds_max=120,
+            stop_seconds_max=6,
         ),
     ]
 

@@ -123,11 +123,19 @@ async def test_stopping_ends_everything_and_leaves_no_record(tmp_path: Path) -> 
 async def test_a_service_that_never_gets_ready_is_named_with_its_log(tmp_path: Path) -> None:
     never = service("slow", ready=no, ready_seconds_max=0.3)
     supervisor = Supervisor([never], home=tmp_path, instance_id=MARK, report=lambda *_: None)
-    with pytest.raises(Unavailable, match="slow was not ready") as caught:
+    with pytest.raises(Unavailable, match="slow does not start: it did not answer") as caught:
         await supervisor.start()
     await supervisor.stop()
     assert caught.value.hint is not None
     assert "slow.log" in caught.value.hint
+
+
+async def test_a_service_that_only_dies_is_given_up_with_its_last_words(tmp_path: Path) -> None:
+    dying = service("broken", (sys.executable, "-c", "raise SystemExit('no such schema')"), once=True)
+    supervisor = Supervisor([dying], home=tmp_path, instance_id=MARK, report=lambda *_: None)
+    with pytest.raises(Unavailable, match="broken does not start: it ended with code 1: no such schema"):
+        await supervisor.start()
+    await supervisor.stop()
 
 
 def test_down_ends_what_a_killed_supervisor_left_and_nothing_else(tmp_path: Path) -> None:
