@@ -12,6 +12,7 @@ from kit.ids import new_id
 from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName, ProjectId, QoS
 from scheduler import api as scheduler
+from scheduler.api import Terms
 from scheduler.vocabulary import JOB_OVER, JobState, ReplicaSpec, WorkloadId, WorkloadStatus
 from serving import adapter_catalogue, replica_sync
 from serving.adapters import store
@@ -34,20 +35,20 @@ REMEMBER_ENDED = timedelta(hours=1)  # replicas that ended longer ago no longer 
 REFUSED_PAUSE = timedelta(seconds=15)  # when the scheduler refuses a replica, it is asked again after this
 
 
-async def tend(db: Database, policy: Policy, *, now: datetime) -> None:
+async def tend(db: Database, policy: Policy, terms: Terms, *, now: datetime) -> None:
     """One pass over everything. One deployment's trouble does not keep the others waiting."""
     async with db.transaction() as tx:
         ids = await store.deployments_to_tend(tx)
     for deployment_id in ids:
         try:
-            await db.retrying(lambda tx, chosen=deployment_id: tend_deployment(tx, chosen, policy, now=now))
+            await db.retrying(lambda tx, chosen=deployment_id: tend_deployment(tx, chosen, policy, terms, now=now))
         except HeliuError as error:
             log.warning("a deployment could not be tended", extra={"deployment": deployment_id, "why": error.message})
     async with db.transaction() as tx:
         await adapter_catalogue.finish_retirements(tx, now=now)
 
 
-async def tend_deployment(tx: AsyncSession, deployment_id: str, policy: Policy, *, now: datetime) -> None:
+async def tend_deployment(tx: AsyncSession, deployment_id: str, policy: Policy, terms: Terms, *, now: datetime) -> None:
     """Follow the workloads of one deployment, then take the next steps towards what it should be."""
     deployment = await store.deployment(tx, deployment_id, lock=True)
     assert deployment is not None, "deployments are never deleted"
@@ -55,7 +56,7 @@ async def tend_deployment(tx: AsyncSession, deployment_id: str, policy: Policy, 
     live = [row for row in rows if row.state not in REPLICA_OVER]
     statuses = await scheduler.workload_states(tx, [WorkloadId(r.workload_id) for r in live if r.workload_id])
     for row in live:
-        await _follow(tx, row, statuses.get(WorkloadId(row.workload_id or "")), now=now)
+        await _follow(tx, row, statuses.get(WorkloadId(row.workload_id or "")), terms, now=now)
     await tx.flush()
     seen = [store.replica_of(row) for row in rows]
     by_id = {row.id: row for row in rows}
@@ -70,7 +71,7 @@ async def tend_deployment(tx: AsyncSession, deployment_id: str, policy: Policy, 
             case Drain(replica_id, why):
                 await move(tx, by_id[replica_id], ReplicaState.DRAINING, why.value, now=now)
             case Stop(replica_id, why):
-                await _stop(tx, by_id[replica_id], why.value, now=now)
+                await _stop(tx, by_id[replica_id], why.value, terms, now=now)
     await tx.flush()
 
 
@@ -88,7 +89,9 @@ async def move(tx: AsyncSession, row: ReplicaRow, state: ReplicaState, reason: s
     await notify(tx, REPLICAS_CHANNEL, row.id)
 
 
-async def _follow(tx: AsyncSession, row: ReplicaRow, status: WorkloadStatus | None, *, now: datetime) -> None:
+async def _follow(
+    tx: AsyncSession, row: ReplicaRow, status: WorkloadStatus | None, terms: Terms, *, now: datetime
+) -> None:
     """What its workload's state means for the replica."""
     if status is None or status.state in JOB_OVER:
         told = row.stop_at is not None or row.state == ReplicaState.DRAINING
@@ -98,7 +101,7 @@ async def _follow(tx: AsyncSession, row: ReplicaRow, status: WorkloadStatus | No
         return
     if row.state == ReplicaState.DRAINING:
         if status.state is JobState.QUEUED:  # its attempt is over: there is nothing left to finish
-            await _stop(tx, row, row.reason or "drained", now=now)
+            await _stop(tx, row, row.reason or "drained", terms, now=now)
         return
     if row.attempt_id is not None and row.attempt_id != status.attempt_id:
         await replica_sync.forget_engine(tx, row, now=now)
@@ -185,7 +188,7 @@ def replica_params(row: ReplicaRow, model: ModelRow) -> ReplicaParams:
     )
 
 
-async def _stop(tx: AsyncSession, row: ReplicaRow, why: str, *, now: datetime) -> None:
+async def _stop(tx: AsyncSession, row: ReplicaRow, why: str, terms: Terms, *, now: datetime) -> None:
     """Take it out of service and end its workload. Doing so again changes nothing."""
     if row.stop_at is not None:
         return
@@ -194,4 +197,4 @@ async def _stop(tx: AsyncSession, row: ReplicaRow, why: str, *, now: datetime) -
     if row.workload_id is None:
         await move(tx, row, ReplicaState.GONE, why, now=now)
     else:
-        await scheduler.stop_workload(tx, WorkloadId(row.workload_id), why, now=now)
+        await scheduler.stop_workload(tx, WorkloadId(row.workload_id), why, terms=terms, now=now)

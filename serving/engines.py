@@ -134,7 +134,7 @@ async def reconcile(tx: AsyncSession) -> list[Line]:
                 FROM serving.engine_usage GROUP BY engine_start""")
         )
     }
-    working = select(ReplicaRow.engine_start).where(
+    working = select(col(ReplicaRow.engine_start)).where(
         col(ReplicaRow.engine_start).is_not(None),
         col(ReplicaRow.requests_running) + col(ReplicaRow.requests_waiting) > 0,
     )

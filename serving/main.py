@@ -13,6 +13,7 @@ from kit.clock import Clock
 from kit.db import Database
 from kit.errors import HeliuError
 from kit.settings import Settings
+from scheduler.api import Terms
 from scheduler.vocabulary import JOBS_CHANNEL
 from serving import controller, registrar
 from serving.replicas import Policy
@@ -32,6 +33,11 @@ def routers(db: Database, blobs: Blobs, clock: Clock, settings: Settings) -> lis
 
 async def run_background(db: Database, blobs: Blobs, clock: Clock, settings: Settings, stop: asyncio.Event) -> None:
     """The replica controller and the catalogue registrar, until `stop`. On the leader only."""
+    terms = Terms(
+        lease_seconds=settings.lease_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        margin_seconds=settings.lease_margin_seconds,
+    )
     changed = asyncio.Event()
     ear = asyncio.create_task(_listen(db, changed))
     try:
@@ -40,7 +46,7 @@ async def run_background(db: Database, blobs: Blobs, clock: Clock, settings: Set
             try:
                 while await registrar.register_new(db, blobs, now=clock.now()):
                     pass
-                await controller.tend(db, Policy(), now=clock.now())
+                await controller.tend(db, Policy(), terms, now=clock.now())
             except HeliuError as error:
                 log.warning("serving could not be tended; it is tried again", extra={"why": error.message})
             except Exception:

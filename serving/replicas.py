@@ -48,14 +48,13 @@ Action = Launch | Drain | Stop | BackOff
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`surge`: replicas above the desired count a rolling update may use; `surge_patience`: how long one of them may
-    wait in the queue before an old replica makes room; `settle`: how long gateways get to see that one drains."""
+    """The times and bounds of the controller."""
 
-    surge: int = 1
-    surge_patience: timedelta = timedelta(seconds=60)
+    surge: int = 1  # replicas above the desired count that a rolling update may use
+    surge_patience: timedelta = timedelta(seconds=60)  # for a place in the queue, before an old one makes room
     backoff_first: timedelta = timedelta(seconds=2)
     backoff_most: timedelta = timedelta(minutes=5)
-    settle: timedelta = timedelta(seconds=3)
+    settle: timedelta = timedelta(seconds=3)  # until every gateway has seen that a replica drains
     drain_most: timedelta = timedelta(minutes=5)
 
 

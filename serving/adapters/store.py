@@ -204,8 +204,8 @@ async def deployments(
 
 async def deployments_to_tend(tx: AsyncSession) -> list[str]:
     """Ids of deployments that are active or still have a replica that is not over."""
-    live = select(ReplicaRow.deployment_id).where(col(ReplicaRow.state).not_in(OVER))
-    query = select(DeploymentRow.id).where(
+    live = select(col(ReplicaRow.deployment_id)).where(col(ReplicaRow.state).not_in(OVER))
+    query = select(col(DeploymentRow.id)).where(
         or_(col(DeploymentRow.state) == DeploymentState.ACTIVE.value, col(DeploymentRow.id).in_(live))
     )
     return list((await tx.execute(query.order_by(col(DeploymentRow.id)))).scalars())
@@ -250,7 +250,7 @@ async def ready_counts(tx: AsyncSession) -> dict[str, int]:
         .where(col(ReplicaRow.state) == ReplicaState.READY.value)
         .group_by(col(ReplicaRow.deployment_id))
     )
-    return {deployment_id: count for deployment_id, count in (await tx.execute(query)).tuples()}
+    return {row[0]: row[1] for row in await tx.execute(query)}
 
 
 async def loads(tx: AsyncSession, replica_ids: Sequence[str]) -> list[AdapterLoadRow]:
@@ -266,7 +266,7 @@ async def ready_loads(tx: AsyncSession, adapter_ids: Sequence[str]) -> dict[str,
         .where(col(AdapterLoadRow.adapter_id).in_(adapter_ids), col(AdapterLoadRow.state) == LoadState.READY.value)
         .group_by(col(AdapterLoadRow.adapter_id))
     )
-    return {adapter_id: count for adapter_id, count in (await tx.execute(query)).tuples()}
+    return {row[0]: row[1] for row in await tx.execute(query)}
 
 
 async def loaded_anywhere(tx: AsyncSession, adapter_id: str) -> bool:

@@ -1,7 +1,7 @@
 """The tables of serving. A `table=True` class validates nothing: the rules stand in the migrations."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, LargeBinary, Text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -10,11 +10,17 @@ from sqlmodel import Field, SQLModel
 SCHEMA = {"schema": "serving"}
 
 
+class Table(SQLModel):
+    """What the tables share: a name SQLModel's own type does not allow for."""
+
+    __tablename__: ClassVar[Any]
+
+
 def _at(*, nullable: bool = False) -> Any:
     return Column(DateTime(timezone=True), nullable=nullable)
 
 
-class ModelRow(SQLModel, table=True):
+class ModelRow(Table, table=True):
     """A base model of the catalogue."""
 
     __tablename__ = "model"
@@ -38,7 +44,7 @@ class ModelRow(SQLModel, table=True):
     created_at: datetime = Field(sa_column=_at())
 
 
-class AdapterRow(SQLModel, table=True):
+class AdapterRow(Table, table=True):
     """A firm's LoRA. `config` is the rebuilt one; the weights are read from the job's artifact."""
 
     __tablename__ = "adapter"
@@ -65,7 +71,7 @@ class AdapterRow(SQLModel, table=True):
     created_at: datetime = Field(sa_column=_at())
 
 
-class DeploymentRow(SQLModel, table=True):
+class DeploymentRow(Table, table=True):
     """A served model and how many replicas it should have."""
 
     __tablename__ = "deployment"
@@ -92,7 +98,7 @@ class DeploymentRow(SQLModel, table=True):
     changed_at: datetime = Field(sa_column=_at())
 
 
-class ReplicaRow(SQLModel, table=True):
+class ReplicaRow(Table, table=True):
     """One engine of a deployment. Its key lies in `engine_key`, apart, so that reading a replica never reads it."""
 
     __tablename__ = "replica"
@@ -120,7 +126,7 @@ class ReplicaRow(SQLModel, table=True):
     stop_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
 
 
-class EngineKeyRow(SQLModel, table=True):
+class EngineKeyRow(Table, table=True):
     """The random key of a replica's present engine: written by sync, read for the gateway's route table only."""
 
     __tablename__ = "engine_key"
@@ -131,7 +137,7 @@ class EngineKeyRow(SQLModel, table=True):
     secret: str = Field(sa_type=Text)
 
 
-class AdapterLoadRow(SQLModel, table=True):
+class AdapterLoadRow(Table, table=True):
     """Where one adapter stands on one replica's present engine."""
 
     __tablename__ = "adapter_load"
@@ -144,7 +150,7 @@ class AdapterLoadRow(SQLModel, table=True):
     changed_at: datetime = Field(sa_column=_at())
 
 
-class EngineCountRow(SQLModel, table=True):
+class EngineCountRow(Table, table=True):
     """What one engine start counted itself; its totals only grow."""
 
     __tablename__ = "engine_count"
@@ -162,7 +168,7 @@ class EngineCountRow(SQLModel, table=True):
     ended_at: datetime | None = Field(default=None, sa_column=_at(nullable=True))
 
 
-class EngineUsageRow(SQLModel, table=True):
+class EngineUsageRow(Table, table=True):
     """Which engine start a billed request ran on: the link between a usage record and an engine's counters."""
 
     __tablename__ = "engine_usage"

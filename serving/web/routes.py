@@ -1,6 +1,6 @@
 """/api: models, adapters, deployments, replicas, engines. Translates, and asks who may."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 
@@ -39,7 +39,7 @@ models = APIRouter(prefix="/api/models", tags=["models"])
 async def register_model(body: ModelIn, principal: CurrentPrincipal, db: Db, now: Now) -> ModelOut:
     """Add a base model to the catalogue."""
     require(principal, Action.MODEL_MANAGE, firm_id=None)
-    fields = body.model_dump() | {"capabilities": frozenset(body.capabilities)}
+    fields: dict[str, Any] = body.model_dump() | {"capabilities": frozenset(body.capabilities)}
     async with db.transaction() as tx:
         return overview.model(await catalogue.register_model(tx, ModelSpec(**fields), by=principal, now=now))
 
@@ -137,7 +137,8 @@ async def create_deployment(
     if not shared and firm_id == PLATFORM_FIRM:
         raise NotFound("only a firm can have a dedicated deployment", code="firm_not_found", hint="use kind shared")
     async with db.transaction() as tx:
-        project = await quotas.project_of(tx, ProjectId(body.project_id) if body.project_id else None, firm_id)
+        named = body.project_id or (None if shared else principal.project_id)
+        project = await quotas.project_of(tx, ProjectId(named) if named else None, firm_id)
         spec = DeploymentSpec(
             model=body.model,
             kind=body.kind,

@@ -27,6 +27,7 @@ GpuNeed = Annotated[int, Field(ge=1000, le=64_000, multiple_of=1000)]
 Loras = Annotated[int, Field(ge=0, le=256)]
 Count = Annotated[int, Field(ge=0, le=64)]
 Tokens = Annotated[int, Field(ge=0, le=2**53)]
+EngineKey = Annotated[str, Field(min_length=32, max_length=200, pattern=r"^[A-Za-z0-9_.~+/=-]+$")]
 InFlight = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -228,9 +229,7 @@ class SyncIn(Body):
     state: ReplicaState
     engine_start: Annotated[str, Field(pattern=r"^eng_[0-9a-z]{8,40}$")] | None = None
     url: Annotated[str, Field(max_length=300)] | None = None
-    engine_key: (
-        Annotated[str, Field(min_length=32, max_length=200, pattern=r"^[A-Za-z0-9_.~+/=-]+$", repr=False)] | None
-    ) = None
+    engine_key: EngineKey | None = Field(default=None, repr=False)
     adapters_loading: Annotated[list[Reference], Field(max_length=1024)] = []
     adapters_loaded: Annotated[list[Reference], Field(max_length=1024)] = []
     adapters_failed: Annotated[list[FailureIn], Field(max_length=1024)] = []

@@ -13,7 +13,6 @@ from kit.ids import new_id
 from tests.support.adapters import BASE, config_file, weights_file
 from tests.support.money import POOL
 
-
 _WORKLOAD = """
     INSERT INTO scheduler.workload (id, kind, name, firm_id, project_id, submitted_by, idempotency_key, request_hash,
         recipe, program, params, sandboxed, pools, workers, gpu_milli, qos, priority, expected_seconds,

@@ -41,9 +41,7 @@ class Studio:
 
     async def trains(self, **made: Any) -> str:
         async with self.db.transaction() as tx:
-            return await finished_training(
-                tx, self.blobs, self.firm_id, self.project_id, now=self.clock.now(), **made
-            )
+            return await finished_training(tx, self.blobs, self.firm_id, self.project_id, now=self.clock.now(), **made)
 
     async def register(self) -> int:
         return await registrar.register_new(self.db, self.blobs, now=self.clock.now())
@@ -146,9 +144,7 @@ async def test_another_name_does_not_make_bad_files_good(studio: Studio) -> None
     job = await studio.trains(weights=b"junk")
     await studio.register()
     with pytest.raises(BadAdapter):
-        await register_from_job(
-            studio.db, studio.blobs, job, now=studio.clock.now(), name="lore-2", by=SOMEBODY
-        )
+        await register_from_job(studio.db, studio.blobs, job, now=studio.clock.now(), name="lore-2", by=SOMEBODY)
     assert [state for _, state, _ in await studio.adapters()] == ["refused"]
 
 

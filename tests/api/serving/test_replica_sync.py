@@ -253,7 +253,7 @@ async def test_an_engines_counters_only_grow_and_end_with_it(stage: Stage) -> No
     stage.host.engine_start = "eng_01restarted"
     await stage.ready(counters=Counters(7, 3, 7, 1))
     async with stage.db.transaction() as tx:
-        counts = {count.engine_start: count for count in await api.engine_counters(tx)}
+        counts = {str(count.engine_start): count for count in await api.engine_counters(tx)}
     assert (counts[first].prompt_tokens, counts[first].generation_tokens, counts[first].ended) == (100, 50, True)
     assert counts["eng_01restarted"].ended is False
     assert counts["eng_01restarted"].warmup_prompt_tokens == 7
@@ -261,9 +261,7 @@ async def test_an_engines_counters_only_grow_and_end_with_it(stage: Stage) -> No
 
 async def test_tokens_billed_are_held_against_the_engines_own_count(stage: Stage) -> None:
     await stage.ready()
-    usage = [
-        EngineUsage("gw-1", f"use_{i}", stage.host.engine_start, 30, 20, stage.clock.now()) for i in range(3)
-    ]
+    usage = [EngineUsage("gw-1", f"use_{i}", stage.host.engine_start, 30, 20, stage.clock.now()) for i in range(3)]
     async with stage.db.transaction() as tx:
         assert await api.record_engine_usage(tx, usage) == 3
         assert await api.record_engine_usage(tx, usage) == 0, "a shipped batch may come twice"

@@ -16,7 +16,7 @@ from tests.support.adapters import BASE, config_file, weights_file
 
 
 def verdict(config: bytes, weights: bytes) -> str:
-    """"ok", or the code of the refusal."""
+    """ "ok", or the code of the refusal."""
     try:
         check(config, weights, weights_bytes=len(weights), base_model=BASE)
     except BadAdapter as error:

@@ -26,7 +26,9 @@ POLICY = Policy()
 S = ReplicaState
 
 
-def deployment(replicas: int = 1, *, generation: int = 1, state: DeploymentState = DeploymentState.ACTIVE) -> Deployment:
+def deployment(
+    replicas: int = 1, *, generation: int = 1, state: DeploymentState = DeploymentState.ACTIVE
+) -> Deployment:
     return Deployment(
         id=DeploymentId("dep_1"),
         model=ModelName("m"),
@@ -190,7 +192,7 @@ def test_no_plan_ever_overshoots_or_touches_what_is_over(
         match action:
             case Launch(count):
                 assert not stopped
-                assert 0 < count
+                assert count > 0
                 leaving = sum(1 for r in touched if by_id[r].state is not S.DRAINING)
                 assert len(live) - leaving + count <= wanted + POLICY.surge
             case Drain(victim, _):
