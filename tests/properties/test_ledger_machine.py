@@ -163,6 +163,14 @@ class LedgerMachine(RuleBasedStateMachine):
         legs = [ledger.posted(*pair) for pair in pairs]
         self.post([*legs, ledger.post(self.hold_back(near), 1, final=False)])
 
+    @rule(pairs=st.lists(st.tuples(accounts, accounts, amounts), min_size=5, max_size=9))
+    def a_batch(self, pairs: list[tuple[int, int, int]]) -> None:
+        self.post([ledger.posted(*pair) for pair in pairs])
+
+    @rule(pairs=st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.integers(1, 20)), min_size=5, max_size=9))
+    def a_batch_that_mostly_fits(self, pairs: list[tuple[int, int]]) -> None:
+        self.post([ledger.posted(account, 4 if account == 1 else 1, amount) for account, amount in pairs])
+
     @precondition(lambda self: self.last is not None)
     @rule(same=st.booleans())
     def send_the_last_again(self, same: bool) -> None:
