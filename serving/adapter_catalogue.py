@@ -145,6 +145,8 @@ async def _check(db: Database, blobs: Blobs, training: Training, model: ModelRow
         return adapter_files.check(config, head, weights_bytes=total, base_model=model.name)
     except BadAdapter as refusal:
         return refusal
+    except NotFound:
+        return BadAdapter("the adapter's files are not in the object store any more", code="adapter_incomplete")
 
 
 async def _head(db: Database, blobs: Blobs, artifact: ArtifactView, length: int) -> bytes:

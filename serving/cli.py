@@ -14,20 +14,19 @@ deploy = typer.Typer(help="What is served, and with how many replicas.", no_args
 replica = typer.Typer(help="The engines behind the deployments.", no_args_is_help=True)
 
 MODEL_COLUMNS = {
-    "name": "Model", "display_name": "Title", "owner": "Owner", "licence": "Licence", "filing_number": "备案号",
-    "context_tokens": "Context", "capabilities": "Can", "max_loras": "Adapters", "replicas_ready": "Ready",
+    "name": "Model", "capabilities": "Can", "context_tokens": "Context", "max_loras": "Adapters",
+    "replicas_ready": "Ready",
 }  # fmt: skip
 ADAPTER_COLUMNS = {
-    "name": "Adapter", "id": "Id", "base_model": "Base model", "rank": "Rank", "state": "State",
-    "replicas_ready": "Loaded on", "job_id": "From job", "reason": "Why",
+    "name": "Adapter", "base_model": "Base model", "rank": "Rank", "state": "State", "replicas_ready": "Loaded on",
+    "reason": "Why",
 }  # fmt: skip
 DEPLOYMENT_COLUMNS = {
     "id": "Deployment", "model": "Model", "kind": "Kind", "pool": "Pool", "replicas": "Wanted",
     "replicas_ready": "Ready", "state": "State", "blocked_reason": "Why not more",
 }  # fmt: skip
 REPLICA_COLUMNS = {
-    "id": "Replica", "model": "Model", "deployment_id": "Deployment", "state": "State", "requests_running": "Running",
-    "requests_waiting": "Waiting", "ready_at": "Ready since", "reason": "Why",
+    "id": "Replica", "model": "Model", "state": "State", "requests_running": "Running", "reason": "Why",
 }  # fmt: skip
 
 FileArgument = Annotated[

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 from fastapi import APIRouter
 
@@ -43,19 +43,23 @@ async def run_background(db: Database, blobs: Blobs, clock: Clock, settings: Set
     try:
         while not stop.is_set():
             changed.clear()
-            try:
-                while await registrar.register_new(db, blobs, now=clock.now()):
-                    pass
-                await controller.tend(db, Policy(), terms, now=clock.now())
-            except HeliuError as error:
-                log.warning("serving could not be tended; it is tried again", extra={"why": error.message})
-            except Exception:
-                log.exception("serving could not be tended; it is tried again")
+            await _guarded("register adapters", registrar.register_new(db, blobs, now=clock.now()))
+            await _guarded("tend deployments", controller.tend(db, Policy(), terms, now=clock.now()))
             await _first(stop, changed)
     finally:
         ear.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await ear
+
+
+async def _guarded(part: str, work: Awaitable[object]) -> None:
+    """What fails now is tried in the next pass, and does not keep the other part from its turn."""
+    try:
+        await work
+    except HeliuError as error:
+        log.warning("could not %s; it is tried again", part, extra={"why": error.message})
+    except Exception:
+        log.exception("could not %s; it is tried again", part)
 
 
 async def _first(stop: asyncio.Event, changed: asyncio.Event) -> None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 from sqlmodel import col
 
 from serving.adapters.tables import AdapterLoadRow, AdapterRow, DeploymentRow, ModelRow, ReplicaRow
@@ -144,8 +145,12 @@ async def adapters(
     base_model: str | None = None,
     states: Collection[str] = LIVE_ADAPTERS,
 ) -> list[AdapterRow]:
-    """Adapters in one of `states`, oldest first; of one firm and on one base model where those are given."""
-    query = select(AdapterRow).where(col(AdapterRow.state).in_(states)).order_by(col(AdapterRow.id))
+    """Adapters in one of `states`, oldest first; of one firm and on one base model where those are given.
+
+    Without their `config`: only `adapter` reads that.
+    """
+    query = select(AdapterRow).options(defer(cast(Any, AdapterRow.config), raiseload=True))
+    query = query.where(col(AdapterRow.state).in_(states)).order_by(col(AdapterRow.id))
     if firm_id is not None:
         query = query.where(col(AdapterRow.firm_id) == firm_id)
     if base_model is not None:
