@@ -103,10 +103,11 @@ async def _renew_one(tx: AsyncSession, attempt_id: str, terms: Terms, *, now: da
     until_ms = confirmed_ms(workload, attempt, terms)
     if until_ms is None or attempt.stop_requested_at is not None:
         return 0
-    usage = attempts.usage_of(workload, attempt, until_ms)
-    hold = await quotas.renew_compute(
-        tx, hold_id=HoldId(attempt.hold_id), usage_slice=usage, seconds_max=terms.replica_hold_seconds, now=now
-    )
+    usage, hold_id = attempts.usage_of(workload, attempt, until_ms), HoldId(attempt.hold_id)
+    charge = await quotas.settle_compute(tx, hold_id=hold_id, usage=usage, now=now)
+    seconds = terms.replica_hold_seconds  # without money for these, all of this is rolled back and settled at the end
+    hold = await quotas.renew_compute(tx, hold_id=hold_id, usage_slice=usage, seconds_max=seconds, now=now)
+    workload.charged_micro_yuan += charge.amount
     attempt.hold_id, attempt.metered_ms, attempt.held_seconds = hold.id, until_ms, terms.replica_hold_seconds
     await tx.flush()
     return 1

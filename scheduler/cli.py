@@ -1,0 +1,10 @@
+"""The `heliu` commands of this package."""
+
+import typer
+
+from scheduler import cli_files, cli_fleet, cli_jobs
+
+app = typer.Typer()
+for part in (cli_jobs, cli_files, cli_fleet):
+    app.registered_groups.extend(part.app.registered_groups)
+    app.registered_commands.extend(part.app.registered_commands)

@@ -1,0 +1,239 @@
+"""`heliu quote`, `heliu job`: ask for a price and a time, submit, watch, explain, cancel."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from kit.cli import REFUSED, USAGE, JsonFlag, call, console, fail, show
+from kit.units import format_yuan, parse_yuan
+
+app = typer.Typer()
+job = typer.Typer(help="Jobs: submit, list, show, logs, cancel, why.", no_args_is_help=True)
+app.add_typer(job, name="job")
+
+FOLLOW_SECONDS = 20
+JOB_COLUMNS = {
+    "id": "Job", "name": "Name", "recipe": "Recipe", "state": "State", "wait_reason": "Waits for",
+    "expected_start": "Start", "expected_finish": "Finish", "charged": "Charged",
+}  # fmt: skip
+DETAIL_COLUMNS = {
+    "id": "Job", "name": "Name", "recipe": "Recipe", "params": "Parameters", "pools": "Pools", "workers": "Workers",
+    "state": "State", "wait_detail": "Why it waits", "expected_start": "Expected start",
+    "expected_finish": "Expected finish", "progress": "Progress", "cause": "Last cause", "message": "Last message",
+    "quote_id": "Quote", "cap": "Cap", "charged": "Charged", "submitted_at": "Submitted", "started_at": "Started",
+    "ended_at": "Ended", "artifact_ids": "Artifacts",
+}  # fmt: skip
+QUOTE_COLUMNS = {
+    "id": "Quote", "price": "Price", "voucher_pays_max": "Voucher pays up to", "cash_max": "Cash up to",
+    "affordable": "Affordable now", "expected_start": "Expected start", "expected_finish": "Expected finish",
+    "wait_detail": "Because", "basis": "Duration from", "max_runtime_seconds": "May run (s)",
+    "expires_at": "Holds until",
+}  # fmt: skip
+
+Recipe = Annotated[str, typer.Argument(help="lora-finetune, text-batch, script …")]
+Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value; a value may be JSON.")]
+Inputs = Annotated[list[str] | None, typer.Option("--input", "-i", help="file name=upload or artifact id.")]
+Pools = Annotated[list[str], typer.Option("--pool", help="Acceptable pools, the best first.")]
+Workers = Annotated[int, typer.Option(help="Equal workers, placed all or none.")]
+Gpus = Annotated[int, typer.Option(help="Accelerators per worker.")]
+QosOption = Annotated[str, typer.Option("--qos", help="reserved, standard or interruptible.")]
+Priority = Annotated[int, typer.Option(help="Higher goes first.")]
+MaxRuntime = Annotated[int | None, typer.Option("--max-runtime", help="Seconds it may run at most.")]
+Project = Annotated[str | None, typer.Option("--project", help="Project id; default: the firm's default one.")]
+JobId = Annotated[str, typer.Argument(help="A job's id (job_…).")]
+
+
+@app.command("quote")
+def ask_quote(
+    recipe: Recipe,
+    pool: Pools,
+    param: Params = None,
+    file: Inputs = None,
+    workers: Workers = 1,
+    gpus: Gpus = 1,
+    qos: QosOption = "standard",
+    priority: Priority = 0,
+    max_runtime: MaxRuntime = None,
+    project: Project = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Price, who pays, expected start and finish, before you submit. Holds for 15 minutes."""
+    body = _request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    quote = call("POST", "/api/quotes", json=body)
+    if not as_json:
+        least, most = format_yuan(quote["min_micro_yuan"]), format_yuan(quote["max_micro_yuan"])
+        quote = _priced(quote) | {"price": f"{least} to {most}"}
+    show(quote, as_json=as_json, columns=QUOTE_COLUMNS)
+
+
+@job.command("submit")
+def submit(
+    recipe: Recipe,
+    pool: Pools,
+    param: Params = None,
+    file: Inputs = None,
+    workers: Workers = 1,
+    gpus: Gpus = 1,
+    qos: QosOption = "standard",
+    priority: Priority = 0,
+    max_runtime: MaxRuntime = None,
+    project: Project = None,
+    name: Annotated[str | None, typer.Option(help="What you call it.")] = None,
+    quote: Annotated[str | None, typer.Option(help="A quote's id: its maximum caps the charge.")] = None,
+    cap: Annotated[str | None, typer.Option(help="Spend at most this many yuan.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Idempotency key: twice the same makes one job.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job."""
+    body = _request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    body |= {"name": name, "quote_id": quote, "cap_micro_yuan": _yuan(cap)}
+    made = call("POST", "/api/jobs", json=body, headers={"Idempotency-Key": key} if key else {})
+    show(made if as_json else _priced(made), as_json=as_json, columns=DETAIL_COLUMNS)
+
+
+@job.command("list")
+def list_jobs(
+    state: Annotated[list[str] | None, typer.Option(help="Only these states.")] = None,
+    firm: Annotated[str | None, typer.Option(help="Another firm's id (the platform's staff).")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    as_json: JsonFlag = False,
+) -> None:
+    """List your firm's jobs, newest first."""
+    query: dict[str, Any] = {"limit": limit, "state": state or []} | ({"firm_id": firm} if firm else {})
+    rows = call("GET", "/api/jobs", params=query)
+    show(rows if as_json else [_priced(row) for row in rows], as_json=as_json, columns=JOB_COLUMNS)
+
+
+@job.command("show")
+def show_job(job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Show a job with its attempts and what it made."""
+    seen = call("GET", f"/api/jobs/{job_id}")
+    if not as_json:
+        seen = _priced(seen) | {"artifact_ids": [f"{made['name']} {made['id']}" for made in seen["artifacts"]]}
+    show(seen, as_json=as_json, columns=DETAIL_COLUMNS)
+    if not as_json:
+        columns = {"id": "Attempt", "state": "State", "nodes": "Nodes", "cause": "Cause", "ran_ms": "Ran (ms)"}
+        show(seen["attempts"], as_json=False, columns=columns)
+
+
+@job.command("logs")
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+) -> None:
+    """Print a job's log. With -f the exit code says whether it succeeded."""
+    for page in _pages(job_id, follow=follow):
+        for line in page["lines"]:
+            console.print(escape(line["text"]), highlight=False, soft_wrap=True)
+    if follow:
+        ended = call("GET", f"/api/jobs/{job_id}")
+        console.print(f"[bold]{ended['state']}[/bold] {escape(ended['message'] or '')}")
+        raise typer.Exit(0 if ended["state"] == "succeeded" else REFUSED)
+
+
+@job.command("cancel")
+def cancel(job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Stop a job, whatever it is doing."""
+    seen = call("POST", f"/api/jobs/{job_id}/cancel")
+    show(seen if as_json else _priced(seen), as_json=as_json, columns=JOB_COLUMNS)
+
+
+@job.command("why")
+def why(job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Which rule holds a job, what would let it start, and when."""
+    told = call("GET", f"/api/jobs/{job_id}/why")
+    if as_json:
+        show(told, as_json=True)
+        return
+    console.print(escape(told["sentence"]), highlight=False)
+    if told["reason"]:
+        about = "an estimate" if told["estimated"] else "from the timeline"
+        start = f"{told['expected_start']} ({about})" if told["expected_start"] else "nothing known lets it start"
+        facts = {
+            "Rule": told["reason"],
+            "It would start with": told["would_start"],
+            "Expected start": start,
+            "Place in the queue": f"{told['position']} of {told['waiting']}",
+        }
+        show(facts, as_json=False)
+
+
+def _pages(job_id: str, *, follow: bool) -> Iterator[Mapping[str, Any]]:
+    cursor = "0-0"
+    while True:
+        query = {"after": cursor, "wait_seconds": FOLLOW_SECONDS if follow else 0}
+        page = call("GET", f"/api/jobs/{job_id}/logs", params=query)
+        yield page
+        cursor = page["cursor"]
+        if page["over"] or not (follow or page["lines"]):
+            return
+
+
+def _request(
+    recipe: str,
+    pools: Sequence[str],
+    params: Sequence[str] | None,
+    files: Sequence[str] | None,
+    workers: int,
+    gpus: int,
+    qos: str,
+    priority: int,
+    max_runtime: int | None,
+    project: str | None,
+) -> dict[str, Any]:
+    inputs = [{"name": name, "source_id": source} for name, source in (_pair(text, "input") for text in files or ())]
+    return {
+        "recipe": recipe,
+        "params": {name: _value(text) for name, text in (_pair(text, "param") for text in params or ())},
+        "inputs": inputs,
+        "pools": list(pools),
+        "workers": workers,
+        "gpus": gpus,
+        "qos": qos,
+        "priority": priority,
+        "max_runtime_seconds": max_runtime,
+        "project_id": project,
+    }
+
+
+def _pair(text: str, what: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        fail(f"--{what} {text!r} is not name=value", code=USAGE)
+    return name, value
+
+
+def _value(text: str) -> Any:
+    """What was typed as JSON, or as text where it is none; @file reads the value from a file."""
+    if text.startswith("@"):
+        path = Path(text[1:])
+        if not path.is_file():
+            fail(f"there is no file {path}", code=USAGE)
+        text = path.read_text()
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _yuan(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(parse_yuan(text))
+    except Exception as error:
+        fail(str(error), code=USAGE)
+
+
+def _priced(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with every `…_micro_yuan` shown as yuan under its short name."""
+    return {
+        name.removesuffix("_micro_yuan"): format_yuan(value)
+        if name.endswith("_micro_yuan") and value is not None
+        else value
+        for name, value in row.items()
+    }
