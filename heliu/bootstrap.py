@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -94,10 +95,7 @@ def check_disk() -> None:
             f"{ROOT} has {free:.1f} GB free, but {needed:.1f} GB are needed for what is still missing "
             f"({', '.join(missing)}); free some space or clone onto another disk"
         )
-    note(
-        "ok",
-        f"Python {'.'.join(map(str, sys.version_info[:3]))}, {free:.0f} GB free ({needed:.1f} GB still needed)",
-    )
+    note("ok", f"Python {'.'.join(map(str, sys.version_info[:3]))}, {free:.0f} GB free ({needed:.1f} GB still needed)")
 
 
 def check_ports() -> None:
@@ -158,10 +156,7 @@ def install_debian() -> None:
         return
     command = f"apt-get update && apt-get install -y {' '.join(packages)}"
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        note(
-            "!",
-            f"jobs of the recipe `script` need {', '.join(packages)}; install it: sudo sh -c '{command}'",
-        )
+        note("!", f"jobs of the recipe `script` need {', '.join(packages)}; install it: sudo sh -c '{command}'")
         return
     task = Task(f"Debian packages ({', '.join(packages)})", HOME / "logs" / LOG)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -170,10 +165,7 @@ def install_debian() -> None:
 
 def install_environments(names: list[str]) -> None:
     """Make the named environments, side by side: one core downloads while the other unpacks."""
-    makers = {
-        "control": (CONTROL, control_key, fill_control),
-        "node": (NODE, node_key, fill_node),
-    }
+    makers = {"control": (CONTROL, control_key, fill_control), "node": (NODE, node_key, fill_node)}
     todo = []
     for name in names:
         venv, key, fill = makers[name]
@@ -181,12 +173,7 @@ def install_environments(names: list[str]) -> None:
             note("ok", f"{venv.name} is complete")
         else:
             task = Task(venv.name, venv / LOG, venv)
-            todo.append(
-                (
-                    task,
-                    lambda task=task, venv=venv, key=key, fill=fill: make(task, venv, key(), fill),
-                )
-            )
+            todo.append((task, lambda task=task, venv=venv, key=key, fill=fill: make(task, venv, key(), fill)))
     run_tasks(todo)
 
 
@@ -209,23 +196,12 @@ def fill_control(task: Task) -> None:
 def fill_node(task: Task) -> None:
     """The engine, Ray and the training libraries; torch first and by itself, for its build decides the rest."""
     if ENGINE == "cuda":
-        task.install(
-            "-c",
-            "constraints-node.txt",
-            f"torch==={pinned('torch')}",
-            "vllm",
-            *extra("node"),
-        )
+        task.install("-c", "constraints-node.txt", f"torch==={pinned('torch')}", "vllm", *extra("node"))
     else:
         index = os.environ.get("HELIU_TORCH_INDEX")
         torch = f"torch=={pinned('torch')}+cpu"
         try:
-            task.install(
-                "-c",
-                "constraints-node.txt",
-                *(["--extra-index-url", index] if index else []),
-                torch,
-            )
+            task.install("-c", "constraints-node.txt", *(["--extra-index-url", index] if index else []), torch)
         except Refusal as refusal:
             raise Refusal(
                 f"{torch} could not be installed. PyTorch publishes its CPU builds in an index of its own: set "
@@ -247,14 +223,7 @@ def prepare_model() -> None:
     if not is_stamped(NODE, node_key()):
         raise Refusal(f"{NODE.name} is not complete, and it prepares the model; run: make setup")
     task = Task(f"model {MODEL}", HOME / "logs" / LOG)
-    command = [
-        str(NODE / "bin" / "python"),
-        "-m",
-        "serving.node.prepare_model",
-        MODEL,
-        "--to",
-        str(MODELS),
-    ]
+    command = [str(NODE / "bin" / "python"), "-m", "serving.node.prepare_model", MODEL, "--to", str(MODELS)]
     run_tasks([(task, lambda: task.run(command))])
 
 
@@ -268,10 +237,7 @@ def has_model() -> bool:
 
 def control_key() -> str:
     """What the control environment is made from, as a hash."""
-    return key_of(
-        "constraints.txt",
-        extra("server") + extra("dev") + pyproject()["project"]["dependencies"],
-    )
+    return key_of("constraints.txt", extra("server") + extra("dev") + pyproject()["project"]["dependencies"])
 
 
 def node_key() -> str:
@@ -281,12 +247,7 @@ def node_key() -> str:
 
 def key_of(constraints: str, requirements: list[str]) -> str:
     """Hash of the pins, the requirements, the Python release and where this checkout lies."""
-    parts = [
-        (ROOT / constraints).read_text(),
-        *sorted(requirements),
-        sys.version.split()[0],
-        str(ROOT),
-    ]
+    parts = [(ROOT / constraints).read_text(), *sorted(requirements), sys.version.split()[0], str(ROOT)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -330,7 +291,7 @@ def extra(name: str) -> list[str]:
     return list(pyproject()["project"]["optional-dependencies"][name])
 
 
-def pyproject() -> dict:
+def pyproject() -> dict[str, Any]:
     """pyproject.toml. Only after check_python: older releases cannot read TOML."""
     import tomllib
 
@@ -343,11 +304,7 @@ def pyproject() -> dict:
 def main(arguments: list[str]) -> int:
     """Run the steps named on the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "steps",
-        nargs="+",
-        choices=["check", "debian", "control", "node", "model", "all"],
-    )
+    parser.add_argument("steps", nargs="+", choices=["check", "debian", "control", "node", "model", "all"])
     steps = set(parser.parse_args(arguments).steps)
     if "all" in steps:
         steps |= {"debian", "control", "node", "model"}
@@ -373,10 +330,7 @@ def main(arguments: list[str]) -> int:
         print(f"\nSet-up cannot go on: {refusal}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nSet-up interrupted; run it again and it continues where it stopped.",
-            file=sys.stderr,
-        )
+        print("\nSet-up interrupted; run it again and it continues where it stopped.", file=sys.stderr)
         return 130
     return 0
 

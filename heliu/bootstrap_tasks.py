@@ -5,6 +5,7 @@ Standard library only, as everything that runs before there is a virtual environ
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+STOP_SECONDS = 10.0
 
 
 class Refusal(Exception):
@@ -55,8 +58,9 @@ class Task:
         """Run a command to its end. Raises Refusal with its complaint when it fails."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         lines: list[str] = []
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
+        with (
+            self.log.open("a") as log,
+            subprocess.Popen(
                 command,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -64,22 +68,25 @@ class Task:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                start_new_session=True,  # Ctrl-C reaches it through `interrupt`, once
-            )
-            assert self.process.stdout
-            for line in self.process.stdout:
+                start_new_session=True,  # Ctrl-C reaches it through `signal`, once
+            ) as process,
+        ):
+            self.process = process
+            assert process.stdout
+            for line in process.stdout:
                 log.write(line)
                 lines = [*lines[-30:], line.strip()]
                 self.word = self._reduced(line.strip()) or self.word
-            code = self.process.wait()
+        code = process.returncode
         if code:
             complaints = [line for line in lines if line.startswith(("ERROR", "E:"))] or lines[-3:]
             raise Refusal(f"{self.title} failed: {' '.join(complaints)[:600]} (whole log: {self.log})")
 
-    def interrupt(self) -> None:
-        """Tell the running command, and what it started, to stop; it tidies up as after Ctrl-C."""
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGINT)
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the running command and everything it started."""
+        if self.process and self.seconds is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
 
     def _reduced(self, line: str) -> str:
         """The part of a line of output worth a glance; empty for noise."""
@@ -110,15 +117,22 @@ def run_tasks(work: Sequence[tuple[Task, Callable[[], None]]]) -> None:
     try:
         _watch([task for task, _ in work], threads)
     except KeyboardInterrupt:
-        for task, _ in work:
-            task.interrupt()
-        for thread in threads:
-            thread.join()
+        stop(list(zip((task for task, _ in work), threads, strict=True)))
         raise
     for task, _ in work:
         if task.error:
             raise task.error
         note("ok", f"{task.title} ({task.seconds:.0f} s)")
+
+
+def stop(running: Sequence[tuple[Task, threading.Thread]]) -> None:
+    """Interrupt what runs, so that it tidies up as after Ctrl-C; what does not heed that is killed."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for task, _ in running:
+            task.signal(number)
+        deadline = time.monotonic() + STOP_SECONDS
+        for _, thread in running:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _carry_out(task: Task, action: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from heliu import bootstrap
+from heliu import bootstrap, bootstrap_tasks
 from heliu.bootstrap_tasks import Refusal, Task, run_tasks
 from tests.support.until import until
 
@@ -256,7 +256,11 @@ def test_a_command_that_fails_ends_in_its_own_complaint_and_the_log(tmp_path: Pa
 def test_tasks_run_side_by_side(tmp_path: Path) -> None:
     both = threading.Barrier(2, timeout=10)
     tasks = [Task(name, tmp_path / name) for name in ("one", "two")]
-    run_tasks([(task, lambda: both.wait() and None) for task in tasks])
+
+    def meet() -> None:
+        both.wait()
+
+    run_tasks([(task, meet) for task in tasks])
     assert all(task.seconds is not None for task in tasks)
 
 
@@ -267,18 +271,31 @@ def test_the_first_failure_is_raised_once_all_have_ended(tmp_path: Path) -> None
     assert good.error is None
 
 
-def test_an_interrupt_reaches_what_runs_and_everything_below_it(tmp_path: Path) -> None:
-    task = Task("long", tmp_path / "log")
-    child = tmp_path / "child"
-    script = f"trap 'exit 130' INT; sleep 600 & echo $! > {child}; wait"
-    thread = threading.Thread(target=lambda: pytest.raises(Refusal, task.run, ["sh", "-c", script]))
+@pytest.mark.parametrize(
+    ("script", "returncode"),
+    [
+        ("echo $$ > {started}; sleep 600", -signal.SIGINT),
+        ("trap '' INT; echo $$ > {started}; sleep 600", -signal.SIGKILL),
+    ],
+    ids=["heeds an interrupt", "ignores it"],
+)
+def test_stopping_ends_what_runs_and_everything_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, returncode: int
+) -> None:
+    monkeypatch.setattr(bootstrap_tasks, "STOP_SECONDS", 1.0)
+    task, started = Task("long", tmp_path / "log"), tmp_path / "started"
+
+    def work() -> None:
+        with pytest.raises(Refusal):
+            task.run(["sh", "-c", script.format(started=started)])
+
+    thread = threading.Thread(target=work)
     thread.start()
-    until(lambda: child.exists() and child.read_text().strip(), seconds=10, what="the start of the command")
-    task.interrupt()
-    thread.join(10)
+    until(lambda: started.exists() and started.read_text().strip(), seconds=10, what="the start of the command")
+    bootstrap_tasks.stop([(task, thread)])
     assert not thread.is_alive()
     assert task.process is not None
-    assert task.process.returncode in {130, -signal.SIGINT}
+    assert task.process.returncode == returncode
 
 
 def test_it_runs_by_path_with_nothing_but_the_standard_library() -> None:

@@ -48,7 +48,7 @@ async def test_a_large_object_comes_back_in_chunks_from_where_the_reader_stopped
     [
         (stream(b"abcd"), 3, None, TooLarge),
         (stream(b"ab", b"cd"), 3, None, TooLarge),
-        (stream(b"abc"), 3, hashlib.sha256(b"abd").hexdigest(), InvalidInput),
+        (stream(b"abc"), 3, hashlib.sha256(b"xyz").hexdigest(), InvalidInput),
         (broken_off(), 100, None, ConnectionError),
     ],
     ids=["one chunk over the limit", "second chunk over the limit", "other content than announced", "broken off"],
