@@ -29,6 +29,7 @@ class Database:
             max_overflow=pool_size,
             pool_pre_ping=True,
             pool_timeout=15,
+            hide_parameters=True,  # a failing statement is logged; the secrets it carried must not be
             connect_args={"options": "-c timezone=UTC -c lock_timeout=20s", "connect_timeout": 5},
         )
 
