@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import SYSTEM
@@ -276,3 +277,15 @@ async def test_tokens_billed_are_held_against_the_engines_own_count(stage: Stage
         (line,) = await api.reconcile(tx)
     assert (line.verdict, line.difference_prompt, line.difference_generation) == (Verdict.EXACT, 0, 0)
     assert (line.warmup_prompt, line.warmup_generation) == (10, 1)
+
+
+async def test_a_statement_that_fails_with_an_engines_key_does_not_repeat_it(stage: Stage) -> None:
+    with pytest.raises(IntegrityError) as failure:
+        async with stage.db.transaction() as tx:
+            await tx.execute(
+                text(
+                    "INSERT INTO serving.engine_key (replica_id, engine_start, secret) VALUES ('rep_x', 'eng_x', :key)"
+                ),
+                {"key": KEY},
+            )
+    assert KEY not in str(failure.value)
