@@ -1,6 +1,7 @@
 """The runner's side of the node protocol over HTTP. It retries nothing itself: callers know how long to insist."""
 
 import json
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from scheduler.node.protocol import (
     FENCE_LOST,
     HEADER_KIND,
     HEADER_META,
+    HEADER_RUNNER,
     HEADER_SHA256,
     FinishedIn,
     HeartbeatIn,
@@ -60,12 +62,13 @@ class ControlPlane:
         self._url = url.rstrip("/")
         self._base = f"{self._url}/internal/v1/attempts/{quote(attempt_id, safe='')}"
         self._bearer = {"Authorization": f"Bearer {token}"}
+        self._name = secrets.token_hex(8)
         self._http = httpx.Client(trust_env=False, timeout=_HEARTBEAT_TIMEOUT, follow_redirects=False)
 
     def plan(self) -> tuple[Plan, float]:
         """The plan, and when it was asked for."""
         asked_at = boottime()
-        return _parse(Plan, self._ask("GET", "/plan")), asked_at
+        return _parse(Plan, self._ask("GET", "/plan", headers={HEADER_RUNNER: self._name})), asked_at
 
     def started(self) -> tuple[LeaseOut, float]:
         """Tell that the paid clock runs."""
@@ -127,12 +130,14 @@ class ControlPlane:
             raise _refusal(response)
         return _parse(OutputOut, response)
 
-    def _ask(self, method: str, path: str, body: Wire | None = None) -> httpx.Response:
-        headers, content = dict(self._bearer), None
+    def _ask(
+        self, method: str, path: str, body: Wire | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        sent, content = {**self._bearer, **(headers or {})}, None
         if body is not None:
-            headers["Content-Type"], content = "application/json", body.model_dump_json().encode()
+            sent["Content-Type"], content = "application/json", body.model_dump_json().encode()
         try:
-            response = self._http.request(method, self._base + path, headers=headers, content=content)
+            response = self._http.request(method, self._base + path, headers=sent, content=content)
         except httpx.HTTPError as error:
             raise Away(_why(error)) from None
         if not response.is_success:

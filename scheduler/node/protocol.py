@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 FENCE_LOST = "fence_lost"
+HEADER_RUNNER = "X-Runner"  # with GET /plan: a random name of the runner's process; the first one claims the attempt
 HEADER_SHA256 = "X-Sha256"
 HEADER_KIND = "X-Kind"
 HEADER_META = "X-Meta"  # a JSON object in ASCII (other characters as \\uXXXX), at most META_BYTES_MAX

@@ -17,6 +17,7 @@ from scheduler.attempts import authenticate_attempt
 from scheduler.node.protocol import (
     HEADER_KIND,
     HEADER_META,
+    HEADER_RUNNER,
     HEADER_SHA256,
     META_BYTES_MAX,
     FinishedIn,
@@ -31,9 +32,6 @@ from scheduler.node.protocol import (
 )
 from scheduler.vocabulary import AttemptIdentity, AttemptState, EndCause
 from scheduler.web.edge import EdgeOf
-
-HEADER_RUNNER = "X-Runner"
-"""A random name of the runner's process: the first that asks for the plan of an attempt is the one that may run it."""
 
 REPORT_BYTES_MAX = 16 << 20
 _LOST = (EndCause.LEASE_LOST, EndCause.NODE_LOST)
@@ -77,7 +75,11 @@ Runner = Annotated[AttemptIdentity, Depends(identity_of)]
 
 @router.get("/plan")
 async def get_plan(
-    identity: Runner, db: Db, now: Now, edge: EdgeOf, x_runner: Annotated[str, Header(max_length=100)] = ""
+    identity: Runner,
+    db: Db,
+    now: Now,
+    edge: EdgeOf,
+    x_runner: Annotated[str, Header(alias=HEADER_RUNNER, max_length=100)] = "",
 ) -> Plan:
     """Claim the attempt."""
     async with db.transaction() as tx:
