@@ -1,4 +1,4 @@
-"""`heliu key`, `project`, `quota`, `audit`: what a firm's programs may do, and how much of the city it may use."""
+"""`heliu key`, `project`, `quota`: what a firm's programs may do, and how much of the city it may use."""
 
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
@@ -13,11 +13,9 @@ app = typer.Typer()
 key = typer.Typer(help="API keys: issue, list, rotate, revoke.", no_args_is_help=True)
 project = typer.Typer(help="Projects of a firm.", no_args_is_help=True)
 quota = typer.Typer(help="Quotas per firm and pool.", no_args_is_help=True)
-audit = typer.Typer(help="The audit log.", no_args_is_help=True)
 app.add_typer(key, name="key")
 app.add_typer(project, name="project")
 app.add_typer(quota, name="quota")
-app.add_typer(audit, name="audit")
 
 FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
 
@@ -215,21 +213,6 @@ def refuse(request_id: str, reason: Annotated[str, typer.Option(prompt=True)], a
 def withdraw(request_id: str, as_json: JsonFlag = False) -> None:
     """Take a request back."""
     _show_requests(call("POST", f"/api/quota-requests/{request_id}/withdraw"), as_json)
-
-
-@audit.command("list")
-def list_audit(
-    firm_id: FirmOption = None,
-    subject: Annotated[str | None, typer.Option(help="Id of what it happened to.")] = None,
-    action: Annotated[str | None, typer.Option(help="E.g. firm.approve")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
-    as_json: JsonFlag = False,
-) -> None:
-    """List who did what, newest first."""
-    asked = {"firm_id": firm_id, "subject": subject, "action": action, "limit": limit}
-    rows = call("GET", "/api/audit", params={name: value for name, value in asked.items() if value is not None})
-    columns = {"at": "when", "actor_id": "who", "origin": "from", "action": "what", "subject": "to", "reason": "why"}
-    show(rows, as_json=as_json, columns=columns)
 
 
 def thousandths(number: str) -> int:

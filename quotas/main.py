@@ -11,9 +11,11 @@ from kit.clock import Clock
 from kit.db import Database
 from kit.errors import Unavailable
 from kit.settings import Settings
+from quotas.audit_chain import seal_audit
 from quotas.ledger_service import sweep
 from quotas.sessions import forget_old_attempts
 from quotas.web import (
+    audit_routes,
     cohort_routes,
     firm_routes,
     key_routes,
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 0.5
 SWEEPS_PER_LOOK_AT_MONTHS = 600
 HEADS = "ledger-heads.jsonl"
+AUDIT_HEADS = "audit-heads.jsonl"
 
 
 def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
@@ -42,6 +45,7 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         quota_routes.router,
         quota_request_routes.router,
         cohort_routes.router,
+        audit_routes.router(settings.home / AUDIT_HEADS),
         price_routes.router,
         money_routes.router,
         ledger_routes.router(settings.home / HEADS),
@@ -61,6 +65,7 @@ async def run_background(db: Database, clock: Clock, stop: asyncio.Event, heads:
         try:
             seldom = turn % SWEEPS_PER_LOOK_AT_MONTHS == 0
             await sweep(db, clock.now(), path, months=seldom)
+            await seal_audit(db, clock.now(), path.with_name(AUDIT_HEADS))
             if seldom:
                 await forget_old_attempts(db, now=clock.now())
         except Unavailable as error:

@@ -16,6 +16,7 @@ from quotas.vocabulary_people import KEYS_CHANNEL as KEYS_CHANNEL
 from quotas.vocabulary_people import PLATFORM_FIRM as PLATFORM_FIRM
 from quotas.vocabulary_people import STAFF_ROLES as STAFF_ROLES
 from quotas.vocabulary_people import CohortName as CohortName
+from quotas.vocabulary_people import ExportFormat as ExportFormat
 from quotas.vocabulary_people import FirmId as FirmId
 from quotas.vocabulary_people import FirmKind as FirmKind
 from quotas.vocabulary_people import FirmState as FirmState

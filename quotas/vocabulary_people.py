@@ -81,6 +81,13 @@ STAFF_ROLES = frozenset({Role.PLATFORM_ADMIN, Role.CENTRE_OPERATOR, Role.AUDITOR
 FIRM_ROLES = frozenset({Role.FIRM_OWNER, Role.FIRM_FINANCE, Role.FIRM_DEVELOPER})
 
 
+class ExportFormat(StrEnum):
+    """How a log leaves the platform: exact JSON lines, or for a spreadsheet."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
 class RequestState(StrEnum):
     """What became of a firm's request for quota."""
 

@@ -1,19 +1,17 @@
-"""Quotas and the audit log."""
+"""Quotas per firm and pool."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from quotas import audit, quota_versions
+from quotas import quota_versions
 from quotas.access import Action, home_firm, is_staff, require
 from quotas.applications import firm_row
 from quotas.vocabulary import FirmId, PoolName
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
-from quotas.web.schemas import AuditOut, FirmQuery, Instant, Limit, QuotaIn, QuotaOut
+from quotas.web.schemas import FirmQuery, Instant, QuotaIn, QuotaOut
 
 router = APIRouter(prefix="/api", tags=["quotas"])
-
-INT64_MAX = 2**63 - 1
 
 
 @router.post("/quotas", status_code=201)
@@ -69,21 +67,3 @@ async def quota_history(
         await firm_row(tx, firm)
         rows = await quota_versions.quota_history(tx, firm, PoolName(pool) if pool else None)
         return [QuotaOut.model_validate(row) for row in rows]
-
-
-@router.get("/audit", tags=["audit"])
-async def audit_log(
-    principal: CurrentPrincipal,
-    db: Db,
-    firm_id: FirmQuery = None,
-    subject: Annotated[str | None, Query(max_length=200)] = None,
-    action: Annotated[str | None, Query(max_length=100)] = None,
-    before_seq: Annotated[int | None, Query(ge=1, le=INT64_MAX)] = None,
-    limit: Limit = 100,
-) -> list[AuditOut]:
-    """Who did what, newest first: of one firm, or everything for the platform's staff who name none."""
-    firm = FirmId(firm_id) if firm_id else None if is_staff(principal) else home_firm(principal)
-    require(principal, Action.AUDIT_READ, firm_id=firm)
-    async with db.transaction() as tx:
-        rows = await audit.entries(tx, firm_id=firm, subject=subject, action=action, before_seq=before_seq, limit=limit)
-        return [AuditOut.model_validate(row) for row in rows]

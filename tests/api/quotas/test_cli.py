@@ -181,3 +181,17 @@ def test_the_tree_of_cohorts_is_built_and_shown_by_command(heliu: Heliu, address
 
 def test_a_platform_that_is_not_there_is_exit_code_three(heliu: Heliu) -> None:
     heliu("whoami", exit_code=3, HELIU_API_URL="http://127.0.0.1:9")
+
+
+def test_the_audit_log_is_proved_and_taken_away_by_command(
+    heliu: Heliu, address: str, admin_token: str, tmp_path: Path
+) -> None:
+    claim(address, admin_token)
+    heliu("login", "--email", "admin@heliu.example", HELIU_PASSWORD=PASSWORD)
+    assert "all is as it was written" in heliu("audit", "verify").stdout
+    assert parsed(heliu("audit", "verify", "--json"))["findings"] == []
+    exported = [json.loads(line) for line in heliu("audit", "export").stdout.splitlines()]
+    assert [one["seq"] for one in exported] == sorted(one["seq"] for one in exported)
+    file = tmp_path / "audit.csv"
+    heliu("audit", "export", "--format", "csv", "--out", str(file))
+    assert file.read_text().splitlines()[0].startswith("seq,at,actor_kind")

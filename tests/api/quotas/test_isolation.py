@@ -117,7 +117,7 @@ async def victim(world: World) -> Victim:
 
 async def snapshot(db: Database) -> str:
     """Everything in the database that a route could change, but for the callers' own sessions."""
-    passing = {"session", "sign_in_attempt", "block"}
+    passing = {"session", "sign_in_attempt", "block", "audit_block"}
     async with db.transaction() as tx:
         tables = set((await tx.execute(TABLES)).scalars()) - passing
         rows = {

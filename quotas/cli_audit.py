@@ -1,0 +1,70 @@
+"""`heliu audit`: who did what, as a list, as a file, and its proof."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from kit.cli import REFUSED, UNREACHABLE, JsonFlag, api_url, call, console, fail, remote, show, unwrap
+from quotas.vocabulary import ExportFormat
+
+app = typer.Typer()
+audit = typer.Typer(help="The audit log.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
+FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
+
+
+@audit.command("list")
+def list_audit(
+    firm_id: FirmOption = None,
+    subject: Annotated[str | None, typer.Option(help="Id of what it happened to.")] = None,
+    action: Annotated[str | None, typer.Option(help="E.g. firm.approve")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    as_json: JsonFlag = False,
+) -> None:
+    """List who did what, newest first."""
+    asked = {"firm_id": firm_id, "subject": subject, "action": action, "limit": limit}
+    rows = call("GET", "/api/audit", params={name: value for name, value in asked.items() if value is not None})
+    columns = {"at": "when", "actor_id": "who", "origin": "from", "action": "what", "subject": "to", "reason": "why"}
+    show(rows, as_json=as_json, columns=columns)
+
+
+@audit.command("verify")
+def verify(as_json: JsonFlag = False) -> None:
+    """Prove that nothing that was sealed has been changed since; exit code 1 when something was."""
+    report = call("GET", "/api/audit/verify")
+    if as_json:
+        show(report, as_json=True)
+    else:
+        counted = f"{report['entries']} entries, {report['blocks']} blocks, {report['unsealed']} not sealed yet"
+        console.print(f"{counted}: {'something was changed' if report['findings'] else 'all is as it was written'}.")
+        if report["findings"]:
+            show(report["findings"], as_json=False)
+    if report["findings"]:
+        raise typer.Exit(REFUSED)
+
+
+@audit.command("export")
+def export(
+    out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
+    format: Annotated[ExportFormat, typer.Option(help="JSON lines are the text that is hashed.")] = ExportFormat.JSONL,
+    firm_id: FirmOption = None,
+) -> None:
+    """Take the whole log away, oldest first."""
+    params = {"format": format.value} | ({"firm_id": firm_id} if firm_id else {})
+    try:
+        with remote() as client, client.stream("GET", "/api/audit/export", params=params) as answer:
+            if not answer.is_success:
+                answer.read()
+                unwrap(answer)
+            with out.open("wb") if out else nullcontext(sys.stdout.buffer) as file:
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+    except httpx.TransportError as error:
+        fail(f"the platform does not answer at {api_url()} ({error})", hint="start it: heliu up", code=UNREACHABLE)
+    if out is not None:
+        console.print(f"written: {out}", markup=False, highlight=False)
