@@ -42,6 +42,7 @@ DISK_GB = {"control": 1.0, "node": 14.0 if ENGINE == "cuda" else 4.4, "model": 0
 PORTS = {
     "HELIU_API_PORT": 8700,
     "HELIU_GATEWAY_PORT": 8701,
+    "HELIU_GATEWAY_METRICS_PORT": 8702,
     "HELIU_RAY_GCS_PORT": 6390,
     "HELIU_RAY_DASHBOARD_PORT": 8266,
 }

@@ -1,0 +1,145 @@
+"""A whole platform of its own for a test session: `heliu up` with a fresh home, free ports and the prepared model."""
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from heliu.supervisor.records import RunFolder, ServiceRecord
+from kit.settings import Settings
+from tests.support.needs import need
+from tests.support.sources import ROOT
+
+START_SECONDS = 300
+STOP_SECONDS = 120
+PORTS = (
+    "HELIU_API_PORT",
+    "HELIU_GATEWAY_PORT",
+    "HELIU_GATEWAY_METRICS_PORT",
+    "HELIU_RAY_GCS_PORT",
+    "HELIU_RAY_DASHBOARD_PORT",
+)
+LOCKS = ("ray.lock", "vllm.lock")
+"""Files in the temporary folder; whoever runs a real Ray or vLLM on this machine holds them, for memory is finite."""
+
+
+class RunningPlatform:
+    """What `heliu up` started: its settings, its processes, and its command line."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HELIU_")}
+        self.environment |= {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
+        self.environment |= {
+            "HELIU_HOME": str(home),
+            "HELIU_MODELS_DIR": str(prepared_models()),
+            "HELIU_NODE_VENV": str(ROOT / ".venv-node"),
+        }
+        self.settings = Settings.model_validate(
+            {
+                name.removeprefix("HELIU_").lower(): value
+                for name, value in self.environment.items()
+                if name.startswith("HELIU_")
+            }
+        )
+
+    def heliu(self, *arguments: str, seconds: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the `heliu` command against this platform; `variables` are added to its environment."""
+        return subprocess.run(
+            [sys.executable, "-m", "heliu", *arguments],
+            cwd=ROOT,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def start(self) -> None:
+        """Start everything and return when it is ready. Raises AssertionError with what it said when it does not."""
+        done = self.heliu("up", "--detach", seconds=START_SECONDS)
+        assert done.returncode == 0, f"heliu up: {done.stdout}\n{done.stderr}\n{self.logs()}"
+
+    def stop(self) -> None:
+        """Stop everything; no process of it may be left."""
+        done = self.heliu("down", seconds=STOP_SECONDS)
+        assert done.returncode == 0, f"heliu down: {done.stdout}\n{done.stderr}"
+
+    def service(self, name: str) -> ServiceRecord:
+        """The record of a service (`api`, `gateway`, `controller`, `postgres`, `ray-head`, `ray-node`)."""
+        return next(record for record in RunFolder(self.home).services() if record.name == name)
+
+    def process(self, name: str) -> psutil.Process:
+        """The running process of a service. Raises AssertionError when it does not run."""
+        found = self.service(name).process.find()
+        assert found is not None, f"{name} does not run"
+        return found
+
+    def kill(self, name: str) -> psutil.Process:
+        """`kill -9` a service and return what was killed; the supervisor is to start it again."""
+        victim = self.process(name)
+        victim.send_signal(signal.SIGKILL)
+        return victim
+
+    def logs(self, lines: int = 15) -> str:
+        """The end of every log."""
+        ends = []
+        for log in sorted((self.home / "logs").glob("*.log")):
+            text = log.read_text(errors="replace").splitlines()[-lines:]
+            ends.append("\n".join([f"== {log.name}", *text]))
+        return "\n".join(ends)
+
+
+def prepared_models() -> Path:
+    """Folder of the models `make setup` prepared; the state of a test's own platform is elsewhere."""
+    return Path(os.environ.get("HELIU_MODELS_DIR", ROOT / os.environ.get("HELIU_HOME", ".heliu") / "models")).resolve()
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ports nobody listens on."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+@contextmanager
+def running_platform() -> Iterator[RunningPlatform]:
+    """A started platform, stopped and removed afterwards. One test session on a machine has one at a time."""
+    need((ROOT / ".venv-node" / "bin" / "ray").exists(), "Ray in .venv-node", "run `make setup`")
+    need((prepared_models() / "smollm2-135m-instruct").is_dir(), "the prepared model", "run `make setup`")
+    # A short path, for Ray puts Unix sockets deep below it; walkable, for PostgreSQL may be another user.
+    folder = Path(tempfile.mkdtemp(prefix="hp-"))
+    folder.chmod(0o755)
+    platform = RunningPlatform(folder / "home")
+    with held_locks():
+        try:
+            platform.start()
+            yield platform
+        finally:
+            platform.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def held_locks() -> Iterator[None]:
+    """Wait until nobody else on this machine runs a real Ray or vLLM."""
+    files = [(Path(tempfile.gettempdir()) / name).open("a") for name in LOCKS]
+    try:
+        for file in files:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        for file in files:
+            file.close()
