@@ -23,12 +23,7 @@ app = typer.Typer(
 
 HomeOption = Annotated[
     Path | None,
-    typer.Option(
-        "--home",
-        help="Folder with the platform's state.",
-        envvar="HELIU_HOME",
-        show_default=False,
-    ),
+    typer.Option("--home", help="Folder with the platform's state.", envvar="HELIU_HOME", show_default=False),
 ]
 
 
@@ -40,10 +35,7 @@ def main() -> None:
 
 @app.command()
 def up(
-    detach: Annotated[
-        bool,
-        typer.Option("--detach", "-d", help="Return when ready; stop it with heliu down."),
-    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when ready; stop it with heliu down.")] = False,
     plain: Annotated[bool, typer.Option(hidden=True)] = False,
     home: HomeOption = None,
 ) -> None:
@@ -77,8 +69,7 @@ def status(as_json: JsonFlag = False, home: HomeOption = None) -> None:
 @app.command()
 def demo(
     exit_: Annotated[
-        bool,
-        typer.Option("--exit", help="Stop everything at the end; the exit code says if all held."),
+        bool, typer.Option("--exit", help="Stop everything at the end; the exit code says if all held.")
     ] = False,
     home: HomeOption = None,
 ) -> None:

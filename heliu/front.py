@@ -68,22 +68,15 @@ def announce(settings: Settings, *, seconds: float, detached: bool) -> None:
     from heliu.main import admin_link
 
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for what, where in addresses(settings).items():
         table.add_row(what, f"[cyan]{where}[/cyan]")
-    table.add_row("Administrator, once, 15 min", f"[cyan]{admin_link(settings)}[/cyan]")
-    table.add_row(
-        "Centre",
-        f"{CENTRE}: a pool of {SLOTS} {ACCELERATOR}s (these are CPU slots, not GPUs)",
-    )
+    table.add_row("Centre", f"{CENTRE}: a pool of {SLOTS} {ACCELERATOR}s (these are CPU slots, not GPUs)")
     table.add_row("Stop", "heliu down" if detached else "Ctrl-C, or heliu down")
-    console.print(
-        Panel(
-            table,
-            title=f"Heliu is ready in {seconds:.0f} s",
-            border_style="green",
-            expand=False,
-        )
-    )
+    console.print(Panel(table, title=f"Heliu is ready in {seconds:.0f} s", border_style="green", expand=False))
+    console.print("To become the administrator, open this link; it works once, for 15 minutes:")
+    console.print(f"[cyan]{admin_link(settings)}[/cyan]", soft_wrap=True)
 
 
 def status(*, as_json: bool) -> None:
@@ -93,24 +86,10 @@ def status(*, as_json: bool) -> None:
     rows = [_row(record) for record in RunFolder(settings.home).services()]
     state = "down" if instance is None else "ready" if instance.ready else "starting"
     if as_json:
-        show(
-            {"state": state, "services": rows, "addresses": addresses(settings)},
-            as_json=True,
-        )
+        show({"state": state, "services": rows, "addresses": addresses(settings)}, as_json=True)
     else:
-        columns = {
-            "name": "Service",
-            "state": "State",
-            "pid": "Process",
-            "since": "Since",
-            "restarts": "Restarts",
-        }
-        show(
-            rows,
-            as_json=False,
-            columns=columns,
-            title=f"Heliu in {settings.home.resolve()}: {state}",
-        )
+        columns = {"name": "Service", "state": "State", "pid": "Process", "since": "Since", "restarts": "Restarts"}
+        show(rows, as_json=False, columns=columns, title=f"Heliu in {settings.home.resolve()}: {state}")
         if instance:
             show(addresses(settings), as_json=False)
     if instance is None:

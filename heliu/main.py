@@ -47,8 +47,7 @@ def database_url(settings: Settings) -> str:
         return (settings.home / "run" / "database_url").read_text()
     except FileNotFoundError:
         raise InvalidInput(
-            "no database is known",
-            hint="start the platform (heliu up), or set HELIU_DATABASE_URL",
+            "no database is known", hint="start the platform (heliu up), or set HELIU_DATABASE_URL"
         ) from None
 
 
@@ -78,12 +77,7 @@ def build_api(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.db, app.state.blobs, app.state.clock, app.state.settings = (
-        db,
-        blobs,
-        clock,
-        settings,
-    )
+    app.state.db, app.state.blobs, app.state.clock, app.state.settings = (db, blobs, clock, settings)
     _add_docs(app)
     return app
 
@@ -111,13 +105,7 @@ def run_api(settings: Settings) -> None:
     """Serve the control plane until told to end."""
     configure_logging("api", level=settings.log_level)
     app = build_api(settings)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.api_port,
-        log_config=None,
-        timeout_graceful_shutdown=5,
-    )
+    uvicorn.run(app, host=settings.host, port=settings.api_port, log_config=None, timeout_graceful_shutdown=5)
 
 
 def run_gateway(settings: Settings) -> None:

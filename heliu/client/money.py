@@ -50,12 +50,7 @@ class Vouchers:
         idempotency_key: str | None = None,
     ) -> Voucher:
         """Grant a firm part of a programme's pool."""
-        body = {
-            "programme_id": programme_id,
-            "firm_id": firm_id,
-            "amount_micro_yuan": amount_micro_yuan,
-            "note": note,
-        }
+        body = {"programme_id": programme_id, "firm_id": firm_id, "amount_micro_yuan": amount_micro_yuan, "note": note}
         key = idempotency_key or new_idempotency_key()
         return Voucher(**self._transport.json("POST", "/api/vouchers", body=body, idempotency_key=key))
 

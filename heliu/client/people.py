@@ -4,16 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heliu.client.people_views import (
-    Firm,
-    Invited,
-    IssuedKey,
-    Key,
-    Me,
-    Project,
-    Quota,
-    Session,
-)
+from heliu.client.people_views import Firm, Invited, IssuedKey, Key, Me, Project, Quota, Session
 from heliu.client.transport import Transport
 
 
@@ -108,21 +99,9 @@ class Quotas:
 
     _transport: Transport
 
-    def set(
-        self,
-        firm_id: str,
-        pool: str,
-        nominal_gpu_milli: int,
-        *,
-        reason: str | None = None,
-    ) -> Quota:
+    def set(self, firm_id: str, pool: str, nominal_gpu_milli: int, *, reason: str | None = None) -> Quota:
         """Set it, from now on."""
-        body = {
-            "firm_id": firm_id,
-            "pool": pool,
-            "nominal_gpu_milli": nominal_gpu_milli,
-            "reason": reason,
-        }
+        body = {"firm_id": firm_id, "pool": pool, "nominal_gpu_milli": nominal_gpu_milli, "reason": reason}
         return Quota(**self._transport.json("POST", "/api/quotas", body=body))
 
     def list(self, firm_id: str | None = None) -> list[Quota]:

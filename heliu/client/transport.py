@@ -5,13 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 RETRY_SECONDS_MAX = 30.0
 SAFE_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
@@ -99,13 +93,7 @@ class Transport:
     ) -> Any:
         """The JSON of a good answer, None when it has no body. Raises ApiError or Unreachable."""
         answer = self.call(
-            method,
-            path,
-            body=body,
-            query=query,
-            content=content,
-            headers=headers,
-            idempotency_key=idempotency_key,
+            method, path, body=body, query=query, content=content, headers=headers, idempotency_key=idempotency_key
         )
         return answer.json() if answer.content else None
 
@@ -150,10 +138,7 @@ class Transport:
             return isinstance(error, httpx.TransportError) and repeatable
 
         retrying = Retrying(
-            retry=retry_if_exception(may_help),
-            stop=stop_after_delay(self._retry_seconds),
-            wait=_wait,
-            reraise=True,
+            retry=retry_if_exception(may_help), stop=stop_after_delay(self._retry_seconds), wait=_wait, reraise=True
         )
         try:
             return retrying(once)

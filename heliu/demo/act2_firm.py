@@ -26,27 +26,16 @@ def _administrator(story: Story) -> None:
         account = new_account("administrator")
         token = _admin_token(story)
         claim = story.anyone.sessions.claim_administrator
-        session = claim(
-            token,
-            email=account.email,
-            name="Demo administrator",
-            password=account.password,
-        )
+        session = claim(token, email=account.email, name="Demo administrator", password=account.password)
         story.cast.administrator = account
         story.memory.save()
         story.administrator = story.anyone.acting_as(session.token)
-        story.stage.did(
-            "the one-time administrator link was used; there is no default password",
-            account.email,
-        )
+        story.stage.did("the one-time administrator link was used; there is no default password", account.email)
     else:
         story.administrator = story.sign_in(story.cast.administrator)
         story.stage.did("the administrator signs in", story.cast.administrator.email)
     roles = story.administrator.sessions.me().roles
-    story.stage.check(
-        "platform_admin" in roles,
-        f"the platform knows the caller as {', '.join(roles)}",
-    )
+    story.stage.check("platform_admin" in roles, f"the platform knows the caller as {', '.join(roles)}")
 
 
 def _admin_token(story: Story) -> str:
@@ -60,14 +49,8 @@ def _studio(story: Story) -> None:
     if cast.firm_id is None or cast.owner is None:
         owner = new_account("owner")
         firm = story.anyone.firms.apply(**_application(USCC, STUDIO, owner))
-        stage.did(
-            f"{STUDIO} applies",
-            f"{firm.id}, USCC {firm.uscc}, {firm.industry_cluster}, {firm.district}",
-        )
-        stage.check(
-            firm.state == "applied" and not firm.doubts,
-            "its check character is right: it waits in the queue",
-        )
+        stage.did(f"{STUDIO} applies", f"{firm.id}, USCC {firm.uscc}, {firm.industry_cluster}, {firm.district}")
+        stage.check(firm.state == "applied" and not firm.doubts, "its check character is right: it waits in the queue")
         firm = story.administrator.firms.review(firm.id, "approve")
         stage.did("the administrator reviews and approves")
         cast.firm_id, cast.owner = firm.id, owner
@@ -80,20 +63,13 @@ def _studio(story: Story) -> None:
 def _doubtful_firm(story: Story) -> None:
     stage, cast = story.stage, story.cast
     if cast.doubtful_firm_id is None:
-        application = _application(
-            MISTYPED_USCC,
-            "A firm that mistyped its code (demo)",
-            new_account("mistyped"),
-        )
+        application = _application(MISTYPED_USCC, "A firm that mistyped its code (demo)", new_account("mistyped"))
         firm = story.anyone.firms.apply(**application)
         cast.doubtful_firm_id = firm.id
         story.memory.save()
         stage.did("a second firm applies with a mistyped USCC", firm.id)
     firm = story.administrator.firms.get(cast.doubtful_firm_id)
-    stage.check(
-        firm.state == "in_review" and firm.doubts,
-        f"it waits for a person: {' '.join(firm.doubts)}",
-    )
+    stage.check(firm.state == "in_review" and firm.doubts, f"it waits for a person: {' '.join(firm.doubts)}")
 
 
 def _developer(story: Story) -> None:
@@ -106,10 +82,7 @@ def _developer(story: Story) -> None:
         story.stage.did("the owner invites a developer, who accepts", account.email)
     story.developer = story.sign_in(story.cast.developer)
     me = story.developer.sessions.me()
-    story.stage.check(
-        me.firm.id == story.firm_id and me.roles == ["firm_developer"],
-        "the developer is one, no more",
-    )
+    story.stage.check(me.firm.id == story.firm_id and me.roles == ["firm_developer"], "the developer is one, no more")
 
 
 def _key(story: Story) -> None:
@@ -118,14 +91,10 @@ def _key(story: Story) -> None:
         issued = story.owner.keys.issue("demo", SCOPES)
         cast.key, cast.key_id = issued.token, issued.key.id
         story.memory.save()
-        story.stage.did(
-            "the owner issues an API key, shown once",
-            f"{issued.token[:12]}… ({issued.key.id})",
-        )
+        story.stage.did("the owner issues an API key, shown once", f"{issued.token[:12]}… ({issued.key.id})")
     listed: list[Any] = [key for key in story.owner.keys.list() if key.id == cast.key_id]
     story.stage.check(
-        len(listed) == 1 and not hasattr(listed[0], "token"),
-        f"the key {cast.key_id} is listed, its secret is not",
+        len(listed) == 1 and not hasattr(listed[0], "token"), f"the key {cast.key_id} is listed, its secret is not"
     )
 
 

@@ -28,7 +28,9 @@ def money_adds_up(story: Story, finished_jobs: Mapping[str, str]) -> None:
 def _show(story: Story, statement: Statement, jobs: Mapping[str, str]) -> None:
     columns = {"what": "What", "used": "Used>", "tariff": "Tariff"}
     columns |= {"amount": "Amount>", "voucher": "Voucher>", "cash": "Cash>"}
-    rows = [_row(line, jobs) for line in statement.lines]
+    named = {job.id: job.recipe or job.name for job in story.developer.jobs.list()} | dict(jobs)
+    tariffs = {tariff: f"T{number}" for number, tariff in enumerate(_tariffs(statement), start=1)}
+    rows = [_row(line, named, tariffs) for line in statement.lines]
     rows.append(
         {
             "what": "sum",
@@ -38,13 +40,19 @@ def _show(story: Story, statement: Statement, jobs: Mapping[str, str]) -> None:
         }
     )
     story.stage.table(f"Statement of {statement.firm_id} for {statement.period} ({statement.state})", columns, rows)
+    for tariff, short in tariffs.items():
+        story.stage.did(f"{short} is tariff version", tariff)
     story.stage.did(
         f"opening {format_yuan(statement.opening_micro_yuan)} + paid in {format_yuan(statement.top_ups_micro_yuan)} "
         f"- cash {format_yuan(statement.cash_micro_yuan)} = closing {format_yuan(statement.closing_micro_yuan)}"
     )
 
 
-def _row(line: StatementLine, jobs: Mapping[str, str]) -> dict[str, str]:
+def _tariffs(statement: Statement) -> list[str]:
+    return list(dict.fromkeys(line.tariff_id for line in statement.lines if line.tariff_id))
+
+
+def _row(line: StatementLine, jobs: Mapping[str, str], tariffs: Mapping[str, str]) -> dict[str, str]:
     if line.kind == "compute":
         what = f"{jobs.get(line.subject, 'compute')} {line.subject}"
         used = f"{line.quantities['gpu_ms'] / 1000:,.1f} slot-s"
@@ -55,7 +63,7 @@ def _row(line: StatementLine, jobs: Mapping[str, str]) -> dict[str, str]:
     return {
         "what": what,
         "used": used,
-        "tariff": line.tariff_id or "–",
+        "tariff": tariffs.get(line.tariff_id or "", "–"),
         "amount": format_yuan(line.amount_micro_yuan),
         "voucher": format_yuan(line.voucher_micro_yuan),
         "cash": format_yuan(line.cash_micro_yuan),

@@ -1,5 +1,6 @@
 """`heliu demo`: the whole story against a real platform. It leaves the platform running unless told to stop it."""
 
+from rich.console import Console
 from rich.markup import escape
 
 from heliu.client import Client
@@ -16,9 +17,11 @@ from heliu.demo.actors import Memory
 from heliu.demo.stage import Broken, Stage
 from heliu.demo.story import Story
 from heliu.supervisor.down import take_down
-from kit.cli import console
+from kit.cli import console as terminal
 from kit.settings import Settings
 
+WIDTH = 118
+"""Of what is printed into a file or a log; a terminal has its own."""
 INTRODUCTION = """\
 A game studio brings its lore and leaves with a model of its own and a bill.
 Everything is real: PostgreSQL, Ray, peft, vLLM, weights, money in micro-yuan (of a demo)."""
@@ -27,6 +30,7 @@ Everything is real: PostgreSQL, Ray, peft, vLLM, weights, money in micro-yuan (o
 def play(*, stop_after: bool) -> int:
     """Tell the story; returns the exit code: 0 when every promise held."""
     settings = Settings()
+    console = Console(width=None if terminal.is_terminal else WIDTH)
     stage = Stage(console)
     console.print(f"[bold]Heliu 合流[/bold]\n{INTRODUCTION}")
     try:
@@ -42,7 +46,7 @@ def play(*, stop_after: bool) -> int:
                 stage.did("stopped; the state is kept")
     code = stage.ending()
     if not stop_after:
-        _where_to_look(settings)
+        _where_to_look(settings, console)
     return code
 
 
@@ -71,7 +75,7 @@ def _tell(settings: Settings, stage: Stage) -> None:
             money_adds_up(story, {trained.id: "lora-finetune", batch.id: "text-batch"})
 
 
-def _where_to_look(settings: Settings) -> None:
+def _where_to_look(settings: Settings, console: Console) -> None:
     console.print(
         f"""
 The platform stays up:

@@ -44,10 +44,7 @@ class Stage:
 
     def did(self, sentence: str, detail: str = "") -> None:
         """Something was done; `detail` is an id or an amount."""
-        self.console.print(
-            f"  • {sentence}{f'  [dim]{escape(detail)}[/dim]' if detail else ''}",
-            highlight=False,
-        )
+        self.console.print(f"  • {sentence}{f'  [dim]{escape(detail)}[/dim]' if detail else ''}", highlight=False)
 
     def check(self, holds: object, sentence: str) -> None:
         """A promise: counted, and shown as kept or broken."""
@@ -68,10 +65,8 @@ class Stage:
         """A table; a column whose heading ends in `>` is right-aligned."""
         table = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
         for heading in columns.values():
-            table.add_column(
-                heading.rstrip(">"),
-                justify="right" if heading.endswith(">") else "left",
-            )
+            right = heading.endswith(">")
+            table.add_column(heading.rstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
         for row in rows:
             table.add_row(*(escape(row.get(key, "")) for key in columns))
         self.console.print(table)

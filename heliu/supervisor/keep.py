@@ -14,12 +14,7 @@ import psutil
 
 from heliu.supervisor import records
 from heliu.supervisor.backoff import failures_in_a_row, restart_delay_seconds
-from heliu.supervisor.records import (
-    InstanceRecord,
-    ProcessRef,
-    RunFolder,
-    ServiceRecord,
-)
+from heliu.supervisor.records import InstanceRecord, ProcessRef, RunFolder, ServiceRecord
 from heliu.supervisor.services import Service
 from kit.errors import Unavailable
 
@@ -151,10 +146,7 @@ class Supervisor:
             process = ProcessRef.of(psutil.Process(child.pid))
             kept.record = ServiceRecord(name=service.name, process=process, restarts=kept.restarts)
             self._run.write(service.name, kept.record)
-        self._report(
-            service.name,
-            "started" if not kept.restarts else f"started again (restart {kept.restarts})",
-        )
+        self._report(service.name, "started" if not kept.restarts else f"started again (restart {kept.restarts})")
         return child
 
     async def _wait_ready(self, kept: _Kept) -> None:
@@ -209,11 +201,7 @@ def json_reporter(sink: Path) -> Report:
     """Writes what happens as one JSON object a line, like every other log of the platform."""
 
     def report(name: str, what: str) -> None:
-        line = {
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "level": "info",
-            "process": "supervisor",
-        }
+        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": "info", "process": "supervisor"}
         with sink.open("a") as log:
             log.write(json.dumps(line | {"service": name, "message": what}) + "\n")
 

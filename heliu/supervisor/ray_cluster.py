@@ -68,10 +68,7 @@ def prepare_temp_folder(home: Path) -> None:
     folder = temp_folder(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
-        raise Refused(
-            f"{folder} belongs to somebody else",
-            hint="remove it, or choose another HELIU_HOME",
-        )
+        raise Refused(f"{folder} belongs to somebody else", hint="remove it, or choose another HELIU_HOME")
     folder.chmod(0o700)
     for session in folder.glob("session_*"):
         if session.is_symlink():
@@ -120,11 +117,4 @@ def _ray_start(settings: Settings, options: Mapping[str, str]) -> tuple[str, ...
     }
     ray = settings.node_venv.resolve() / "bin" / "ray"
     flat = [f"{name}={value}" for name, value in {**common, **options}.items()]
-    return (
-        str(ray),
-        "start",
-        "--block",
-        "--disable-usage-stats",
-        "--log-color=false",
-        *flat,
-    )
+    return (str(ray), "start", "--block", "--disable-usage-stats", "--log-color=false", *flat)

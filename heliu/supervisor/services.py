@@ -70,22 +70,11 @@ def services(settings: Settings) -> list[Service]:
         *database,
         *_ray(layout),
         Service(
-            "migrate",
-            _heliu("migrate"),
-            lambda: _control_environment(layout),
-            _always,
-            after=after_database,
-            once=True,
+            "migrate", _heliu("migrate"), lambda: _control_environment(layout), _always, after=after_database, once=True
         ),
         _http("api", settings.api_port, layout, ("migrate",)),
         _http("gateway", settings.gateway_port, layout, ("migrate",)),
-        Service(
-            "controller",
-            _heliu("controller"),
-            lambda: _control_environment(layout),
-            _always,
-            after=("migrate",),
-        ),
+        Service("controller", _heliu("controller"), lambda: _control_environment(layout), _always, after=("migrate",)),
     ]
 
 

@@ -94,14 +94,8 @@ def _follow(process: subprocess.Popen[bytes], home: Path, log: Path, progress: P
             if instance and instance.ready and instance.supervisor.pid == process.pid:
                 return
             if process.poll() is not None:
-                raise Unavailable(
-                    f"the platform did not start (code {process.returncode})",
-                    hint=f"its log: {log}",
-                )
+                raise Unavailable(f"the platform did not start (code {process.returncode})", hint=f"its log: {log}")
             if time.monotonic() > deadline:
                 process.terminate()
-                raise Unavailable(
-                    f"the platform was not ready after {DETACHED_SECONDS_MAX} s",
-                    hint=f"its log: {log}",
-                )
+                raise Unavailable(f"the platform was not ready after {DETACHED_SECONDS_MAX} s", hint=f"its log: {log}")
             time.sleep(0.2)
