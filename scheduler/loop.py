@@ -42,8 +42,9 @@ from scheduler.vocabulary import (
 log = logging.getLogger(__name__)
 
 PACE_SECONDS = 1.0
+LOOK_SECONDS = 2.0  # between two looks at the nodes; work waking the loop does not make them more frequent
 CALM_SECONDS = 0.1  # between two cycles, so that a burst of submissions is one cycle
-TIDY_EVERY = 60
+TIDY_SECONDS = 60.0
 ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write
 
 
@@ -64,14 +65,18 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
     """Work until `stop` is set. One bad step is logged and the next one comes."""
     wake = asyncio.Event()
     listener = asyncio.create_task(_listen(controller.db, wake))
-    rounds = 0
+    monotonic = asyncio.get_running_loop().time
+    look_at = tidy_at = monotonic()
     try:
         while not stop.is_set():
             wake.clear()
-            await step(controller)
-            if rounds % TIDY_EVERY == 0:
+            looks = monotonic() >= look_at
+            await step(controller, look=looks)
+            if looks:
+                look_at = monotonic() + LOOK_SECONDS
+            if monotonic() >= tidy_at:
                 await _guarded("tidy", tidy, controller)
-            rounds += 1
+                tidy_at = monotonic() + TIDY_SECONDS
             await _pause(wake, stop)
     finally:
         listener.cancel()
@@ -79,9 +84,10 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
             await listener
 
 
-async def step(controller: Controller) -> None:
-    """One round. Each part stands alone: what fails now is done in the next round."""
-    await _guarded("nodes", look_at_nodes, controller)
+async def step(controller: Controller, *, look: bool = True) -> None:
+    """One round, with a look at the nodes or without. Each part stands alone: what fails is done in the next round."""
+    if look:
+        await _guarded("nodes", look_at_nodes, controller)
     await _guarded("leases", leases.expire, controller.db, controller.terms, controller.clock)
     await _guarded("replicas", leases.renew_holds, controller.db, controller.terms, controller.clock)
     await _guarded("cycle", cycle, controller)
