@@ -62,4 +62,7 @@ bench-scheduler: .venv-control ## Placement policies side by side on a public tr
 bench-routing: .venv-control ## The gateway's router beside others on a public trace
 	@$(BIN)/python -m benchmarks.routing $(ARGS)
 
-.PHONY: bench-scheduler bench-routing
+bench-ledger: .venv-control ## The ledger beside pgbench on the same server (ARGS=--quick: under a minute)
+	@$(BIN)/python -m benchmarks.ledger $(ARGS)
+
+.PHONY: bench-scheduler bench-routing bench-ledger
