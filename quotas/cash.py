@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from kit.errors import Conflict, InvalidInput, NoMoney, Refused
 from kit.ids import new_id
@@ -106,7 +107,9 @@ async def _move(
     if isinstance(posting, Refusal):
         raise await no_money(tx, firm_id, abs(amount))
     if posting.replayed:
-        known = await tx.execute(select(CashMovementRow).where(CashMovementRow.operation_id == posting.operation_id))
+        known = await tx.execute(
+            select(CashMovementRow).where(col(CashMovementRow.operation_id) == posting.operation_id)
+        )
         return _view(known.scalar_one())
     row = CashMovementRow(
         id=new_id("top" if paid_in else "wdr"),
@@ -137,7 +140,10 @@ def _view(row: CashMovementRow) -> CashMovement:
 async def movements(tx: AsyncSession, firm_id: FirmId) -> list[CashMovement]:
     """What a firm paid in and was paid back, newest first."""
     rows = await tx.execute(
-        select(CashMovementRow).where(CashMovementRow.firm_id == firm_id).order_by(text("at DESC, id DESC")).limit(500)
+        select(CashMovementRow)
+        .where(col(CashMovementRow.firm_id) == firm_id)
+        .order_by(text("at DESC, id DESC"))
+        .limit(500)
     )
     return [_view(row) for row in rows.scalars()]
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from kit.errors import Conflict, InvalidInput, NotFound, Refused
 from kit.ids import new_id
@@ -334,7 +335,7 @@ async def charge_of(tx: AsyncSession, charge_id: ChargeId) -> Charge:
 
 async def charges_of(tx: AsyncSession, subject: str) -> list[Charge]:
     """Every charge of a job or replica, oldest first."""
-    rows = await tx.execute(select(ChargeRow).where(ChargeRow.subject == subject).order_by(text("first_at, id")))
+    rows = await tx.execute(select(ChargeRow).where(col(ChargeRow.subject) == subject).order_by(text("first_at, id")))
     return [charge_view(row) for row in rows.scalars()]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from kit.errors import InvalidInput, NotFound
 from kit.ids import new_id
@@ -180,7 +181,7 @@ async def hold_compute(
 
 
 async def _known(tx: AsyncSession, key: str, request: bytes) -> Hold | None:
-    row = (await tx.execute(select(ComputeHoldRow).where(ComputeHoldRow.request_key == key))).scalar_one_or_none()
+    row = (await tx.execute(select(ComputeHoldRow).where(col(ComputeHoldRow.request_key) == key))).scalar_one_or_none()
     if row is not None and row.request_hash != request:
         raise ledger_store.key_reused("hold", key)
     return None if row is None else hold_view(row)

@@ -45,7 +45,7 @@ def check_conservation(accounts: Mapping[int, Account], balances: Mapping[int, B
             one.debits_posted, one.credits_posted, one.debits_pending, one.credits_pending
         )
     return [
-        Finding("L1", asset, f"debits {t.debits_posted}+{t.debits_pending} != credits {t.credits_posted}+{t.credits_pending}")
+        Finding("L1", asset, f"debits and credits differ: {t}")
         for asset, t in sorted(totals.items())
         if (t.debits_posted, t.debits_pending) != (t.credits_posted, t.credits_pending)
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def check_conservation(accounts: Mapping[int, Account], balances: Mapping[int, B
 def check_replay(cached: Mapping[int, Balance], replayed: Mapping[int, Balance]) -> list[Finding]:
     """L1: every cached balance equals the replay of its transfers."""
     return [
-        Finding("L1", f"account {account_id}", f"the cache says {cached.get(account_id)}, a replay {replayed.get(account_id)}")
+        Finding("L1", f"account {account_id}", f"cached {cached.get(account_id)}, replayed {replayed.get(account_id)}")
         for account_id in sorted(cached.keys() | replayed.keys())
         if cached.get(account_id, Balance()) != replayed.get(account_id, Balance())
     ]  # fmt: skip
@@ -63,7 +63,7 @@ def check_replay(cached: Mapping[int, Balance], replayed: Mapping[int, Balance])
 def check_floors(accounts: Mapping[int, Account], balances: Mapping[int, Balance]) -> list[Finding]:
     """L1: no bounded account is below its floor."""
     return [
-        Finding("L1", accounts[account_id].code, f"available {one.available} is below its floor {accounts[account_id].floor}")
+        Finding("L1", accounts[account_id].code, f"{one.available} is below its floor {accounts[account_id].floor}")
         for account_id, one in sorted(balances.items())
         if accounts[account_id].bounded and one.available < accounts[account_id].floor
     ]  # fmt: skip
@@ -108,7 +108,8 @@ def chain_line(transfer: Transfer, scope: str, key: str) -> str:
     return "|".join(
         (
             str(transfer.id), str(transfer.operation_id), transfer.kind, str(transfer.debit), str(transfer.credit),
-            str(transfer.amount), str(transfer.pending_id or ""), "t" if transfer.final else "f", str(at_us), scope, key,
+            str(transfer.amount), str(transfer.pending_id or ""), "t" if transfer.final else "f", str(at_us), scope,
+            key,
         )
     )  # fmt: skip
 

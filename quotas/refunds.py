@@ -4,6 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from kit.errors import Conflict, NotFound
 from kit.ids import new_id
@@ -28,7 +29,7 @@ async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, n
     row = await tx.get(ChargeRow, charge_id, with_for_update=True, populate_existing=True)
     if row is None or row.reverses is not None:
         raise NotFound(f"There is no charge {charge_id}.", code="charge_not_found")
-    found = await tx.execute(select(ChargeRow).where(ChargeRow.reverses == charge_id))
+    found = await tx.execute(select(ChargeRow).where(col(ChargeRow.reverses) == charge_id))
     if found.scalar_one_or_none() is not None:
         raise Conflict(f"Charge {charge_id} was given back already.", code="refunded_already")
     firm_id, revenue = FirmId(row.firm_id), chart.revenue(UsageKind(row.kind))

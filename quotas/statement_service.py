@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
 
 from kit.errors import HeliuError
 from kit.units import GpuMs, MicroYuan, Ppm
@@ -49,7 +50,7 @@ async def _computed(tx: AsyncSession, firm_id: FirmId, period: Period, now: date
     starts_at, ends_at = bounds(period)
     rows = await tx.execute(
         select(ChargeRow)
-        .where(ChargeRow.firm_id == firm_id, ChargeRow.period == period)
+        .where(col(ChargeRow.firm_id) == firm_id, col(ChargeRow.period) == period)
         .order_by(text("kind, subject, first_at, id"))
         .execution_options(populate_existing=True)
     )
@@ -59,7 +60,8 @@ async def _computed(tx: AsyncSession, firm_id: FirmId, period: Period, now: date
         await tx.execute(
             text("""SELECT
                 (SELECT coalesce(sum(amount), 0) FROM quotas.cash_movement WHERE firm_id = :firm AND period < :period)
-                - (SELECT coalesce(sum(cash), 0) FROM quotas.charge WHERE firm_id = :firm AND period < :period) AS opening,
+                - (SELECT coalesce(sum(cash), 0) FROM quotas.charge WHERE firm_id = :firm AND period < :period)
+                AS opening,
                 (SELECT coalesce(sum(amount), 0) FROM quotas.cash_movement WHERE firm_id = :firm AND period = :period)
                 AS top_ups"""),
             {"firm": firm_id, "period": period},

@@ -14,7 +14,8 @@ from quotas.vocabulary import Finding
 _QUESTIONS: tuple[tuple[str, str], ...] = (
     # Both accounts of a transfer exist and count the same asset, so debits = credits per asset.
     ("L1", """
-        SELECT 'transfer ' || t.id, 'it joins ' || coalesce(d.asset, 'nothing') || ' and ' || coalesce(c.asset, 'nothing')
+        SELECT 'transfer ' || t.id,
+            'it joins ' || coalesce(d.asset, 'nothing') || ' and ' || coalesce(c.asset, 'nothing')
         FROM quotas.transfer t LEFT JOIN quotas.account d ON d.id = t.debit_id
         LEFT JOIN quotas.account c ON c.id = t.credit_id WHERE d.asset IS DISTINCT FROM c.asset OR d.id IS NULL"""),
     ("L1", """
@@ -48,7 +49,8 @@ _QUESTIONS: tuple[tuple[str, str], ...] = (
         WHERE a.bounded AND b.credits_posted - b.debits_posted - b.debits_pending < coalesce(b.floor, 0)"""),
     ("L2", """
         WITH held AS (
-            SELECT coalesce(pending_id, id) AS id, sum(amount) AS amount FROM quotas.transfer WHERE kind = 'pending' GROUP BY 1
+            SELECT coalesce(pending_id, id) AS id, sum(amount) AS amount
+            FROM quotas.transfer WHERE kind = 'pending' GROUP BY 1
         ), taken AS (
             SELECT pending_id AS id, sum(amount) FILTER (WHERE kind = 'post') AS amount, sum(final::int) AS finals
             FROM quotas.transfer WHERE kind IN ('post', 'void', 'expire') GROUP BY 1
@@ -87,7 +89,8 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         JOIN quotas.pending p ON p.id = l.pending_id WHERE l.state <> 'open'"""),
     ("L2", """
         SELECT 'pending transfer ' || p.id, 'no hold and no lease names it' FROM quotas.pending p
-        JOIN quotas.transfer t ON t.id = p.id JOIN quotas.operation o ON o.id = t.operation_id AND o.scope IN ('hold', 'lease')
+        JOIN quotas.transfer t ON t.id = p.id
+        JOIN quotas.operation o ON o.id = t.operation_id AND o.scope IN ('hold', 'lease')
         WHERE NOT EXISTS (SELECT FROM quotas.compute_hold h WHERE h.cash_pending_id = p.id)
         AND NOT EXISTS (SELECT FROM quotas.allowance_lease l WHERE l.pending_id = p.id)
         AND NOT EXISTS (SELECT FROM quotas.compute_hold h, jsonb_array_elements(h.parts) AS part
@@ -96,9 +99,11 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         SELECT 'charge ' || c.id, 'its records count ' || u.input || '/' || u.cached || '/' || u.output || ', the line '
             || c.input || '/' || c.cached_input || '/' || c.output
         FROM quotas.charge c JOIN (
-            SELECT charge_id, sum(input) AS input, sum(cached_input) AS cached, sum(output) AS output, count(*) AS many
+            SELECT charge_id, sum(input) AS input, sum(cached_input) AS cached, sum(output) AS output,
+                count(*) AS many
             FROM quotas.token_usage GROUP BY charge_id) u ON u.charge_id = c.id
-        WHERE (u.input, u.cached, u.output, u.many) IS DISTINCT FROM (c.input, c.cached_input, c.output, c.requests)"""),
+        WHERE (u.input, u.cached, u.output, u.many)
+            IS DISTINCT FROM (c.input, c.cached_input, c.output, c.requests)"""),
     ("L3", """
         SELECT 'charge ' || c.id, 'no usage stands behind it' FROM quotas.charge c
         WHERE c.reverses IS NULL AND NOT EXISTS (SELECT FROM quotas.token_usage t WHERE t.charge_id = c.id)
@@ -130,7 +135,8 @@ _NOUNS: tuple[tuple[str, str], ...] = (
             || coalesce(p.amount, 0)
         FROM quotas.voucher v LEFT JOIN paid p ON p.voucher_id = v.id LEFT JOIN (
             SELECT a.owner, sum(CASE WHEN t.debit_id = a.id THEN t.amount ELSE -t.amount END) AS amount
-            FROM quotas.transfer t JOIN quotas.account a ON a.id IN (t.debit_id, t.credit_id) AND a.code LIKE 'voucher:%'
+            FROM quotas.transfer t
+            JOIN quotas.account a ON a.id IN (t.debit_id, t.credit_id) AND a.code LIKE 'voucher:%'
             JOIN quotas.account o ON o.id IN (t.debit_id, t.credit_id) AND o.code LIKE 'programme:%redeemed'
             WHERE t.kind IN ('posted', 'post') GROUP BY a.owner) r ON r.owner = v.id
         WHERE coalesce(p.amount, 0) <> coalesce(r.amount, 0)"""),

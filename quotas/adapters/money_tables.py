@@ -1,7 +1,7 @@
 """Tables of money's nouns, as the migrations make them. The ledger's own tables are written only by `quotas.post`."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -52,7 +52,13 @@ def _json() -> Any:
     return _column(JSONB)
 
 
-class TariffRow(SQLModel, table=True):
+class _Row(SQLModel):
+    """What every table of money is."""
+
+    __tablename__: ClassVar[Any]
+
+
+class TariffRow(_Row, table=True):
     """A version of the price book."""
 
     __tablename__ = "tariff"
@@ -66,7 +72,7 @@ class TariffRow(SQLModel, table=True):
     published_at: datetime = _instant()
 
 
-class RateRow(SQLModel, table=True):
+class RateRow(_Row, table=True):
     """One price of a tariff."""
 
     __tablename__ = "rate"
@@ -80,7 +86,7 @@ class RateRow(SQLModel, table=True):
     micro_yuan: int = _number()
 
 
-class CentreContractRow(SQLModel, table=True):
+class CentreContractRow(_Row, table=True):
     """What part of the list price a centre is paid."""
 
     __tablename__ = "centre_contract"
@@ -92,7 +98,7 @@ class CentreContractRow(SQLModel, table=True):
     validity: Range[datetime] = _column(TSTZRANGE)
 
 
-class ProgrammeRow(SQLModel, table=True):
+class ProgrammeRow(_Row, table=True):
     """A subsidy scheme."""
 
     __tablename__ = "programme"
@@ -113,7 +119,7 @@ class ProgrammeRow(SQLModel, table=True):
     created_at: datetime = _instant()
 
 
-class VoucherRow(SQLModel, table=True):
+class VoucherRow(_Row, table=True):
     """One firm's grant under a programme; what it still holds is in the ledger."""
 
     __tablename__ = "voucher"
@@ -135,7 +141,7 @@ class VoucherRow(SQLModel, table=True):
     note: str = _text()
 
 
-class CashMovementRow(SQLModel, table=True):
+class CashMovementRow(_Row, table=True):
     """Money that a firm paid in or was paid back, with its evidence."""
 
     __tablename__ = "cash_movement"
@@ -154,7 +160,7 @@ class CashMovementRow(SQLModel, table=True):
     operation_id: int = _number()
 
 
-class ChargeRow(SQLModel, table=True):
+class ChargeRow(_Row, table=True):
     """One line of a statement: complete for compute, growing until the month closes for tokens."""
 
     __tablename__ = "charge"
@@ -207,7 +213,7 @@ class ChargeRow(SQLModel, table=True):
     note: str = _text(server_default="")
 
 
-class StatementRow(SQLModel, table=True):
+class StatementRow(_Row, table=True):
     """A closed month."""
 
     __tablename__ = "statement"
@@ -220,7 +226,7 @@ class StatementRow(SQLModel, table=True):
     closed_at: datetime = _instant()
 
 
-class ComputeHoldRow(SQLModel, table=True):
+class ComputeHoldRow(_Row, table=True):
     """Money put aside for a workload. `parts` are the vouchers' shares, each with its pending transfer."""
 
     __tablename__ = "compute_hold"
@@ -253,7 +259,7 @@ class ComputeHoldRow(SQLModel, table=True):
     request_hash: bytes = _column(LargeBinary)
 
 
-class AllowanceLeaseRow(SQLModel, table=True):
+class AllowanceLeaseRow(_Row, table=True):
     """A slice of a firm's money in a gateway's hands."""
 
     __tablename__ = "allowance_lease"
@@ -273,7 +279,7 @@ class AllowanceLeaseRow(SQLModel, table=True):
     closed_at: datetime | None = _instant(null=True)
 
 
-class ComputeUsageRow(SQLModel, table=True):
+class ComputeUsageRow(_Row, table=True):
     """GPU time that was charged, once."""
 
     __tablename__ = "compute_usage"
@@ -287,7 +293,7 @@ class ComputeUsageRow(SQLModel, table=True):
     charge_id: str = _text(to="charge")
 
 
-class TokenUsageRow(SQLModel, table=True):
+class TokenUsageRow(_Row, table=True):
     """What one request used, and the line it is charged on."""
 
     __tablename__ = "token_usage"

@@ -169,7 +169,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(pairs=st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.integers(1, 20)), min_size=5, max_size=9))
     def a_batch_that_mostly_fits(self, pairs: list[tuple[int, int]]) -> None:
-        self.post([ledger.posted(account, 4 if account == 1 else 1, amount) for account, amount in pairs])
+        # Money goes round between two bounded accounts, so both sides of every leg are counted.
+        turns = {1: (1, 2), 2: (2, 3), 3: (3, 2)}
+        self.post([ledger.posted(*turns[account], amount) for account, amount in pairs])
 
     @precondition(lambda self: self.last is not None)
     @rule(same=st.booleans())
@@ -246,6 +248,6 @@ def test_the_ledger_in_the_database_equals_the_ledger_on_paper(
             max_examples=40,
             stateful_step_count=30,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )

@@ -95,7 +95,8 @@ def _entries() -> None:
             debit_id bigint NOT NULL,
             credit_id bigint NOT NULL,
             amount_left bigint NOT NULL CHECK (amount_left > 0),
-            expires_at timestamptz NOT NULL
+            expires_at timestamptz NOT NULL,
+            credit_bounded boolean NOT NULL DEFAULT true
         ) WITH (fillfactor = 70)""")
     op.execute("""
         CREATE TABLE quotas.block (

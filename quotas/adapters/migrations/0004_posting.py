@@ -60,8 +60,8 @@ CREATE FUNCTION quotas.refusal_of_many(
     ) s WHERE s.why IS NOT NULL ORDER BY s.i LIMIT 1
 $$"""
 
-# Apply changes to bounded balances in account order, each by one conditional UPDATE. Returns the account that lacks
-# funds, after taking back what it had changed; null when all were applied.
+# Apply changes to bounded balances in account order, each by one conditional UPDATE; many at once after locking them in
+# that order. Returns the first account that lacks funds, with nothing changed; null when all were applied.
 MOVE_BALANCES = """
 CREATE FUNCTION quotas.move_balances(ids bigint[], dp bigint[], cp bigint[], dq bigint[], cq bigint[])
 RETURNS bigint LANGUAGE plpgsql AS $$
@@ -69,6 +69,22 @@ DECLARE
     change record;
     short bigint;
 BEGIN
+    IF cardinality(ids) > 8 THEN
+        PERFORM FROM quotas.balance b WHERE b.account_id = ANY (ids) ORDER BY b.account_id FOR UPDATE;
+        SELECT min(b.account_id) INTO short FROM quotas.balance b JOIN (
+            SELECT u.id, sum(u.dp + u.dq - u.cp)::bigint AS less
+            FROM unnest(ids, dp, cp, dq) AS u (id, dp, cp, dq) GROUP BY u.id
+        ) AS spent ON spent.id = b.account_id
+        WHERE spent.less > 0 AND b.credits_posted - b.debits_posted - b.debits_pending - spent.less < b.floor;
+        IF short IS NOT NULL THEN RETURN short; END IF;
+        UPDATE quotas.balance b SET
+            debits_posted = b.debits_posted + m.dp, credits_posted = b.credits_posted + m.cp,
+            debits_pending = b.debits_pending + m.dq, credits_pending = b.credits_pending + m.cq
+        FROM (SELECT u.id, sum(u.dp)::bigint dp, sum(u.cp)::bigint cp, sum(u.dq)::bigint dq, sum(u.cq)::bigint cq
+            FROM unnest(ids, dp, cp, dq, cq) AS u (id, dp, cp, dq, cq) GROUP BY u.id) AS m
+        WHERE b.account_id = m.id;
+        RETURN NULL;
+    END IF;
     FOR change IN
         SELECT u.id, sum(u.dp)::bigint dp, sum(u.cp)::bigint cp, sum(u.dq)::bigint dq, sum(u.cq)::bigint cq
         FROM unnest(ids, dp, cp, dq, cq) AS u (id, dp, cp, dq, cq) GROUP BY u.id ORDER BY u.id
@@ -151,12 +167,17 @@ BEGIN
         IF NOT FOUND THEN RETURN; END IF;
         debit := held.debit_id; credit := held.credit_id; kept := -held.amount_left;
         IF post_one.kind = 'post' THEN moved := post_one.amount; ELSE amount := held.amount_left; END IF;
-        UPDATE quotas.balance b SET
+        IF NOT held.credit_bounded THEN
+            UPDATE quotas.balance b
+            SET debits_posted = b.debits_posted + moved, debits_pending = b.debits_pending + kept
+            WHERE b.account_id = post_one.debit AND b.floor IS NOT NULL;
+        ELSE UPDATE quotas.balance b SET
             debits_posted = b.debits_posted + CASE WHEN b.account_id = post_one.debit THEN moved ELSE 0 END,
             debits_pending = b.debits_pending + CASE WHEN b.account_id = post_one.debit THEN kept ELSE 0 END,
             credits_posted = b.credits_posted + CASE WHEN b.account_id = post_one.debit THEN 0 ELSE moved END,
             credits_pending = b.credits_pending + CASE WHEN b.account_id = post_one.debit THEN 0 ELSE kept END
         WHERE b.account_id = ANY (ARRAY[post_one.debit, post_one.credit]) AND b.floor IS NOT NULL;
+        END IF;
     END IF;
     transfer_id := nextval('quotas.transfer_id_seq');
     INSERT INTO quotas.operation (scope, key, request_hash, at, transfer_ids, reply)
@@ -178,7 +199,7 @@ BEGIN
         post_one.credit, post_one.amount, post_one.pending, NOT opens, post_one.now);
     IF opens AND post_one.kind = 'pending' THEN
         INSERT INTO quotas.pending
-        VALUES (post_one.transfer_id, post_one.debit, post_one.credit, post_one.amount, expiry);
+        VALUES (post_one.transfer_id, post_one.debit, post_one.credit, post_one.amount, expiry, false);
     END IF;
 END $$"""
 

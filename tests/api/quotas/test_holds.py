@@ -7,7 +7,7 @@ import pytest
 from kit.clock import FixedClock
 from kit.db import Database
 from kit.errors import Conflict, NoMoney, NotFound, Refused
-from kit.units import GpuMs, Ppm
+from kit.units import GpuMilli, GpuMs, Ppm
 from quotas import api, tariffs
 from quotas.adapters import ledger_store
 from quotas.ledger_service import sweep
@@ -259,7 +259,7 @@ async def test_a_quote_names_the_range_and_who_would_pay(db: Database, clock: Fi
             firm_id=firm,
             pool=POOL,
             qos=QoS.STANDARD,
-            gpu_milli=2000,
+            gpu_milli=GpuMilli(2000),
             seconds_min=10,
             seconds_max=50,
             at=clock.now(),

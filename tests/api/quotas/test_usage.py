@@ -2,6 +2,7 @@
 
 import random
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,7 @@ async def test_usage_without_a_price_is_kept_and_found_by_the_check(db: Database
     "bad", [{"input": -1}, {"output": 2**41}, {"cached_input": 101}, {"source": ""}], ids=lambda bad: next(iter(bad))
 )
 async def test_a_batch_with_one_bad_record_is_refused_whole(
-    db: Database, clock: FixedClock, bad: dict[str, object]
+    db: Database, clock: FixedClock, bad: dict[str, Any]
 ) -> None:
     await publish_prices(db, now=clock.now())
     async with db.transaction() as tx:
