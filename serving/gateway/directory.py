@@ -84,6 +84,11 @@ class Directory:
         self.services = services
         return True
 
+    def close(self) -> None:
+        """Cut every connection to an engine."""
+        for engine in self._engines.values():
+            engine.pool.abort()
+
     def find(self, firm_id: str, name: str, allowed: frozenset[str] | None) -> Destination | None:
         """What `name` means to this firm; None for a name that is unknown, foreign, or not allowed to the key."""
         if self.table is None or (allowed is not None and name not in allowed):

@@ -67,6 +67,7 @@ class Gateway:
         self.draining = False
         self.cutting = False
         """Set when a drain ran out of time and open streams are cut by us."""
+        self.routes_known = asyncio.Event()
         self._routes = routes
         self._usage = usage
         self._meters: dict[str, Meter] = {}
@@ -303,7 +304,9 @@ class Gateway:
             changed.clear()
             try:
                 table, rates = await self._routes.table()
-                if self.directory.update(table, rates):
+                changed_routes = self.directory.update(table, rates)
+                self.routes_known.set()
+                if changed_routes:
                     for service in list(self.directory.services.values()):
                         self._pump(service)
             except (HeliuError, OSError) as error:

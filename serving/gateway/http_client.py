@@ -6,7 +6,7 @@ sent until then is still counted.
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -67,8 +67,8 @@ class EngineConnection(asyncio.Protocol):
             (self.transport.pause_reading if slow else self.transport.resume_reading)()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.pool.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self.sink is None:
@@ -142,6 +142,7 @@ class EnginePool:
         self.prefix = parts.path.rstrip("/").encode()
         self.loop = asyncio.get_running_loop()
         self.idle: list[EngineConnection] = []
+        self.connections: set[EngineConnection] = set()
         self.closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -195,6 +196,7 @@ class EnginePool:
 
     def forget(self, connection: EngineConnection) -> None:
         """A connection is gone."""
+        self.connections.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
 
@@ -205,3 +207,10 @@ class EnginePool:
             if connection.transport is not None:
                 connection.transport.close()
         self.idle.clear()
+
+    def abort(self) -> None:
+        """Cut every connection: the process ends."""
+        self.closed = True
+        for connection in list(self.connections):
+            if connection.transport is not None:
+                connection.transport.abort()

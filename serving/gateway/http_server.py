@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -151,9 +151,8 @@ class Connection(asyncio.Protocol):
     # --- the socket -----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.transport.set_write_buffer_limits(high=self.limits.write_buffer_bytes)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if peer else ""
         if len(self.server.connections) >= self.limits.connections_max:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvloop
@@ -29,8 +29,10 @@ def name_of(folder: Path) -> str:
     return file.read_text().strip()
 
 
-async def serve(settings: Settings, gateway_settings: GatewaySettings) -> None:
-    """Run until SIGTERM or SIGINT."""
+async def serve(
+    settings: Settings, gateway_settings: GatewaySettings, *, ready: Callable[[int], None] = lambda _: None
+) -> None:
+    """Run until SIGTERM or SIGINT; `ready` is told the port once requests are taken."""
     folder = gateway_settings.folder or settings.home / "gateway"
     assert settings.database_url, "the composition names the database"
     db = Database(settings.database_url, pool_size=settings.database_pool_size)
@@ -44,6 +46,8 @@ async def serve(settings: Settings, gateway_settings: GatewaySettings) -> None:
     try:
         await running.start(settings.host, settings.gateway_port)
         log.info("the gateway listens", extra={"port": running.port, "metrics_port": running.metrics_port})
+        await running.gateway.routes_known.wait()
+        ready(running.port)
         await stop.wait()
     finally:
         returning.cancel()

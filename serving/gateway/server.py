@@ -44,8 +44,10 @@ class RunningGateway:
         gc.freeze()  # what lives as long as the process need not be looked at again
 
     async def stop(self) -> None:
-        """Drain: nothing new, running answers end within the set time, usage is shipped, leases go back."""
+        """Drain: nothing new, running answers end within the set time, usage is shipped, leases go back. Once."""
         gateway = self.gateway
+        if gateway.draining:
+            return
         gateway.draining = True
         drained = asyncio.get_running_loop().create_task(self._server.drain(gateway.settings.drain_seconds))
         drained.add_done_callback(lambda _: None)
@@ -68,6 +70,8 @@ class RunningGateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._metrics.drain(0)
+        gateway.directory.close()
+        await asyncio.sleep(0)  # lost connections say so once before the loop is gone
         self._log.close()
 
 

@@ -7,12 +7,14 @@ nothing new is admitted.
 
 import asyncio
 import fcntl
+import itertools
 import logging
 import os
+import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,9 +100,8 @@ class UsageLog:
         self._number = max((int(path.stem.removeprefix("usage-")) for path in self.left_behind), default=0) + 1
         self.path = folder / f"usage-{self._number:08d}.log"
         self.bytes_in_segment = 0
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._batches = [_Batch(self.path)]
+        self._batch: _Batch | None = None
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._stopping = False
         self._ballast = folder / "ballast"
         self._fd_path, self._fd = self.path, _open(self.path)
@@ -109,66 +110,82 @@ class UsageLog:
         self._thread.start()
 
     def append(self, line: bytes, done: Callable[[], None] | None = None) -> Path:
-        """Queue one encoded record, return its segment; `done` is called on the loop, in order, once it is durable."""
-        with self._lock:
-            batch = self._batches[-1]
-            batch.lines.append(line)
-            if done is not None:
-                batch.done.append(done)
+        """Queue one encoded record, return its segment; `done` is called on the loop, in order, once it is durable.
+
+        What is appended in one turn of the loop is written and synced together.
+        """
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = _Batch(self.path)
+            self._loop.call_soon(self._hand_over)
+        batch.lines.append(line)
+        if done is not None:
+            batch.done.append(done)
         self.bytes_in_segment += len(line)
-        self._wake.set()
         return self.path
 
     def rotate(self) -> None:
         """What is appended from now on goes to a new segment."""
+        self._hand_over()
         self._number += 1
         self.path = self.folder / f"usage-{self._number:08d}.log"
         self.bytes_in_segment = 0
-        with self._lock:
-            self._batches.append(_Batch(self.path))
 
     def close(self) -> None:
         """Write what is queued and stop; again is no change."""
         if self._stopping:
             return
         self._stopping = True
-        self._wake.set()
+        self._hand_over()
+        self._queue.put(None)
         self._thread.join(timeout=10)
         os.close(self._fd)
         os.close(self._owner)
 
+    def _hand_over(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._queue.put(batch)
+
     def _write_loop(self) -> None:
         while True:
-            self._wake.wait(None if self.healthy else RETRY_SECONDS)
-            self._wake.clear()
-            with self._lock:
-                batches, self._batches = self._batches, [_Batch(self.path)]
-            for batch in batches:
-                if batch.lines:
-                    self._write_durably(batch)
+            batches = self._next_batches()
+            for path, group in itertools.groupby(filter(None, batches), key=lambda batch: batch.path):
+                self._write_durably(path, list(group))
             if not self.healthy and self._make_ballast():
                 self.healthy = True
                 log.info("the usage log can be written again; requests are admitted")
-            if self._stopping and not any(batch.lines for batch in self._batches):
+            if None in batches:
                 return
 
-    def _write_durably(self, batch: _Batch) -> None:
-        """Write and sync a batch, however long the disk refuses; a partial line is completed, never repeated."""
-        left = memoryview(b"".join(batch.lines))
+    def _next_batches(self) -> list[_Batch | None]:
+        """All that is queued, at least one batch; nothing after a while when the log is ill."""
+        batches: list[_Batch | None] = []
+        try:
+            batches.append(self._queue.get(timeout=None if self.healthy else RETRY_SECONDS))
+            while True:
+                batches.append(self._queue.get_nowait())
+        except queue.Empty:
+            return batches
+
+    def _write_durably(self, path: Path, batches: Sequence[_Batch]) -> None:
+        """Write and sync batches, however long the disk refuses; a partial line is completed, never repeated."""
+        left = memoryview(b"".join([line for batch in batches for line in batch.lines]))
         while True:
             try:
-                if batch.path != self._fd_path:
-                    fd = _open(batch.path)
+                if path != self._fd_path:
+                    fd = _open(path)
                     os.close(self._fd)
-                    self._fd_path, self._fd = batch.path, fd
+                    self._fd_path, self._fd = path, fd
                 while left:
                     left = left[os.write(self._fd, left) :]
                 os.fdatasync(self._fd)
                 break
             except OSError as error:
                 self._on_refusal(error)
-        if batch.done and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_call_all, batch.done)
+        done = [call for batch in batches for call in batch.done]
+        if done and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_call_all, done)
 
     def _on_refusal(self, error: OSError) -> None:
         if self.healthy:

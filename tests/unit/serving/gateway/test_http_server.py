@@ -277,7 +277,7 @@ async def test_a_drain_lets_running_streams_end_and_takes_nothing_new(gateway: R
     assert body.endswith(b"data: [DONE]\n\n")
     assert await busy.closed()
     await stopping
-    with pytest.raises(OSError, match="refused|Connect"):
+    with pytest.raises(OSError, match=r"refused|Connect"):
         await RawClient.to(gateway.port)
     await idle.close()
     await busy.close()
