@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from kit.cli import REFUSED, USAGE, JsonFlag, call, console, fail, show
 from kit.units import format_yuan, parse_yuan
+from quotas.cli_approvals import done
 
 app = typer.Typer()
 tariff = typer.Typer(help="The price book: publish and list versions.", no_args_is_help=True)
@@ -47,7 +48,9 @@ def _key(key: str | None) -> dict[str, str]:
 def _priced(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with every `…_micro_yuan` shown as yuan under its short name."""
     return {
-        name.removesuffix("_micro_yuan"): format_yuan(value) if name.endswith("_micro_yuan") else value
+        name.removesuffix("_micro_yuan"): format_yuan(value)
+        if name.endswith("_micro_yuan") and isinstance(value, int)
+        else value
         for name, value in row.items()
     }
 
@@ -68,7 +71,7 @@ def publish(
         body = json.loads(book.read_text())
     except ValueError as error:
         fail(f"{book} is not JSON: {error}", code=USAGE)
-    _show_tariffs([call("POST", "/api/tariffs", json=body)], as_json)
+    _show_tariffs([done(call("POST", "/api/tariffs", json=body), as_json=as_json)], as_json)
 
 
 @tariff.command("list")
@@ -165,7 +168,9 @@ def grant(
 ) -> None:
     """Grant a firm part of a programme's pool."""
     body = {"programme_id": programme_id, "firm_id": firm_id, "amount_micro_yuan": _yuan(amount), "note": note}
-    _show_money(call("POST", "/api/vouchers", json=body, headers=_key(key)), as_json, VOUCHER_COLUMNS)
+    _show_money(
+        done(call("POST", "/api/vouchers", json=body, headers=_key(key)), as_json=as_json), as_json, VOUCHER_COLUMNS
+    )
 
 
 @voucher.command("list")
@@ -200,7 +205,9 @@ def top_up(
 ) -> None:
     """Book money that reached the platform's bank account."""
     body = {"firm_id": firm_id, "amount_micro_yuan": _yuan(amount), "evidence": evidence}
-    _show_money(call("POST", "/api/top-ups", json=body, headers=_key(key)), as_json, PAYMENT_COLUMNS)
+    _show_money(
+        done(call("POST", "/api/top-ups", json=body, headers=_key(key)), as_json=as_json), as_json, PAYMENT_COLUMNS
+    )
 
 
 @account.command("withdraw")
@@ -213,7 +220,9 @@ def withdraw(
 ) -> None:
     """Book money that was paid back to a firm."""
     body = {"firm_id": firm_id, "amount_micro_yuan": _yuan(amount), "evidence": evidence}
-    _show_money(call("POST", "/api/withdrawals", json=body, headers=_key(key)), as_json, PAYMENT_COLUMNS)
+    _show_money(
+        done(call("POST", "/api/withdrawals", json=body, headers=_key(key)), as_json=as_json), as_json, PAYMENT_COLUMNS
+    )
 
 
 @account.command("payments")
@@ -231,7 +240,9 @@ def credit_line(
 ) -> None:
     """Let a firm pay later, up to an amount."""
     body = {"amount_micro_yuan": _yuan(amount), "reason": reason}
-    _show_money(call("PUT", f"/api/firms/{firm_id}/credit-line", json=body), as_json, ACCOUNT_COLUMNS)
+    _show_money(
+        done(call("PUT", f"/api/firms/{firm_id}/credit-line", json=body), as_json=as_json), as_json, ACCOUNT_COLUMNS
+    )
 
 
 @app.command("statement")
@@ -294,7 +305,7 @@ def _show_centre(month: Mapping[str, Any], as_json: bool) -> None:
 @charge.command("refund")
 def refund(charge_id: str, reason: Annotated[str, typer.Option()], as_json: JsonFlag = False) -> None:
     """Give a charge back by a credit note."""
-    note = call("POST", f"/api/charges/{charge_id}/refund", json={"reason": reason})
+    note = done(call("POST", f"/api/charges/{charge_id}/refund", json={"reason": reason}), as_json=as_json)
     columns = {"id": "credit note", "subject": "of", "amount": "amount", "voucher": "voucher", "cash": "cash"}
     _show_money(note, as_json, columns)
 
