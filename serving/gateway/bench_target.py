@@ -115,9 +115,10 @@ async def _serve(
         )
         for url in engines:
             row = ReplicaRow(
-                id=new_id("rep"), workload_id=new_id("rep"), attempt_id=new_id("att"), deployment_id=deployment.id, model=model, generation=deployment.generation,
-                max_concurrency=max_concurrency, state=ReplicaState.READY.value, url=url,
-                engine_start=new_id("eng"), created_at=now, changed_at=now, ready_at=now,
+                id=new_id("rep"), workload_id=new_id("rep"), attempt_id=new_id("att"), deployment_id=deployment.id,
+                model=model, generation=deployment.generation, max_concurrency=max_concurrency,
+                state=ReplicaState.READY.value, url=url, engine_start=new_id("eng"), created_at=now,
+                changed_at=now, ready_at=now,
             )  # fmt: skip
             tx.add(row)
             await tx.flush()
