@@ -46,8 +46,10 @@ def _show(progress: Progress, task: TaskID, event: Event) -> None:
             progress.update(task, description="training", completed=body["step"], total=total, loss=shown)
         case "waiting":
             progress.update(task, description=f"waits: {event.body.get('detail') or event.body.get('reason')}")
-        case verb:
+        case verb if event.topic.startswith("job."):
             progress.update(task, description=verb)
+        case _:
+            pass
 
 
 def _loss_fell(story: Story, job: JobDetail) -> None:

@@ -45,7 +45,7 @@ def _watch(story: Story, job_id: str) -> None:
             if event.topic == "job.progress":
                 total = event.body.get("total_steps")
                 progress.update(task, description="answering", completed=event.body["step"], total=total)
-            else:
+            elif event.topic.startswith("job."):
                 progress.update(task, description=event.topic.removeprefix("job."))
 
 

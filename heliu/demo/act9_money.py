@@ -58,8 +58,8 @@ def _row(line: StatementLine, jobs: Mapping[str, str], tariffs: Mapping[str, str
         used = f"{line.quantities['gpu_ms'] / 1000:,.1f} slot-s"
     else:
         what = f"tokens of {line.about.get('model', line.subject)} by {line.about.get('key_id', '?')}"
-        kinds = ("input", "cached_input", "output")
-        used = " + ".join(f"{line.quantities.get(kind, 0):,} {kind.replace('_', ' ')}" for kind in kinds)
+        kinds = {"input": "in", "cached_input": "cached", "output": "out"}
+        used = " + ".join(f"{line.quantities.get(kind, 0):,} {short}" for kind, short in kinds.items())
     return {
         "what": what,
         "used": used,

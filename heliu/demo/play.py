@@ -16,6 +16,7 @@ from heliu.demo.act9_money import money_adds_up
 from heliu.demo.actors import Memory
 from heliu.demo.stage import Broken, Stage
 from heliu.demo.story import Story
+from heliu.supervisor import preflight
 from heliu.supervisor.down import take_down
 from kit.cli import console as terminal
 from kit.settings import Settings
@@ -45,7 +46,7 @@ def play(*, stop_after: bool) -> int:
                 take_down(settings.home, stage.did)
                 stage.did("stopped; the state is kept")
     code = stage.ending()
-    if not stop_after:
+    if preflight.running_instance(settings.home):
         _where_to_look(settings, console)
     return code
 

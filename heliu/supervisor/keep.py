@@ -103,6 +103,7 @@ class Supervisor:
                 getting_ready.cancel()
             kept.ready.clear()
             if service.once and code == 0:
+                kept.record = None
                 self._report(service.name, "done")
                 kept.ready.set()
                 self._run.remove(service.name)

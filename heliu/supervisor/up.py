@@ -94,7 +94,8 @@ def _follow(process: subprocess.Popen[bytes], home: Path, log: Path, progress: P
             if instance and instance.ready and instance.supervisor.pid == process.pid:
                 return
             if process.poll() is not None:
-                raise Unavailable(f"the platform did not start (code {process.returncode})", hint=f"its log: {log}")
+                words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+                raise Unavailable(f"the platform did not start: {' '.join(words[-2:])}", hint=f"its log: {log}")
             if time.monotonic() > deadline:
                 process.terminate()
                 raise Unavailable(f"the platform was not ready after {DETACHED_SECONDS_MAX} s", hint=f"its log: {log}")
