@@ -310,7 +310,8 @@ def main(arguments: list[str]) -> int:
     if "all" in steps:
         steps |= {"debian", "control", "node", "model"}
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it with interrupts ignored
+        signal.signal(number, signal.default_int_handler)
     lock = os.open(ROOT, os.O_RDONLY)
     try:
         check_python()

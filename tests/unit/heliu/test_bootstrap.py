@@ -15,6 +15,7 @@ import pytest
 
 from heliu import bootstrap, bootstrap_tasks
 from heliu.bootstrap_tasks import Refusal, Task, run_tasks
+from tests.support.running_platform import free_ports
 from tests.support.until import until
 
 Version = namedtuple("Version", "major minor micro releaselevel serial")
@@ -32,8 +33,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(bootstrap, "HOME", tmp_path / ".heliu")
     monkeypatch.setattr(bootstrap, "MODELS", tmp_path / ".heliu" / "models")
     monkeypatch.setattr(bootstrap, "ENGINE", "cpu")
-    for name in (*bootstrap.PORTS, "HELIU_TORCH_INDEX"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HELIU_TORCH_INDEX", raising=False)
+    for name, port in zip(bootstrap.PORTS, free_ports(len(bootstrap.PORTS)), strict=True):
+        monkeypatch.setenv(name, str(port))
     return tmp_path
 
 
@@ -251,6 +253,12 @@ def test_a_command_that_fails_ends_in_its_own_complaint_and_the_log(tmp_path: Pa
     with pytest.raises(Refusal, match=r"packages failed: ERROR: no such wheel \(whole log: .*log\)"):
         task.run(["sh", "-c", "echo working; echo 'ERROR: no such wheel'; exit 3"])
     assert (tmp_path / "logs" / "log").read_text() == "working\nERROR: no such wheel\n"
+
+
+def test_a_command_that_was_killed_says_so_instead_of_its_warnings(tmp_path: Path) -> None:
+    task = Task("packages", tmp_path / "log")
+    with pytest.raises(Refusal, match=r"packages failed: working · it was ended by signal 9 \(whole log"):
+        task.run(["sh", "-c", "echo working; echo WARNING: noise; kill -9 $$"])
 
 
 def test_tasks_run_side_by_side(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_a_preparation_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypa
     with pytest.raises(Unprepared, match="the disk is full"):
         prepare("smollm2-135m-instruct", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drafts_of_killed_preparations_are_removed_and_fresh_ones_are_not(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".draft-model.old", tmp_path / ".draft-model.fresh"
+    for draft in (old, fresh):
+        draft.mkdir()
+    os.utime(old, (0, 0))
+    prepare_model.remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == [fresh]
 
 
 def test_without_the_wheel_it_says_what_to_run(tmp_path: Path) -> None:
