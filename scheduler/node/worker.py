@@ -15,6 +15,8 @@ from scheduler.node.protocol import Plan
 from scheduler.node.staging import Stopped, stage_inputs
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
+SCRATCH_BYTES = 64 << 20
+"""What a script may write beside its inputs and outputs: caches, byte code, the rounding of small files."""
 _WATCHED_FILES_MAX = 100_000
 
 
@@ -75,7 +77,7 @@ class Worker:
         """Whether a sandboxed program has filled its folder beyond what it may keep."""
         if not self._plan.sandboxed:
             return False
-        limit = self._plan.output_bytes_max + self._input_bytes
+        limit = self._plan.output_bytes_max + self._input_bytes + SCRATCH_BYTES
         return bytes_below(self._folder.path, _WATCHED_FILES_MAX) > limit
 
     def close(self) -> None:

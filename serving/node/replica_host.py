@@ -37,6 +37,8 @@ from serving.vocabulary import (
 
 UP_SECONDS_MAX = 900
 """How long an engine may load its model; large ones take minutes."""
+SILENT_SECONDS_MAX = 60
+"""How long an engine may owe an answer; one under full load takes a second."""
 _HEALTH_SECONDS = 0.2
 _AWAY_SECONDS = 1.0
 _SETTLE_SECONDS = 1.5
@@ -110,6 +112,7 @@ class ReplicaHost:
         self._orders: list[Order] = []
         self._following: asyncio.Task[None] | None = None
         self._warmup: Reading | None = None
+        self._heard_at = time.monotonic()
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -156,6 +159,7 @@ class ReplicaHost:
             self._warmup = await self._client.warm_up(self._setting.params.model, embeds=embeds)
         except (EngineRefused, EngineSilent) as error:
             raise CannotServe("engine_died", f"the engine did not answer its first request: {error}") from None
+        self._heard_at = time.monotonic()
         await self._adapters.follow(self._orders)
         self._enter(ReplicaState.READY)
         self._report.started()
@@ -216,7 +220,10 @@ class ReplicaHost:
         try:
             now = await self._client.read()
         except EngineSilent:
+            if time.monotonic() - self._heard_at > SILENT_SECONDS_MAX:
+                raise CannotServe("engine_died", f"the engine was silent for {SILENT_SECONDS_MAX} seconds") from None
             return None
+        self._heard_at = time.monotonic()
         return EngineMetrics(
             prompt_tokens_total=now.prompt_tokens,
             generation_tokens_total=now.generation_tokens,
@@ -242,7 +249,7 @@ class ReplicaHost:
         await self._last_word(None)
 
     async def _last_word(self, reason: str | None) -> None:
-        with suppress(TimeoutError, FenceLost):
+        with suppress(TimeoutError, FenceLost, CannotServe):
             await asyncio.wait_for(self._sync(reason), _SYNC_LAST_SECONDS)
 
     def _enter(self, state: ReplicaState) -> None:

@@ -40,7 +40,7 @@ def test_an_attempt_stages_runs_uploads_and_reports(home: Path) -> None:
         ["write", "result.txt", "made here"],
         ["write", "not-named.txt", "stays"],
         ["manifest", "result.txt"],
-        inputs={"卷/data.txt": "the input".encode()},
+        inputs={"卷/data.txt": b"the input"},
     )
     finished = run(control, home)
     assert finished["outcome"] == "succeeded" and finished["cause"] == "done" and finished["exit_code"] == 0

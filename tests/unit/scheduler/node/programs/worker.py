@@ -6,63 +6,66 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scheduler.node.outputs import ManifestEntry, write_manifest
 from scheduler.node.protocol import Cause, OutputKind
 from scheduler.node.report import Report
 
+FOLDER = Path(sys.argv[1])
+REPORT = Report.from_environment()
 
-def main() -> int:
-    folder = Path(sys.argv[1])
-    report = Report.from_environment()
-    steps = json.loads((folder / "plan.json").read_text())["params"]["steps"]
-    for step, *arguments in steps:
-        match step, *arguments:
-            case "start",:
-                report.started()
-            case "say", text:
-                print(text, flush=True)
-            case "say_many", count:
-                for number in range(count):
-                    print(f"line {number}")
-                sys.stdout.flush()
-            case "progress", done, total, loss:
-                report.progress(done, total, loss=loss)
-            case "read", name:
-                print((folder / "inputs" / name).read_text(), flush=True)
-            case "environment",:
-                print(json.dumps(dict(os.environ)), flush=True)
-            case "write", name, text:
-                (folder / "outputs" / name).write_text(text)
-            case "manifest", *names:
-                entries = [ManifestEntry(name=name, kind=OutputKind.FILE, meta={"note": "雪"}) for name in names]
-                write_manifest(folder / "outputs", entries)
-            case "sleep", seconds:
-                time.sleep(seconds)
-            case "wait_for", path:
-                while not Path(path).exists():
-                    time.sleep(0.02)
-            case "ignore_sigterm",:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            case "say_pid", name:
-                print(f"{name} {os.getpid()}", flush=True)
-            case "child",:
-                child = subprocess.Popen(["sleep", "600"])
-                print(f"child {child.pid}", flush=True)
-            case "fail", cause, message:
-                report.failed(Cause(cause), message)
-                return 1
-            case "exit", code:
-                return code
-            case "signal_self", number:
-                os.kill(os.getpid(), number)
-            case "rank",:
-                print({name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}, flush=True)
-            case _:
-                raise ValueError(step)
-    return 0
 
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def say_many(count: int) -> None:
+    say("\n".join(f"line {number}" for number in range(count)))
+
+
+def manifest(*names: str) -> None:
+    entries = [ManifestEntry(name=name, kind=OutputKind.FILE, meta={"note": "雪"}) for name in names]
+    write_manifest(FOLDER / "outputs", entries)
+
+
+def wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.02)
+
+
+def fail(cause: str, message: str) -> None:
+    REPORT.failed(Cause(cause), message)
+    sys.exit(1)
+
+
+def rank() -> None:
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    say(json.dumps({name: os.environ.get(name) for name in names}))
+
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "start": REPORT.started,
+    "say": say,
+    "say_many": say_many,
+    "progress": lambda done, total, loss: REPORT.progress(done, total, loss=loss),
+    "read": lambda name: say((FOLDER / "inputs" / name).read_text()),
+    "environment": lambda: say(json.dumps(dict(os.environ))),
+    "write": lambda name, text: (FOLDER / "outputs" / name).write_text(text),
+    "manifest": manifest,
+    "sleep": time.sleep,
+    "wait_for": wait_for,
+    "ignore_sigterm": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "say_pid": lambda name: say(f"{name} {os.getpid()}"),
+    "child": lambda: say(f"child {subprocess.Popen(['sleep', '600']).pid}"),
+    "fail": fail,
+    "exit": sys.exit,
+    "signal_self": lambda number: os.kill(os.getpid(), number),
+    "rank": rank,
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for step, *arguments in json.loads((FOLDER / "plan.json").read_text())["params"]["steps"]:
+        STEPS[step](*arguments)
