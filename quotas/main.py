@@ -15,6 +15,7 @@ from quotas.audit_chain import seal_audit
 from quotas.ledger_service import sweep
 from quotas.sessions import forget_old_attempts
 from quotas.web import (
+    approval_routes,
     audit_routes,
     cohort_routes,
     firm_routes,
@@ -48,6 +49,7 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         audit_routes.router(settings.home / AUDIT_HEADS),
         price_routes.router,
         money_routes.router,
+        approval_routes.router,
         ledger_routes.router(settings.home / HEADS),
         pages.router,
     ]

@@ -15,7 +15,9 @@ from quotas.vocabulary_people import FIRM_ROLES as FIRM_ROLES
 from quotas.vocabulary_people import KEYS_CHANNEL as KEYS_CHANNEL
 from quotas.vocabulary_people import PLATFORM_FIRM as PLATFORM_FIRM
 from quotas.vocabulary_people import STAFF_ROLES as STAFF_ROLES
+from quotas.vocabulary_people import Ceilings as Ceilings
 from quotas.vocabulary_people import CohortName as CohortName
+from quotas.vocabulary_people import EffectiveLimits as EffectiveLimits
 from quotas.vocabulary_people import ExportFormat as ExportFormat
 from quotas.vocabulary_people import FirmId as FirmId
 from quotas.vocabulary_people import FirmKind as FirmKind
@@ -24,13 +26,18 @@ from quotas.vocabulary_people import FirmView as FirmView
 from quotas.vocabulary_people import IndustryCluster as IndustryCluster
 from quotas.vocabulary_people import KeyGrant as KeyGrant
 from quotas.vocabulary_people import KeyId as KeyId
+from quotas.vocabulary_people import LimitKind as LimitKind
 from quotas.vocabulary_people import MemberId as MemberId
+from quotas.vocabulary_people import MoneyAction as MoneyAction
+from quotas.vocabulary_people import Overrun as Overrun
 from quotas.vocabulary_people import ProjectId as ProjectId
 from quotas.vocabulary_people import ProjectView as ProjectView
+from quotas.vocabulary_people import ProposalState as ProposalState
 from quotas.vocabulary_people import RequestState as RequestState
 from quotas.vocabulary_people import ReviewStep as ReviewStep
 from quotas.vocabulary_people import Role as Role
 from quotas.vocabulary_people import Scope as Scope
+from quotas.vocabulary_people import Use as Use
 
 HoldId = NewType("HoldId", str)
 ChargeId = NewType("ChargeId", str)

@@ -98,6 +98,33 @@ class RequestState(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
+class MoneyAction(StrEnum):
+    """What needs a second administrator above a set amount."""
+
+    VOUCHER_GRANT = "voucher_grant"
+    TOP_UP = "top_up"
+    WITHDRAWAL = "withdrawal"
+    CREDIT_LINE = "credit_line"
+    REFUND = "refund"
+    TARIFF = "tariff"
+    POLICY = "policy"
+
+
+class ProposalState(StrEnum):
+    OPEN = "open"
+    APPROVED = "approved"
+    REFUSED = "refused"
+
+
+class LimitKind(StrEnum):
+    """Limits beyond nominal quota, in the order in which they are checked."""
+
+    JOBS_AT_ONCE = "jobs_at_once"
+    GPUS_AT_ONCE = "gpus_at_once"
+    GPU_TIME = "gpu_time"
+    TOKENS = "tokens"
+
+
 class Scope(StrEnum):
     """What an API key may be used for; a key has at least one."""
 
@@ -153,3 +180,55 @@ class KeyGrant:
         """Whether the key opens anything at `now`: not revoked, not expired, its firm active."""
         expired = self.expires_at is not None and self.expires_at <= now
         return self.revoked_at is None and not expired and self.firm_state is FirmState.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The most that may be used, at once and in a month of Asia/Shanghai. None means: no such limit."""
+
+    gpu_milli_at_once: int | None = None
+    jobs_at_once: int | None = None
+    gpu_ms_per_period: int | None = None
+    tokens_per_period: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveLimits:
+    """The ceilings over a project's work at an instant: its firm's, its own, and of each the tighter."""
+
+    firm_id: FirmId
+    project_id: ProjectId
+    at: datetime
+    firm: Ceilings
+    project: Ceilings
+    effective: Ceilings
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What counts against ceilings: work that is not over, and what a month has used."""
+
+    jobs: int = 0
+    gpu_milli: int = 0
+    gpu_ms: int = 0
+    tokens: int = 0
+
+    def plus(self, other: "Use") -> "Use":
+        """Both together."""
+        return Use(
+            self.jobs + other.jobs,
+            self.gpu_milli + other.gpu_milli,
+            self.gpu_ms + other.gpu_ms,
+            self.tokens + other.tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Overrun:
+    """A limit that would be broken: `used` counts already and `asked` comes on top of it."""
+
+    kind: LimitKind
+    scope: str
+    limit: int
+    used: int
+    asked: int

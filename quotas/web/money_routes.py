@@ -1,19 +1,16 @@
 """A firm's money: vouchers, payments, account, statements, refunds."""
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 
 from kit.auth import Principal
-from kit.ids import new_id
-from kit.units import MicroYuan
-from quotas import audit, cash, charges, programmes, refunds, statement_service
+from quotas import audit, cash, charges, programmes, statement_service
 from quotas.access import Action, home_firm, require
-from quotas.applications import firm_of
-from quotas.vocabulary import CentreName, ChargeId, FirmId, ProgrammeId
+from quotas.vocabulary import CentreName, ChargeId, FirmId, MoneyAction
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
 from quotas.web.ledger_schemas import CentreStatementOut
+from quotas.web.money_deeds import PROPOSED, CreditLineOrder, RefundOrder, do_or_propose
 from quotas.web.money_schemas import (
     AccountOut,
     CashIn,
@@ -65,35 +62,24 @@ async def list_programmes(principal: CurrentPrincipal, db: Db) -> list[Programme
         return [ProgrammeOut.of(one) for one in await programmes.programmes(tx)]
 
 
-@router.post("/vouchers", status_code=201)
+@router.post("/vouchers", status_code=201, response_model=VoucherOut, responses=PROPOSED)
 async def grant_voucher(
     body: VoucherIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin, key: Key = None
-) -> VoucherOut:
-    """Grant a firm part of a programme's pool."""
-    firm = _firm(principal, body.firm_id, Action.VOUCHER_GRANT)
+) -> object:
+    """Grant a firm part of a programme's pool; above the policy's amount a second administrator approves first."""
+    firm, amount = _firm(principal, body.firm_id, Action.VOUCHER_GRANT), body.amount_micro_yuan
     async with db.transaction() as tx:
-        await firm_of(tx, firm)
-        one = await programmes.grant_voucher(
+        return await do_or_propose(
             tx,
-            key=key or new_id("op"),
-            programme_id=ProgrammeId(body.programme_id),
+            MoneyAction.VOUCHER_GRANT,
+            body,
+            amount=amount,
             firm_id=firm,
-            amount=MicroYuan(body.amount_micro_yuan),
-            note=body.note,
-            by=principal.id,
-            now=now,
-        )
-        await audit.record(
-            tx,
-            "voucher.grant",
-            one.terms.id,
             by=principal,
             now=now,
-            firm_id=firm,
             origin=origin,
-            after=body.model_dump(mode="json"),
+            key=key,
         )
-        return VoucherOut.of(one)
 
 
 @router.get("/vouchers")
@@ -104,47 +90,30 @@ async def list_vouchers(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery 
         return [VoucherOut.of(one) for one in await programmes.vouchers_of(tx, firm)]
 
 
-@router.post("/top-ups", status_code=201)
+@router.post("/top-ups", status_code=201, response_model=CashOut, responses=PROPOSED)
 async def record_topup(
     body: CashIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin, key: Key = None
-) -> CashOut:
-    """Book money that reached the platform's bank account, with its evidence."""
-    return await _record(cash.record_topup, "cash.top_up", body, principal, db, now, origin, key)
+) -> object:
+    """Book money that reached the platform's bank account, with its evidence; four eyes above the policy's amount."""
+    return await _move(MoneyAction.TOP_UP, body, principal, db, now, origin, key)
 
 
-@router.post("/withdrawals", status_code=201)
+@router.post("/withdrawals", status_code=201, response_model=CashOut, responses=PROPOSED)
 async def record_withdrawal(
     body: CashIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin, key: Key = None
-) -> CashOut:
-    """Book money that was paid back to a firm."""
-    return await _record(cash.record_withdrawal, "cash.withdraw", body, principal, db, now, origin, key)
+) -> object:
+    """Book money that was paid back to a firm; four eyes above the policy's amount."""
+    return await _move(MoneyAction.WITHDRAWAL, body, principal, db, now, origin, key)
 
 
-async def _record(
-    how: Callable[..., Awaitable[cash.CashMovement]],
-    action: str,
-    body: CashIn,
-    principal: Principal,
-    db: Db,
-    now: Now,
-    origin: Origin,
-    key: str | None,
-) -> CashOut:
-    firm = _firm(principal, body.firm_id, Action.TOPUP_RECORD)
+async def _move(
+    action: MoneyAction, body: CashIn, principal: Principal, db: Db, now: Now, origin: Origin, key: str | None
+) -> object:
+    firm, amount = _firm(principal, body.firm_id, Action.TOPUP_RECORD), body.amount_micro_yuan
     async with db.transaction() as tx:
-        await firm_of(tx, firm)
-        one = await how(
-            tx,
-            key=key or new_id("op"),
-            firm_id=firm,
-            amount=MicroYuan(body.amount_micro_yuan),
-            evidence=body.evidence,
-            by=principal.id,
-            now=now,
+        return await do_or_propose(
+            tx, action, body, amount=amount, firm_id=firm, by=principal, now=now, origin=origin, key=key
         )
-        after = body.model_dump(mode="json")
-        await audit.record(tx, action, one.id, by=principal, now=now, firm_id=firm, origin=origin, after=after)
-        return CashOut.of(one)
 
 
 @router.get("/top-ups")
@@ -163,29 +132,17 @@ async def account(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None
         return AccountOut.of(await cash.account_of(tx, firm))
 
 
-@router.put("/firms/{firm_id}/credit-line")
+@router.put("/firms/{firm_id}/credit-line", response_model=AccountOut, responses=PROPOSED)
 async def set_credit_line(
     firm_id: str, body: CreditLineIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
-) -> AccountOut:
-    """Let a firm pay later, up to an amount; zero makes it prepaid again."""
-    firm = _firm(principal, firm_id, Action.TOPUP_RECORD)
+) -> object:
+    """Let a firm pay later, up to an amount; zero makes it prepaid again. Four eyes above the policy's amount."""
+    firm, amount = _firm(principal, firm_id, Action.TOPUP_RECORD), body.amount_micro_yuan
+    order = CreditLineOrder(firm_id=firm, amount_micro_yuan=amount, reason=body.reason)
     async with db.transaction() as tx:
-        await firm_of(tx, firm)
-        before = await cash.account_of(tx, firm)
-        after = await cash.set_credit_line(tx, firm_id=firm, amount=MicroYuan(body.amount_micro_yuan), now=now)
-        await audit.record(
-            tx,
-            "cash.credit_line",
-            firm,
-            by=principal,
-            now=now,
-            firm_id=firm,
-            origin=origin,
-            before={"credit_line": before.credit_line},
-            after={"credit_line": after.credit_line},
-            reason=body.reason,
+        return await do_or_propose(
+            tx, MoneyAction.CREDIT_LINE, order, amount=amount, firm_id=firm, by=principal, now=now, origin=origin
         )
-        return AccountOut.of(after)
 
 
 @router.get("/statements")
@@ -208,25 +165,23 @@ async def centre_statement(
         return CentreStatementOut.of(await statement_service.centre_statement(tx, CentreName(centre), period, now))
 
 
-@router.post("/charges/{charge_id}/refund", status_code=201)
+@router.post("/charges/{charge_id}/refund", status_code=201, response_model=ChargeOut, responses=PROPOSED)
 async def refund(
     charge_id: str, body: RefundIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
-) -> ChargeOut:
+) -> object:
     """Give a charge back by a credit note: to cash what cash paid, to each voucher its own."""
     require(principal, Action.MONEY_CORRECT, firm_id=None)
     async with db.transaction() as tx:
-        firm = (await charges.charge_of(tx, ChargeId(charge_id))).firm_id
-        require(principal, Action.MONEY_CORRECT, firm_id=firm)
-        note = await refunds.refund_charge(tx, charge_id=ChargeId(charge_id), reason=body.reason, now=now)
-        await audit.record(
+        charge = await charges.charge_of(tx, ChargeId(charge_id))
+        require(principal, Action.MONEY_CORRECT, firm_id=charge.firm_id)
+        order = RefundOrder(charge_id=charge_id, reason=body.reason)
+        return await do_or_propose(
             tx,
-            "charge.refund",
-            charge_id,
+            MoneyAction.REFUND,
+            order,
+            amount=charge.amount,
+            firm_id=charge.firm_id,
             by=principal,
             now=now,
-            firm_id=firm,
             origin=origin,
-            after={"credit_note": note.id, "amount": note.amount},
-            reason=body.reason,
         )
-        return ChargeOut.of(note)

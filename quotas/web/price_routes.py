@@ -7,32 +7,27 @@ from fastapi import APIRouter, Path, Query
 from kit.units import Ppm
 from quotas import audit, tariffs
 from quotas.access import Action, require
-from quotas.vocabulary import CentreName, ModelName, PoolName, QoS
+from quotas.vocabulary import CentreName, ModelName, MoneyAction, PoolName, QoS
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
+from quotas.web.money_deeds import PROPOSED, do_or_propose
 from quotas.web.price_schemas import ContractIn, GpuPriceOut, TariffIn, TariffOut, TokenPriceOut
 from quotas.web.schemas import Instant
 
 router = APIRouter(prefix="/api", tags=["prices"])
 
 
-@router.post("/tariffs", status_code=201)
-async def publish(body: TariffIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin) -> TariffOut:
-    """Publish a version of the price book. It ends the version it falls into; prices of passed time never change."""
+@router.post("/tariffs", status_code=201, response_model=TariffOut, responses=PROPOSED)
+async def publish(body: TariffIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin) -> object:
+    """Publish a version of the price book. It ends the version it falls into; prices of passed time never change.
+
+    With a price above the policy's a second administrator approves it first.
+    """
     require(principal, Action.TARIFF_PUBLISH, firm_id=None)
+    dearest = max(body.rates().values())
     async with db.transaction() as tx:
-        tariff = await tariffs.publish_tariff(
-            tx,
-            name=body.name,
-            valid_from=body.valid_from,
-            rates=body.rates(),
-            windows=body.spans(),
-            by=principal.id,
-            now=now,
+        return await do_or_propose(
+            tx, MoneyAction.TARIFF, body, amount=dearest, firm_id=None, by=principal, now=now, origin=origin
         )
-        await audit.record(
-            tx, "tariff.publish", tariff.id, by=principal, now=now, origin=origin, after=body.model_dump(mode="json")
-        )
-        return TariffOut.of(tariff, body.name)
 
 
 @router.get("/tariffs")

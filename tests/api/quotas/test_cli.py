@@ -195,3 +195,15 @@ def test_the_audit_log_is_proved_and_taken_away_by_command(
     file = tmp_path / "audit.csv"
     heliu("audit", "export", "--format", "csv", "--out", str(file))
     assert file.read_text().splitlines()[0].startswith("seq,at,actor_kind")
+
+
+def test_a_large_sum_waits_for_a_second_administrator_by_command(heliu: Heliu, address: str, admin_token: str) -> None:
+    claim(address, admin_token)
+    heliu("login", "--email", "admin@heliu.example", HELIU_PASSWORD=PASSWORD)
+    firm = apply(heliu, 1)
+    said = heliu("account", "top-up", firm["id"], "100001", "--evidence", "slip 7").stdout
+    proposal = parsed(heliu("approval", "list", "--state", "open", "--json"))[0]
+    assert f"heliu approval approve {proposal['id']}" in said
+    heliu("approval", "approve", proposal["id"], exit_code=1)
+    heliu("approval", "refuse", proposal["id"], "--reason", "typing error")
+    assert "¥50.00" in heliu("approval", "policy", "--amount", "50", "--reason", "audit").stdout

@@ -1,0 +1,91 @@
+"""`heliu approval`: four eyes on money."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from kit.cli import USAGE, JsonFlag, call, console, fail, show
+from kit.errors import InvalidInput
+from kit.units import format_yuan, parse_yuan
+from quotas.vocabulary import ProposalState
+
+app = typer.Typer()
+approval = typer.Typer(help="Four eyes on money: what waits for a second administrator.", no_args_is_help=True)
+app.add_typer(approval, name="approval")
+
+COLUMNS = {
+    "id": "proposal",
+    "action": "what",
+    "firm_id": "firm",
+    "amount": "amount",
+    "state": "state",
+    "proposed_by": "proposed by",
+    "decided_by": "decided by",
+    "decision_reason": "reason",
+}
+
+
+def done(answer: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    """What was done; where a second administrator must approve it first, say so and end the command."""
+    if "proposed_by" not in answer:
+        return answer
+    if as_json:
+        show(answer, as_json=True)
+    else:
+        console.print(f"{answer['id']} waits for a second administrator: heliu approval approve {answer['id']}")
+    raise typer.Exit
+
+
+@approval.command("list")
+def list_proposals(state: Annotated[ProposalState | None, typer.Option()] = None, as_json: JsonFlag = False) -> None:
+    """List what waits, and what became of earlier ones."""
+    rows = call("GET", "/api/approvals", params={"state": state.value} if state else {})
+    show(rows if as_json else [_priced(row) for row in rows], as_json=as_json, columns=COLUMNS)
+
+
+@approval.command("approve")
+def approve(approval_id: str, as_json: JsonFlag = False) -> None:
+    """Let it happen, now. Never one's own."""
+    row = call("POST", f"/api/approvals/{approval_id}/approve")
+    show(row if as_json else _priced(row), as_json=as_json, columns=COLUMNS)
+
+
+@approval.command("refuse")
+def refuse(approval_id: str, reason: Annotated[str, typer.Option(prompt=True)], as_json: JsonFlag = False) -> None:
+    """Refuse it and say why; one's own is taken back this way."""
+    row = call("POST", f"/api/approvals/{approval_id}/refuse", json={"reason": reason})
+    show(row if as_json else _priced(row), as_json=as_json, columns=COLUMNS)
+
+
+@approval.command("policy")
+def policy(
+    amount: Annotated[str | None, typer.Option(help="Yuan: above it, two administrators.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Yuan: a tariff with a higher price needs two.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why the amounts change.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the amounts above which two are needed, or set them; raising them needs two itself."""
+    now = call("GET", "/api/approvals/policy")
+    if amount is not None or rate is not None:
+        body = {
+            "amount_above_micro_yuan": _yuan(amount) if amount else now["amount_above_micro_yuan"],
+            "rate_above_micro_yuan": _yuan(rate) if rate else now["rate_above_micro_yuan"],
+            "reason": reason or typer.prompt("Reason"),
+        }
+        now = done(call("PUT", "/api/approvals/policy", json=body), as_json=as_json)
+    if not as_json:
+        for name in ("amount_above", "rate_above"):
+            now[name] = format_yuan(now.pop(f"{name}_micro_yuan"))
+    show(now, as_json=as_json)
+
+
+def _yuan(text: str) -> int:
+    try:
+        return int(parse_yuan(text))
+    except InvalidInput as error:
+        fail(str(error), code=USAGE)
+
+
+def _priced(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "amount": format_yuan(row["amount_micro_yuan"])}

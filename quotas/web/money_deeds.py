@@ -1,0 +1,221 @@
+"""What administrators do with money, once: at once below the policy's amounts, else when a second one approves."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.auth import Principal
+from kit.ids import new_id
+from kit.units import MAX_AMOUNT, MicroYuan
+from kit.web import Body, View
+from quotas import approvals, audit, cash, charges, programmes, refunds, tariffs
+from quotas.adapters.approval_tables import ProposalRow
+from quotas.applications import firm_of
+from quotas.vocabulary import ChargeId, FirmId, MoneyAction, ProgrammeId
+from quotas.web.approval_schemas import PolicyIn, PolicyOut, ProposalOut
+from quotas.web.money_schemas import AccountOut, CashIn, CashOut, ChargeOut, VoucherIn, VoucherOut
+from quotas.web.price_schemas import TariffIn, TariffOut
+from quotas.web.schemas import Id, Paragraph
+
+PROPOSED: dict[int | str, dict[str, Any]] = {
+    202: {"model": ProposalOut, "description": "a second administrator must approve it"}
+}
+
+
+class CreditLineOrder(Body):
+    firm_id: Id
+    amount_micro_yuan: Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+    reason: Paragraph
+
+
+class RefundOrder(Body):
+    charge_id: Id
+    reason: Paragraph
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """Who does it, when, from where, and under which idempotency key."""
+
+    key: str
+    by: Principal
+    now: datetime
+    origin: str | None
+
+
+async def top_up(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
+    """Book money that reached the platform's bank account."""
+    return await _move(tx, body, deed, cash.record_topup, "cash.top_up")
+
+
+async def withdrawal(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
+    """Book money that was paid back to a firm."""
+    return await _move(tx, body, deed, cash.record_withdrawal, "cash.withdraw")
+
+
+async def _move(
+    tx: AsyncSession, body: CashIn, deed: Deed, how: Callable[..., Awaitable[cash.CashMovement]], action: str
+) -> CashOut:
+    firm = FirmId(body.firm_id)
+    await firm_of(tx, firm)
+    amount = MicroYuan(body.amount_micro_yuan)
+    one = await how(tx, key=deed.key, firm_id=firm, amount=amount, evidence=body.evidence, by=deed.by.id, now=deed.now)
+    await _record(tx, action, one.id, deed, body, firm)
+    return CashOut.of(one)
+
+
+async def voucher_grant(tx: AsyncSession, body: VoucherIn, deed: Deed) -> VoucherOut:
+    """Grant a firm part of a programme's pool."""
+    firm = FirmId(body.firm_id)
+    await firm_of(tx, firm)
+    one = await programmes.grant_voucher(
+        tx,
+        key=deed.key,
+        programme_id=ProgrammeId(body.programme_id),
+        firm_id=firm,
+        amount=MicroYuan(body.amount_micro_yuan),
+        note=body.note,
+        by=deed.by.id,
+        now=deed.now,
+    )
+    await _record(tx, "voucher.grant", one.terms.id, deed, body, firm)
+    return VoucherOut.of(one)
+
+
+async def credit_line(tx: AsyncSession, body: CreditLineOrder, deed: Deed) -> AccountOut:
+    """Let a firm owe up to an amount."""
+    firm = FirmId(body.firm_id)
+    await firm_of(tx, firm)
+    before = await cash.account_of(tx, firm)
+    after = await cash.set_credit_line(tx, firm_id=firm, amount=MicroYuan(body.amount_micro_yuan), now=deed.now)
+    await audit.record(
+        tx,
+        "cash.credit_line",
+        firm,
+        by=deed.by,
+        now=deed.now,
+        firm_id=firm,
+        origin=deed.origin,
+        before={"credit_line": before.credit_line},
+        after={"credit_line": after.credit_line},
+        reason=body.reason,
+    )
+    return AccountOut.of(after)
+
+
+async def refund(tx: AsyncSession, body: RefundOrder, deed: Deed) -> ChargeOut:
+    """Give a charge back by a credit note."""
+    firm = (await charges.charge_of(tx, ChargeId(body.charge_id))).firm_id
+    note = await refunds.refund_charge(tx, charge_id=ChargeId(body.charge_id), reason=body.reason, now=deed.now)
+    await audit.record(
+        tx,
+        "charge.refund",
+        body.charge_id,
+        by=deed.by,
+        now=deed.now,
+        firm_id=firm,
+        origin=deed.origin,
+        after={"credit_note": note.id, "amount": note.amount},
+        reason=body.reason,
+    )
+    return ChargeOut.of(note)
+
+
+async def tariff(tx: AsyncSession, body: TariffIn, deed: Deed) -> TariffOut:
+    """Publish a version of the price book."""
+    one = await tariffs.publish_tariff(
+        tx,
+        name=body.name,
+        valid_from=body.valid_from,
+        rates=body.rates(),
+        windows=body.spans(),
+        by=deed.by.id,
+        now=deed.now,
+    )
+    await _record(tx, "tariff.publish", one.id, deed, body, None)
+    return TariffOut.of(one, body.name)
+
+
+async def policy(tx: AsyncSession, body: PolicyIn, deed: Deed) -> PolicyOut:
+    """Set the amounts above which a second administrator is needed."""
+    row = await approvals.set_policy(
+        tx,
+        amount_above=body.amount_above_micro_yuan,
+        rate_above=body.rate_above_micro_yuan,
+        reason=body.reason,
+        by=deed.by,
+        now=deed.now,
+        origin=deed.origin,
+    )
+    return PolicyOut.of(row)
+
+
+DEEDS: dict[MoneyAction, tuple[type[Body], Callable[..., Awaitable[View]]]] = {
+    MoneyAction.TOP_UP: (CashIn, top_up),
+    MoneyAction.WITHDRAWAL: (CashIn, withdrawal),
+    MoneyAction.VOUCHER_GRANT: (VoucherIn, voucher_grant),
+    MoneyAction.CREDIT_LINE: (CreditLineOrder, credit_line),
+    MoneyAction.REFUND: (RefundOrder, refund),
+    MoneyAction.TARIFF: (TariffIn, tariff),
+    MoneyAction.POLICY: (PolicyIn, policy),
+}
+
+
+async def do_or_propose(
+    tx: AsyncSession,
+    action: MoneyAction,
+    body: Body,
+    *,
+    amount: int,
+    firm_id: FirmId | None,
+    by: Principal,
+    now: datetime,
+    origin: str | None,
+    key: str | None = None,
+) -> Any:
+    """What was done, or the proposal that waits for a second administrator (202)."""
+    limits = await approvals.policy(tx)
+    if isinstance(body, PolicyIn):
+        wanted = {"amount_above": body.amount_above_micro_yuan, "rate_above": body.rate_above_micro_yuan}
+        second = approvals.raises_policy(limits, **wanted)
+    else:
+        second = approvals.needs_second(action, amount, limits)
+    deed = Deed(key or new_id("op"), by, now, origin)
+    if not second:
+        return await DEEDS[action][1](tx, body, deed)
+    if firm_id is not None:
+        await firm_of(tx, firm_id)
+    content = body.model_dump(mode="json")
+    row = await approvals.propose(
+        tx, action, amount, content, key=deed.key, firm_id=firm_id, by=by, now=now, origin=origin
+    )
+    return JSONResponse(ProposalOut.model_validate(row).model_dump(mode="json"), status_code=202)
+
+
+def perform(by: Principal, now: datetime, origin: str | None) -> approvals.Perform:
+    """How an approved proposal is carried out; the approver answers for it, the proposal names who asked."""
+
+    async def carry_out(tx: AsyncSession, row: ProposalRow) -> str:
+        shape, do = DEEDS[MoneyAction(row.action)]
+        done = await do(tx, shape.model_validate(row.body), Deed(row.key, by, now, origin))
+        match done:
+            case AccountOut():
+                return done.firm_id
+            case PolicyOut():
+                return "policy"
+            case CashOut() | VoucherOut() | ChargeOut() | TariffOut():
+                return done.id
+            case _:
+                raise AssertionError(f"{row.action} leads to nothing that has a name")
+
+    return carry_out
+
+
+async def _record(tx: AsyncSession, action: str, subject: str, deed: Deed, body: Body, firm_id: FirmId | None) -> None:
+    after = body.model_dump(mode="json")
+    await audit.record(tx, action, subject, by=deed.by, now=deed.now, firm_id=firm_id, origin=deed.origin, after=after)

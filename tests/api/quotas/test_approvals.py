@@ -1,0 +1,143 @@
+"""Four eyes on money: what one administrator proposes only another one lets happen."""
+
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from kit.db import Database
+from kit.units import MICRO_PER_YUAN
+from tests.api.quotas.conftest import Studio, World
+
+LARGE = 100_001 * MICRO_PER_YUAN
+SMALL = 100_000 * MICRO_PER_YUAN
+BOOK = {"name": "dear", "gpu": [{"pool": "optics-valley/cpu-slot", "micro_yuan_per_gpu_hour": LARGE}]}
+
+
+async def second(world: World) -> httpx.AsyncClient:
+    return await world.member(world.admin, "second@heliu.example", "platform_admin")
+
+
+async def programme(world: World) -> str:
+    body = {
+        "name": "武汉算力券",
+        "funder": "bureau",
+        "share_ppm": 500_000,
+        "pool_micro_yuan": 10 * LARGE,
+        "cap_per_firm_year_micro_yuan": 10 * LARGE,
+        "valid_until": "2027-12-31T00:00:00Z",
+    }
+    answer = await world.admin.post("/api/programmes", json=body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
+
+
+async def balance(studio: Studio) -> int:
+    return (await studio.owner.get("/api/account")).json()["balance_micro_yuan"]
+
+
+def topup(studio: Studio, amount: int = LARGE) -> dict[str, Any]:
+    return {"firm_id": studio.firm_id, "amount_micro_yuan": amount, "evidence": "slip 7"}
+
+
+async def test_a_small_sum_passes_at_once_and_a_large_one_when_a_second_administrator_approves(world: World) -> None:
+    studio, other = await world.studio(), await second(world)
+    assert (await world.admin.post("/api/top-ups", json=topup(studio, SMALL))).status_code == 201
+    key = {"Idempotency-Key": "slip 7"}
+    waiting = await world.admin.post("/api/top-ups", json=topup(studio), headers=key)
+    assert waiting.status_code == 202
+    again = await world.admin.post("/api/top-ups", json=topup(studio), headers=key)
+    proposal = waiting.json()
+    assert again.json() == proposal and proposal["state"] == "open"
+    assert await balance(studio) == SMALL
+    mine = await world.admin.post(f"/api/approvals/{proposal['id']}/approve")
+    assert (mine.status_code, mine.json()["code"]) == (403, "four_eyes")
+    assert [row["id"] for row in (await other.get("/api/approvals?state=open")).json()] == [proposal["id"]]
+    done = await other.post(f"/api/approvals/{proposal['id']}/approve")
+    assert done.status_code == 200, done.text
+    assert done.json()["result_id"].startswith("top_") and await balance(studio) == SMALL + LARGE
+    twice = await other.post(f"/api/approvals/{proposal['id']}/approve")
+    assert (twice.status_code, twice.json()["code"]) == (409, "proposal_decided")
+    changed = await world.admin.post("/api/top-ups", json=topup(studio, LARGE + 1), headers=key)
+    assert changed.json()["code"] == "key_reused"
+    assert await balance(studio) == SMALL + LARGE
+    seen = [row["action"] for row in (await world.admin.get("/api/audit")).json()]
+    assert seen[:3] == ["approval.approve", "cash.top_up", "approval.propose"]
+
+
+async def test_every_kind_of_money_waits_above_the_amount_and_happens_when_approved(world: World) -> None:
+    studio, other = await world.studio(), await second(world)
+    grant = {"programme_id": await programme(world), "firm_id": studio.firm_id, "amount_micro_yuan": LARGE}
+    line = {"amount_micro_yuan": LARGE, "reason": "postpaid"}
+    asked = [
+        ("POST", "/api/top-ups", topup(studio)),
+        ("POST", "/api/withdrawals", topup(studio)),
+        ("POST", "/api/vouchers", grant),
+        ("PUT", f"/api/firms/{studio.firm_id}/credit-line", line),
+        ("POST", "/api/tariffs", BOOK),
+    ]
+    for method, path, body in asked:
+        answer = await world.admin.request(method, path, json=body)
+        assert answer.status_code == 202, answer.text
+        done = await other.post(f"/api/approvals/{answer.json()['id']}/approve")
+        assert done.status_code == 200, (path, done.text)
+    account = (await studio.owner.get("/api/account")).json()
+    assert (account["balance_micro_yuan"], account["credit_line_micro_yuan"]) == (0, LARGE)
+    assert (await studio.owner.get("/api/vouchers")).json()[0]["amount_micro_yuan"] == LARGE
+    assert len((await studio.owner.get("/api/tariffs")).json()) == 1
+
+
+async def test_a_refused_proposal_never_happens_and_its_reason_is_kept(world: World) -> None:
+    studio, other = await world.studio(), await second(world)
+    proposal = (await world.admin.post("/api/top-ups", json=topup(studio))).json()
+    refuse = f"/api/approvals/{proposal['id']}/refuse"
+    assert (await other.post(refuse, json={"reason": ""})).status_code == 422
+    row = (await other.post(refuse, json={"reason": "no such slip"})).json()
+    assert (row["state"], row["decision_reason"]) == ("refused", "no such slip")
+    assert (await other.post(f"/api/approvals/{proposal['id']}/approve")).json()["code"] == "proposal_decided"
+    assert await balance(studio) == 0
+
+
+async def test_what_cannot_be_done_stays_open_and_changes_nothing(world: World) -> None:
+    studio, other = await world.studio(), await second(world)
+    proposal = (await world.admin.post("/api/withdrawals", json=topup(studio))).json()
+    answer = await other.post(f"/api/approvals/{proposal['id']}/approve")
+    assert answer.status_code == 402
+    assert (await other.get("/api/approvals")).json()[0]["state"] == "open"
+
+
+async def test_the_amounts_are_lowered_at_once_and_raised_by_two(world: World) -> None:
+    studio, other = await world.studio(), await second(world)
+    lower = {"amount_above_micro_yuan": 10, "rate_above_micro_yuan": SMALL, "reason": "audit"}
+    assert (await world.admin.put("/api/approvals/policy", json=lower)).status_code == 200
+    assert (await world.admin.post("/api/top-ups", json=topup(studio, 11))).status_code == 202
+    raising = lower | {"amount_above_micro_yuan": SMALL}
+    waiting = await world.admin.put("/api/approvals/policy", json=raising)
+    assert waiting.status_code == 202
+    assert (await world.admin.get("/api/approvals/policy")).json()["amount_above_micro_yuan"] == 10
+    assert (await other.post(f"/api/approvals/{waiting.json()['id']}/approve")).status_code == 200
+    assert (await world.admin.get("/api/approvals/policy")).json()["amount_above_micro_yuan"] == SMALL
+
+
+async def test_only_administrators_decide_and_only_staff_see(world: World) -> None:
+    studio = await world.studio()
+    proposal = (await world.admin.post("/api/top-ups", json=topup(studio))).json()
+    auditor = await world.member(world.admin, "audit@heliu.example", "auditor")
+    assert len((await auditor.get("/api/approvals")).json()) == 1
+    for person in (auditor, studio.owner):
+        assert (await person.post(f"/api/approvals/{proposal['id']}/approve")).status_code == 403
+        assert (await person.post(f"/api/approvals/{proposal['id']}/refuse", json={"reason": "x"})).status_code == 403
+    assert (await studio.owner.get("/api/approvals")).status_code == 403
+
+
+async def test_the_database_itself_wants_four_eyes(world: World, db: Database) -> None:
+    studio = await world.studio()
+    await world.admin.post("/api/top-ups", json=topup(studio))
+    with pytest.raises(IntegrityError, match="proposal_four_eyes"):
+        async with db.transaction() as tx:
+            await tx.execute(
+                text("""UPDATE quotas.proposal SET state = 'approved', decided_by = proposed_by, decided_at = now(),
+                    result_id = 'top_x'""")
+            )
