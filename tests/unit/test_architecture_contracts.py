@@ -1,16 +1,18 @@
 """Who may import what: the contracts hold, they bite, and they cover what the design says."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 from grimp import ImportGraph
 
 from tests.support.only_contract import OnlyContract
-from tests.support.sources import ROOT
+from tests.support.sources import ROOT, name_of, python_files
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONTRACTS = {contract["name"]: contract for contract in PYPROJECT["tool"]["importlinter"]["contracts"]}
@@ -85,3 +87,30 @@ def test_every_dependency_is_declared_by_name_sorted_and_pinned() -> None:
             assert group == sorted(group)
             names = {re.sub(r"\[.*\]", "", requirement).replace("_", "-").lower() for requirement in group}
             assert names <= pinned, f"{constraints} pins what pyproject.toml asks for"
+
+
+def test_what_runs_on_nodes_imports_only_what_the_node_environment_declares() -> None:
+    declared = {
+        re.sub(r"\[.*\]", "", name).replace("-", "_") for name in PYPROJECT["project"]["optional-dependencies"]["node"]
+    }
+    of_the_engine = {"torch", "vllm", "huggingface_hub"}
+    own = {"kit", "scheduler", "serving"}
+    undeclared = {
+        f"{name_of(path)}: {root}"
+        for path in python_files()
+        if path.relative_to(ROOT).parts[:2] in {("scheduler", "node"), ("serving", "node")}
+        for root in imported_roots(path)
+        if root not in declared | of_the_engine | own | sys.stdlib_module_names
+    }
+    assert undeclared == set()
+
+
+def imported_roots(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, inside functions too."""
+    roots: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            roots.add(node.module.partition(".")[0])
+    return roots
