@@ -1,0 +1,24 @@
+import os
+from pathlib import Path
+
+from serving.node import traces
+
+
+def test_what_a_dead_host_left_is_removed_and_a_living_ones_stays(tmp_path: Path) -> None:
+    shm, sockets = tmp_path / "shm", tmp_path / "tmp"
+    mine, dead, reused = traces.own_tag(), "heliu-4194999-1", f"heliu-{os.getpid()}-1"
+    for tag in (mine, dead, reused):
+        (sockets / tag).mkdir(parents=True)
+        (sockets / tag / "socket").touch()
+        shm.mkdir(exist_ok=True)
+        (shm / f"{tag}_0123abcd").touch()
+    (shm / "psm_somebody").touch()
+    (sockets / "heliu-test-x").mkdir()
+    assert traces.sweep(shm=shm, sockets=sockets) == {dead, reused}
+    assert {path.name for path in shm.iterdir()} == {f"{mine}_0123abcd", "psm_somebody"}
+    assert {path.name for path in sockets.iterdir()} == {mine, "heliu-test-x"}
+
+
+def test_the_tag_names_process_and_start_time() -> None:
+    assert traces.own_tag().startswith(f"heliu-{os.getpid()}-")
+    assert traces.own_tag() == traces.own_tag()
