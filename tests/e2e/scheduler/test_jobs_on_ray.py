@@ -227,3 +227,35 @@ async def test_a_ray_head_that_dies_and_comes_back_with_nothing_makes_the_job_ru
     assert (seen["state"], len(seen["attempts"])) == ("succeeded", 2), seen
     assert seen["attempts"][0]["cause"] in ("lease_lost", "node_lost")
     await platform.assert_settled(firm, job_id)
+
+
+async def test_the_commands_bring_a_file_quote_submit_follow_explain_and_fetch(platform: Platform) -> None:
+    firm = await platform.city.firm()
+    token = firm.http.headers["Authorization"].removeprefix("Bearer ")
+    folder = platform.ray.folder / "cli"
+    folder.mkdir()
+    (folder / "shoot.py").write_bytes(PROGRAM)
+
+    async def heliu(*arguments: str) -> str:
+        command = [sys.executable, "-c", "from scheduler.cli import app; app()", *arguments]
+        environment = os.environ | {"HELIU_API_URL": platform.url, "HELIU_TOKEN": token, "PYTHONPATH": str(Path.cwd())}
+        options: dict[str, Any] = {"env": environment, "cwd": folder, "capture_output": True, "text": True}
+        done = await asyncio.to_thread(subprocess.run, command, timeout=120, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    upload = json.loads(await heliu("upload", "shoot.py", "--json"))
+    what = ["script", "--pool", "optics-valley/cpu-slot", "--input", f"shoot.py={upload['id']}", "--max-runtime", "60"]
+    what += ["--param", 'command=["python3", "shoot.py", "2"]', "--param", "runtime_seconds_max=60"]
+    quote = json.loads(await heliu("quote", *what, "--json"))
+    assert "¥0.06" in await heliu("quote", *what)
+    made = json.loads(await heliu("job", "submit", *what, "--quote", quote["id"], "--key", "once", "--json"))
+    assert "shot 1" in await heliu("job", "logs", "-f", made["id"])
+    assert made["id"] in await heliu("job", "list", "--json")
+    assert "It is over: succeeded" in await heliu("job", "why", made["id"])
+    seen = json.loads(await heliu("job", "show", made["id"], "--json"))
+    await heliu("artifact", "get", seen["artifacts"][0]["id"], "--to", "film.txt")
+    assert (folder / "film.txt").read_text() == "the end"
+    assert "0 waiting" in await heliu("queue")
+    for command in (["node", "list"], ["pool", "list"], ["artifact", "list"], ["job", "show", made["id"]]):
+        assert await heliu(*command)
