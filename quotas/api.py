@@ -25,6 +25,9 @@ from quotas.authentication import principal_of as principal_of
 from quotas.bearers import ip_allowed as ip_allowed
 from quotas.cash import account_of as account_of
 from quotas.cash import record_topup as record_topup
+from quotas.ceilings import effective_limits as effective_limits
+from quotas.ceilings import require_within as require_within
+from quotas.ceilings import used_this_month as used_this_month
 from quotas.charges import charge_of as charge_of
 from quotas.charges import charges_of as charges_of
 from quotas.charges import renew_compute as renew_compute

@@ -1,12 +1,13 @@
-"""Quota as data over time: which version is in force at an instant, and whether an ask fits under a cap."""
+"""Quota as data over time: which version is in force at an instant, and whether an ask fits under every limit."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from kit.errors import InvalidInput
 from kit.units import MILLI_PER_GPU, GpuMilli
-from quotas.vocabulary import FirmId, PoolName, RequestState
+from quotas.vocabulary import Ceilings, EffectiveLimits, FirmId, LimitKind, Overrun, PoolName, RequestState, Use
 
 MAX_NOMINAL = GpuMilli(1_000_000 * MILLI_PER_GPU)
 """A million accelerators: beyond it a number is a typing error."""
@@ -77,3 +78,56 @@ def valid_nominal(gpu_milli: int) -> GpuMilli:
             hint="One accelerator is 1000.",
         )
     return GpuMilli(gpu_milli)
+
+
+NO_CEILINGS: Final = Ceilings()
+NOTHING: Final = Use()
+
+
+def tighter(one: Ceilings, other: Ceilings) -> Ceilings:
+    """Of each limit the smaller one; a limit that neither has is none."""
+    return Ceilings(
+        gpu_milli_at_once=_least(one.gpu_milli_at_once, other.gpu_milli_at_once),
+        jobs_at_once=_least(one.jobs_at_once, other.jobs_at_once),
+        gpu_ms_per_period=_least(one.gpu_ms_per_period, other.gpu_ms_per_period),
+        tokens_per_period=_least(one.tokens_per_period, other.tokens_per_period),
+    )
+
+
+def first_overrun(limits: EffectiveLimits, *, firm: Use, project: Use, asked: Use) -> Overrun | None:
+    """The first limit that `asked` more would break, in the order of LimitKind, the firm's before the project's."""
+    for kind in LimitKind:
+        for scope, ceilings, used in (("firm", limits.firm, firm), ("project", limits.project, project)):
+            limit, so_far, more = _of(ceilings, kind), _of_use(used, kind), _of_use(asked, kind)
+            if limit is not None and more and so_far + more > limit:
+                return Overrun(kind, scope, limit, so_far, more)
+    return None
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    known = [limit for limit in (one, other) if limit is not None]
+    return min(known) if known else None
+
+
+def _of(ceilings: Ceilings, kind: LimitKind) -> int | None:
+    match kind:
+        case LimitKind.JOBS_AT_ONCE:
+            return ceilings.jobs_at_once
+        case LimitKind.GPUS_AT_ONCE:
+            return ceilings.gpu_milli_at_once
+        case LimitKind.GPU_TIME:
+            return ceilings.gpu_ms_per_period
+        case LimitKind.TOKENS:
+            return ceilings.tokens_per_period
+
+
+def _of_use(use: Use, kind: LimitKind) -> int:
+    match kind:
+        case LimitKind.JOBS_AT_ONCE:
+            return use.jobs
+        case LimitKind.GPUS_AT_ONCE:
+            return use.gpu_milli
+        case LimitKind.GPU_TIME:
+            return use.gpu_ms
+        case LimitKind.TOKENS:
+            return use.tokens

@@ -17,6 +17,7 @@ from quotas.sessions import forget_old_attempts
 from quotas.web import (
     approval_routes,
     audit_routes,
+    ceiling_routes,
     cohort_routes,
     firm_routes,
     key_routes,
@@ -46,6 +47,7 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         quota_routes.router,
         quota_request_routes.router,
         cohort_routes.router,
+        ceiling_routes.router,
         audit_routes.router(settings.home / AUDIT_HEADS),
         price_routes.router,
         money_routes.router,

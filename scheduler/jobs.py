@@ -26,6 +26,7 @@ from scheduler.admission import topic
 from scheduler.artifacts import artifact_view
 from scheduler.cycle import refusal
 from scheduler.facts import load_state
+from scheduler.firm_limits import require_room
 from scheduler.recipes import DataFile, Prepared, prepare
 from scheduler.snapshot import State, Waiting
 from scheduler.terms import Terms
@@ -297,6 +298,7 @@ async def _accept(
     firm_id = FirmId(job.firm_id)
     candidate = as_candidate(spec, prepared, firm_id, id=job.id, now=now)
     refuse_hopeless(candidate, await load_state(tx, terms, now=now))
+    await require_room(tx, job, now=now)
     if quote_id is not None:
         quote = await _quote(tx, quote_id, firm_id, spec.shape_hash(job.project_id), now=now)
         job.quote_id = quote.id

@@ -21,7 +21,7 @@ from scheduler.adapters.tables import (
     WorkloadRow,
 )
 from scheduler.snapshot import Node, QuotaKey
-from scheduler.vocabulary import AttemptState, JobState, NodeId, NodeState, Placement, WorkloadKind
+from scheduler.vocabulary import JOB_OVER, AttemptState, JobState, NodeId, NodeState, Placement, WorkloadKind
 
 LIVE = (AttemptState.PLACED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
@@ -68,6 +68,12 @@ async def workloads(
     if before is not None:
         query = query.where(col(WorkloadRow.id) < before)
     return (await tx.execute(query.order_by(col(WorkloadRow.id).desc()).limit(limit))).scalars().all()
+
+
+async def not_over(tx: AsyncSession, firm_id: str) -> Sequence[WorkloadRow]:
+    """All of a firm's work that waits or runs."""
+    query = select(WorkloadRow).where(WorkloadRow.firm_id == firm_id, col(WorkloadRow.state).not_in(JOB_OVER))
+    return (await tx.execute(query)).scalars().all()
 
 
 async def queued(tx: AsyncSession) -> Sequence[WorkloadRow]:
