@@ -100,6 +100,7 @@ class ControlPlane:
                 if lease is None:
                     return _lease(await self._begin(tx, firm_id, wanted, least))
                 before = await self._renewed(tx, lease)
+                lease.recalled = before.recalled
                 after = await self._renewed(tx, lease, top_up=wanted)
                 if after.amount_left - before.amount_left < least:
                     raise _NothingFree

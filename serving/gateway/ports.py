@@ -42,7 +42,10 @@ class Treasury(Protocol):
     """Slices of the firms' money, one lease per firm and gateway. Amounts in micro-yuan."""
 
     async def grow(self, firm_id: str, lease: Lease | None, *, least: int, wanted: int) -> Lease | None:
-        """The lease (a new one for None) with up to `wanted` more; unchanged when less than `least` is free."""
+        """The lease (a new one for None) with up to `wanted` more; the same when less than `least` is free.
+
+        Sets `recalled`: a recalled lease does not grow, it has to be shrunk first.
+        """
         ...
 
     async def renew(self, lease: Lease) -> None:

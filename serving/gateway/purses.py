@@ -29,7 +29,9 @@ class _Purse:
     used: float = 0.0
     refused_at: float = 0.0
     refused_amount: int = 0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    topping_up: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the ledger changes the lease: growing and shrinking at once would lose track of one."""
 
 
 class Purses:
@@ -58,7 +60,7 @@ class Purses:
         """
         came = time.monotonic()
         purse = self._purses[firm_id]
-        async with purse.lock:
+        async with purse.topping_up:
             held = self.hold(firm_id, amount)
             if isinstance(held, Hold):
                 return held
@@ -76,22 +78,26 @@ class Purses:
             missing = self.hold(firm_id, amount)
             if isinstance(missing, Hold):
                 return missing
-            lease = purse.lease
-            if lease is not None and lease.expires_ms <= _now_ms() + EXPIRY_MARGIN_MS:
-                lease = purse.lease = None  # lost; what it still owes the ledger takes from free cash
-            purse.lease = await self._treasury.grow(
-                firm_id, lease, least=missing.missing, wanted=max(missing.missing, wanted)
-            )
+            await self._grow(firm_id, purse, least=missing.missing, wanted=max(missing.missing, wanted))
             held = self.hold(firm_id, amount)
             if isinstance(held, Hold):
                 return held
+            if purse.lease is not None and purse.lease.recalled:
+                await self.yield_up(firm_id)  # a recalled lease gets nothing more; what is kept of it does
+                continue
             if time.monotonic() >= deadline or not await self._treasury.recall(firm_id):
                 # Nobody else has any, or nobody gave any: one last look, then money says no.
-                purse.lease = await self._treasury.grow(firm_id, purse.lease, least=held.missing, wanted=held.missing)
+                await self._grow(firm_id, purse, least=held.missing, wanted=held.missing)
                 held = self.hold(firm_id, amount)
                 return held if isinstance(held, Hold) else None
             wanted = 0
             await asyncio.sleep(random.uniform(0.02, 0.12))
+
+    async def _grow(self, firm_id: str, purse: _Purse, *, least: int, wanted: int) -> None:
+        async with purse.changing:
+            if purse.lease is not None and purse.lease.expires_ms <= _now_ms() + EXPIRY_MARGIN_MS:
+                purse.lease = None  # lost; what it still owes the ledger takes from free cash
+            purse.lease = await self._treasury.grow(firm_id, purse.lease, least=least, wanted=wanted)
 
     async def tend(self) -> None:
         """For ever: renew leases in use, give back idle ones."""
@@ -106,7 +112,7 @@ class Purses:
     async def _tend(self, firm_id: str, purse: _Purse) -> None:
         lease = purse.lease
         if lease is None:
-            if time.monotonic() - purse.used > 10 * IDLE_SECONDS and not purse.lock.locked():
+            if time.monotonic() - purse.used > 10 * IDLE_SECONDS and not purse.topping_up.locked():
                 del self._purses[firm_id]
         elif lease.expires_ms <= _now_ms():
             if not lease.held:
@@ -114,7 +120,8 @@ class Purses:
         elif time.monotonic() - purse.used > IDLE_SECONDS and not lease.held:
             await self.yield_up(firm_id)
         elif lease.expires_ms - _now_ms() < self._lease_ms * 9 // 10:
-            await self._treasury.renew(lease)
+            async with purse.changing:
+                await self._treasury.renew(lease)
             if lease.recalled:
                 await self.yield_up(firm_id)
 
@@ -123,7 +130,8 @@ class Purses:
         purse = self._purses.get(firm_id)
         if purse is None or purse.lease is None or purse.lease.expires_ms <= _now_ms():
             return
-        async with self._shipper.paused():  # what is owed stands still while the ledger is told what to keep
+        # What is owed stands still while the ledger is told what to keep.
+        async with self._shipper.paused(), purse.changing:
             lease = purse.lease
             if lease is None:
                 return
