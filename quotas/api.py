@@ -19,10 +19,11 @@ from quotas.applications import firm_of as firm_of
 from quotas.applications import require_active as require_active
 from quotas.applications import review as review
 from quotas.authentication import authenticate as authenticate
-from quotas.authentication import key_limits as key_limits
-from quotas.authentication import load_key as load_key
 from quotas.authentication import principal_of as principal_of
 from quotas.bearers import ip_allowed as ip_allowed
+from quotas.budgets import key_limits as key_limits
+from quotas.budgets import load_key as load_key
+from quotas.budgets import require_budget as require_budget
 from quotas.cash import account_of as account_of
 from quotas.cash import record_topup as record_topup
 from quotas.ceilings import effective_limits as effective_limits

@@ -10,13 +10,17 @@ from fastapi import APIRouter
 from kit.clock import Clock
 from kit.db import Database
 from kit.errors import Unavailable
+from kit.secret_files import load_or_create
 from kit.settings import Settings
+from quotas.alert_delivery import AlertSettings, Sender, deliver
 from quotas.audit_chain import seal_audit
+from quotas.budgets import watch_budgets
 from quotas.ledger_service import sweep
 from quotas.sessions import forget_old_attempts
 from quotas.web import (
     approval_routes,
     audit_routes,
+    budget_routes,
     ceiling_routes,
     cohort_routes,
     firm_routes,
@@ -34,6 +38,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.5
 SWEEPS_PER_LOOK_AT_MONTHS = 600
+SWEEPS_PER_LOOK_AT_BUDGETS = 4
 HEADS = "ledger-heads.jsonl"
 AUDIT_HEADS = "audit-heads.jsonl"
 
@@ -52,9 +57,15 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         price_routes.router,
         money_routes.router,
         approval_routes.router,
+        budget_routes.router(alert_sender(settings)),
         ledger_routes.router(settings.home / HEADS),
         pages.router,
     ]
+
+
+def alert_sender(settings: Settings) -> Sender:
+    """How alerts leave this installation."""
+    return Sender(AlertSettings(), load_or_create(settings.secret_file("webhook_key")).encode())
 
 
 async def run_background(db: Database, clock: Clock, stop: asyncio.Event, heads: Path | None = None) -> None:
@@ -63,6 +74,7 @@ async def run_background(db: Database, clock: Clock, stop: asyncio.Event, heads:
     Block heads go to `heads`; by default a file in this installation's home, outside the database.
     """
     path = heads or Settings().home / HEADS
+    sender = alert_sender(Settings())
     for turn in itertools.count():
         if stop.is_set():
             return
@@ -70,6 +82,9 @@ async def run_background(db: Database, clock: Clock, stop: asyncio.Event, heads:
             seldom = turn % SWEEPS_PER_LOOK_AT_MONTHS == 0
             await sweep(db, clock.now(), path, months=seldom)
             await seal_audit(db, clock.now(), path.with_name(AUDIT_HEADS))
+            if turn % SWEEPS_PER_LOOK_AT_BUDGETS == 0:
+                await watch_budgets(db, clock.now())
+                await deliver(db, sender, clock.now())
             if seldom:
                 await forget_old_attempts(db, now=clock.now())
         except Unavailable as error:

@@ -16,6 +16,7 @@ from quotas.vocabulary_people import KEYS_CHANNEL as KEYS_CHANNEL
 from quotas.vocabulary_people import PLATFORM_FIRM as PLATFORM_FIRM
 from quotas.vocabulary_people import STAFF_ROLES as STAFF_ROLES
 from quotas.vocabulary_people import Ceilings as Ceilings
+from quotas.vocabulary_people import ChannelKind as ChannelKind
 from quotas.vocabulary_people import CohortName as CohortName
 from quotas.vocabulary_people import EffectiveLimits as EffectiveLimits
 from quotas.vocabulary_people import ExportFormat as ExportFormat

@@ -125,6 +125,13 @@ class LimitKind(StrEnum):
     TOKENS = "tokens"
 
 
+class ChannelKind(StrEnum):
+    """How an alert reaches a firm."""
+
+    WEBHOOK = "webhook"
+    EMAIL = "email"
+
+
 class Scope(StrEnum):
     """What an API key may be used for; a key has at least one."""
 

@@ -207,3 +207,26 @@ def test_a_large_sum_waits_for_a_second_administrator_by_command(heliu: Heliu, a
     heliu("approval", "approve", proposal["id"], exit_code=1)
     heliu("approval", "refuse", proposal["id"], "--reason", "typing error")
     assert "¥50.00" in heliu("approval", "policy", "--amount", "50", "--reason", "audit").stdout
+
+
+def test_limits_and_budgets_are_kept_by_command(heliu: Heliu, address: str, admin_token: str) -> None:
+    claim(address, admin_token)
+    heliu("login", "--email", "admin@heliu.example", HELIU_PASSWORD=PASSWORD)
+    firm = apply(heliu, 1)["id"]
+    heliu("firm", "approve", firm)
+    heliu("limit", "set", firm, "--gpus", "2.5", "--jobs", "3", "--gpu-hours", "10", "--tokens", "1000")
+    seen = parsed(heliu("limit", "show", "--firm", firm, "--json"))["effective"]
+    assert seen == {
+        "gpu_milli_at_once": 2500,
+        "jobs_at_once": 3,
+        "gpu_ms_per_period": 36_000_000,
+        "tokens_per_period": 1000,
+    }
+    assert "2.5" in heliu("limit", "show", "--firm", firm).stdout
+    assert len(parsed(heliu("limit", "history", "--firm", firm, "--json"))) == 1
+    budget = parsed(heliu("budget", "set", "12.50", "--hard-stop", "--firm", firm, "--json"))[0]
+    assert "¥12.50" in heliu("budget", "list", "--firm", firm).stdout
+    heliu("budget", "end", budget["id"])
+    assert "whsec_" in heliu("alert", "to", "webhook", "https://hooks.example/x", "--firm", firm).stdout
+    assert "hooks.example" in heliu("alert", "channels", "--firm", firm).stdout
+    assert "nothing yet" in heliu("alert", "list", "--firm", firm).stdout

@@ -101,7 +101,12 @@ async def victim(world: World) -> Victim:
     request = (await studio.owner.post("/api/quota-requests", json=ask)).json()
     quota = {"firm_id": studio.firm_id, "pool": "secret-centre/slot", "nominal_gpu_milli": 2000}
     assert (await world.admin.post("/api/quotas", json=quota)).status_code == 201
+    budget = (await studio.owner.post("/api/budgets", json={"amount_micro_yuan": 7})).json()
+    hook = {"kind": "webhook", "target": "https://secret.example/hook"}
+    channel = (await studio.owner.post("/api/alert-channels", json=hook)).json()
     ids = {
+        "budget_id": budget["id"],
+        "channel_id": channel["id"],
         "firm_id": studio.firm_id,
         "node": studio.firm_id,
         "member_id": (await dev.get("/api/me")).json()["id"],

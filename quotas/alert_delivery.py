@@ -1,0 +1,125 @@
+"""Alerts leave after commit: signed webhooks and e-mail, tried again on a schedule, dead after the last try."""
+
+import asyncio
+import json
+import logging
+import smtplib
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from kit.db import Database
+from kit.errors import InvalidInput
+from kit.units import format_yuan
+from quotas.adapters import budget_store as store
+from quotas.alerts import check_addresses, check_url, next_try, signature, signing_secret
+
+log = logging.getLogger(__name__)
+
+TRY_SECONDS = 10
+CLAIMED = timedelta(seconds=60)
+
+
+class AlertSettings(BaseSettings):
+    """How alerts leave. `HELIU_SMTP_URL=smtp://user:password@host:587`; without it e-mail cannot be sent."""
+
+    model_config = SettingsConfigDict(env_prefix="HELIU_", extra="ignore")
+
+    smtp_url: str | None = None
+    mail_from: str = "heliu@localhost"
+    webhook_private_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """What sending needs: the settings, and the key that channels' secrets are derived from."""
+
+    settings: AlertSettings
+    master: bytes
+
+
+async def deliver(db: Database, sender: Sender, now: datetime) -> int:
+    """Try every message that is due. No transaction is open while one is sent. Returns how many were tried."""
+    async with db.transaction() as tx:
+        due = await store.claim(tx, now=now, until=now + CLAIMED)
+    await asyncio.gather(*(_try(db, sender, message, now) for message in due))
+    return len(due)
+
+
+async def _try(db: Database, sender: Sender, message: Mapping[str, Any], now: datetime) -> None:
+    error: str | None = None
+    try:
+        async with asyncio.timeout(TRY_SECONDS):
+            if message["ended_at"] is not None:
+                raise InvalidInput("The channel was ended.")
+            await (_post if message["kind"] == "webhook" else _mail)(sender, message, now)
+    except (httpx.HTTPError, OSError, smtplib.SMTPException, InvalidInput, TimeoutError, ValueError) as problem:
+        error = (str(problem) or type(problem).__name__)[:500]
+    pause = next_try(message["tries"])
+    hopeless = pause is None or message["ended_at"] is not None
+    state = "delivered" if error is None else "dead" if hopeless else "waiting"
+    async with db.transaction() as tx:
+        await store.resolve(tx, message["id"], state=state, now=now, next_at=now + (pause or timedelta(0)), error=error)
+    if error is not None:
+        log.warning("an alert was not delivered", extra={"delivery": message["id"], "error": error, "state": state})
+
+
+async def _post(sender: Sender, message: Mapping[str, Any], now: datetime) -> None:
+    """Send to the address that was checked, not to what a second look-up of the name would say."""
+    private_ok = sender.settings.webhook_private_ok
+    parts = urlsplit(check_url(message["target"], private_ok=private_ok))
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = sorted({str(one[4][0]) for one in found})
+    check_addresses(addresses, private_ok=private_ok)
+    body = json.dumps({"type": "budget.reached", "timestamp": message["at"].isoformat(), "data": _facts(message)})
+    stamp = int(now.timestamp())
+    secret = signing_secret(sender.master, message["channel_id"])
+    headers = {
+        "Host": parts.netloc,
+        "Content-Type": "application/json",
+        "webhook-id": message["id"],
+        "webhook-timestamp": str(stamp),
+        "webhook-signature": signature(secret, message["id"], stamp, body.encode()),
+    }
+    url = httpx.URL(message["target"]).copy_with(host=addresses[0])
+    async with httpx.AsyncClient(timeout=TRY_SECONDS, trust_env=False) as client:
+        answer = await client.post(url, content=body, headers=headers, extensions={"sni_hostname": host})
+    if not answer.is_success:
+        raise InvalidInput(f"it answered {answer.status_code}")
+
+
+async def _mail(sender: Sender, message: Mapping[str, Any], _now: datetime) -> None:
+    if sender.settings.smtp_url is None:
+        raise InvalidInput("HELIU_SMTP_URL is not set: this installation cannot send e-mail.")
+    facts = _facts(message)
+    mail = EmailMessage()
+    mail["From"], mail["To"] = sender.settings.mail_from, message["target"]
+    mail["Subject"] = f"Heliu: {message['threshold']} % of a budget is used ({message['period']})"
+    spent, amount = format_yuan(message["spent"]), format_yuan(message["amount"])
+    mail.set_content(f"{spent} of {amount} are used.\n\n" + "\n".join(f"{name}: {facts[name]}" for name in facts))
+    await asyncio.to_thread(_submit, sender.settings.smtp_url, mail)
+
+
+def _submit(url: str, mail: EmailMessage) -> None:
+    parts = urlsplit(url)
+    kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
+    with kind(parts.hostname or "localhost", parts.port or 0, timeout=TRY_SECONDS) as server:
+        if parts.username:
+            if parts.scheme != "smtps":
+                server.starttls()
+            server.login(unquote(parts.username), unquote(parts.password or ""))
+        server.send_message(mail)
+
+
+def _facts(message: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("alert_id", "budget_id", "firm_id", "project_id", "key_id", "period", "threshold", "hard_stop")
+    facts = {name: message[name] for name in names}
+    return facts | {"amount_micro_yuan": message["amount"], "spent_micro_yuan": message["spent"]}

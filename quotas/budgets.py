@@ -1,0 +1,173 @@
+"""Monthly budgets per firm, project and key: thresholds that alert, and a hard stop where it is wanted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit import events
+from kit.auth import Principal
+from kit.db import Database, notify
+from kit.errors import Conflict, Forbidden, InvalidInput, NoMoney, NotFound
+from kit.ids import new_id
+from kit.units import format_yuan
+from quotas import audit, authentication
+from quotas.adapters import budget_store as store
+from quotas.alerts import HARD_STOP_AT, crossed
+from quotas.applications import require_active
+from quotas.keys import key_not_found, key_row
+from quotas.projects import project_of
+from quotas.statements import period_of
+from quotas.vocabulary import KEYS_CHANNEL, FirmId, KeyGrant, KeyId, ProjectId
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpec:
+    """A month's budget of a firm, or of one of its projects or keys (a key's counts its tokens)."""
+
+    firm_id: FirmId
+    amount: int
+    thresholds: tuple[int, ...]
+    hard_stop: bool
+    project_id: ProjectId | None = None
+    key_id: KeyId | None = None
+
+
+async def set_budget(
+    tx: AsyncSession, spec: BudgetSpec, *, by: Principal, now: datetime, origin: str | None = None
+) -> str:
+    """Make a budget; returns its id. Raises Conflict (`budget_exists`), NotFound for a foreign project or key."""
+    await require_active(tx, spec.firm_id)
+    if spec.project_id is not None and spec.key_id is not None:
+        raise InvalidInput("A budget is a firm's, a project's or a key's.", code="budget_of_two")
+    if spec.project_id is not None:
+        await project_of(tx, spec.project_id, spec.firm_id)
+    if spec.key_id is not None and (await key_row(tx, spec.key_id)).firm_id != spec.firm_id:
+        raise key_not_found(spec.key_id)
+    thresholds = set(spec.thresholds) | ({HARD_STOP_AT} if spec.hard_stop else set())
+    row = {
+        "id": new_id("bud"),
+        "firm_id": spec.firm_id,
+        "project_id": spec.project_id,
+        "key_id": spec.key_id,
+        "amount": spec.amount,
+        "thresholds": sorted(thresholds),
+        "hard_stop": spec.hard_stop,
+        "created_by": by.id,
+        "created_at": now,
+    }
+    if not await store.insert(tx, "budget", row):
+        raise Conflict("It has a budget already.", code="budget_exists", hint="End that one first.")
+    await audit.record(
+        tx, "budget.set", row["id"], by=by, now=now, firm_id=spec.firm_id, origin=origin, after={**row, "at": now}
+    )
+    return row["id"]
+
+
+async def budgets_of(tx: AsyncSession, firm_id: FirmId, *, now: datetime) -> Sequence[Mapping[str, Any]]:
+    """A firm's budgets with what their month has spent."""
+    return await store.budgets(tx, period=period_of(now), firm_id=firm_id)
+
+
+async def budget_row(tx: AsyncSession, budget_id: str) -> Mapping[str, Any]:
+    """The budget, locked. Raises NotFound."""
+    row = await store.one(tx, "budget", budget_id)
+    if row is None:
+        raise budget_not_found(budget_id)
+    return row
+
+
+async def end_budget(
+    tx: AsyncSession, row: Mapping[str, Any], *, by: Principal, now: datetime, origin: str | None = None
+) -> None:
+    """End a budget; whatever it stopped goes on."""
+    await store.end(tx, "budget", row["id"], now=now)
+    await audit.record(tx, "budget.end", row["id"], by=by, now=now, firm_id=row["firm_id"], origin=origin)
+    await notify(tx, KEYS_CHANNEL, "*")
+
+
+async def require_budget(tx: AsyncSession, firm_id: FirmId, project_id: ProjectId, *, now: datetime) -> None:
+    """Return unless a hard budget of the firm or the project is used up by charges and holds.
+
+    Raises NoMoney (`budget_reached`).
+    """
+    for row in await store.budgets(tx, period=period_of(now), firm_id=firm_id):
+        if row["hard_stop"] and row["key_id"] is None and row["project_id"] in (None, project_id):
+            _refuse_if_used_up(row)
+
+
+async def load_key(tx: AsyncSession, bearer: str, *, now: datetime) -> KeyGrant:
+    """What an API key allows whoever spends by it: `authentication.load_key`, refused when a hard budget is used up."""
+    grant = await authentication.load_key(tx, bearer, now=now)
+    stopped = await _stopping(tx, grant, now=now)
+    if stopped is not None:
+        raise Forbidden(_used_up(stopped), code="budget_reached", hint="Raise the budget, or wait for the next month.")
+    return grant
+
+
+async def key_limits(tx: AsyncSession, key_id: KeyId, *, now: datetime | None = None) -> KeyGrant | None:
+    """What a key allows now; None when there is none, or (with `now`) when a hard budget over it is used up."""
+    grant = await authentication.key_limits(tx, key_id)
+    if grant is None or now is None or await _stopping(tx, grant, now=now) is None:
+        return grant
+    return None
+
+
+async def watch_budgets(db: Database, now: datetime) -> int:
+    """Raise an alert for each threshold that was reached, once a month, and queue its messages. Returns how many."""
+    period = period_of(now)
+    made = 0
+    async with db.transaction() as tx:
+        known = await store.raised(tx, period)
+        for row in await store.budgets(tx, period=period):
+            for threshold in crossed(row["thresholds"], spent=row["spent"], amount=row["amount"]):
+                if (row["id"], threshold) not in known:
+                    made += await _raise(tx, row, threshold, period, now=now)
+    return made
+
+
+def budget_not_found(budget_id: str) -> NotFound:
+    """The one answer for a budget that does not exist and for another firm's."""
+    return NotFound(f"There is no budget {budget_id}.", code="budget_not_found")
+
+
+async def _raise(tx: AsyncSession, row: Mapping[str, Any], threshold: int, period: str, *, now: datetime) -> int:
+    alert = {
+        "id": new_id("alr"),
+        "budget_id": row["id"],
+        "firm_id": row["firm_id"],
+        "period": period,
+        "threshold": threshold,
+        "amount": row["amount"],
+        "spent": row["spent"],
+        "at": now,
+    }
+    if not await store.insert(tx, "alert", alert):
+        return 0
+    for channel in await store.channels(tx, row["firm_id"]):
+        message = {"id": new_id("dlv"), "alert_id": alert["id"], "channel_id": channel["id"], "state": "waiting"}
+        await store.insert(tx, "delivery", {**message, "next_at": now})
+    await events.append(tx, "budget.reached", row["id"], alert, now=now, firm_id=row["firm_id"])
+    if row["hard_stop"] and threshold == HARD_STOP_AT:
+        await notify(tx, KEYS_CHANNEL, "*")
+    return 1
+
+
+async def _stopping(tx: AsyncSession, grant: KeyGrant, *, now: datetime) -> Mapping[str, Any] | None:
+    for row in await store.budgets(tx, period=period_of(now), firm_id=grant.firm_id):
+        mine = row["project_id"] in (None, grant.project_id) and row["key_id"] in (None, grant.key_id)
+        if row["hard_stop"] and mine and row["spent"] >= row["amount"]:
+            return row
+    return None
+
+
+def _refuse_if_used_up(row: Mapping[str, Any]) -> None:
+    if row["spent"] + row["held"] >= row["amount"]:
+        raise NoMoney(_used_up(row), code="budget_reached", hint="Raise the budget, or wait for the next month.")
+
+
+def _used_up(row: Mapping[str, Any]) -> str:
+    whose = "project's" if row["project_id"] else "key's" if row["key_id"] else "firm's"
+    return f"The {whose} budget of {format_yuan(row['amount'])} a month is used up."

@@ -1,0 +1,117 @@
+"""`heliu budget`, `alert`: what a month may cost, and who hears of it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from kit.cli import USAGE, JsonFlag, call, fail, show
+from kit.errors import InvalidInput
+from kit.units import format_yuan, parse_yuan
+from quotas.vocabulary import ChannelKind
+
+app = typer.Typer()
+budget = typer.Typer(help="Monthly budgets of a firm, its projects and keys.", no_args_is_help=True)
+alert = typer.Typer(help="Who hears of budgets, and what became of each message.", no_args_is_help=True)
+app.add_typer(budget, name="budget")
+app.add_typer(alert, name="alert")
+
+FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
+BUDGET_COLUMNS = {
+    "id": "budget",
+    "project_id": "project",
+    "key_id": "key",
+    "amount": "a month",
+    "spent": "spent",
+    "thresholds": "alerts at %",
+    "hard_stop": "hard stop",
+}
+ALERT_COLUMNS = {
+    "at": "when",
+    "budget_id": "budget",
+    "threshold": "%",
+    "spent": "spent",
+    "delivery_id": "message",
+    "state": "state",
+    "tries": "tries",
+    "last_error": "error",
+}
+
+
+@budget.command("set")
+def set_budget(
+    amount: Annotated[str, typer.Argument(help="Yuan a month.")],
+    project_id: Annotated[str | None, typer.Option("--project")] = None,
+    key_id: Annotated[str | None, typer.Option("--key", help="Counts the key's tokens.")] = None,
+    at: Annotated[list[int] | None, typer.Option(help="Per cent that alert; default 50, 80, 100.")] = None,
+    hard_stop: Annotated[bool, typer.Option("--hard-stop", help="Refuse what comes after 100 %.")] = False,
+    firm_id: FirmOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a firm, a project or a key so much a month."""
+    try:
+        micro = int(parse_yuan(amount))
+    except InvalidInput as error:
+        fail(str(error), code=USAGE)
+    body: dict[str, Any] = {"amount_micro_yuan": micro, "hard_stop": hard_stop}
+    body |= {"project_id": project_id, "key_id": key_id, "firm_id": firm_id} | ({"thresholds": at} if at else {})
+    _show([call("POST", "/api/budgets", json=body)], as_json, BUDGET_COLUMNS)
+
+
+@budget.command("list")
+def list_budgets(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
+    """List budgets and what this month has spent."""
+    _show(call("GET", "/api/budgets", params=_of(firm_id)), as_json, BUDGET_COLUMNS)
+
+
+@budget.command("end")
+def end_budget(budget_id: str) -> None:
+    """End a budget; what it stopped goes on."""
+    call("DELETE", f"/api/budgets/{budget_id}")
+
+
+@alert.command("to")
+def add_channel(
+    kind: ChannelKind,
+    target: Annotated[str, typer.Argument(help="https://… or an e-mail address")],
+    firm_id: FirmOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send alerts to a webhook (its secret is shown) or an e-mail address."""
+    body = {"kind": kind.value, "target": target, "firm_id": firm_id}
+    show(call("POST", "/api/alert-channels", json=body), as_json=as_json)
+
+
+@alert.command("channels")
+def list_channels(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
+    """List where alerts go."""
+    columns = {"id": "channel", "kind": "kind", "target": "to"}
+    show(call("GET", "/api/alert-channels", params=_of(firm_id)), as_json=as_json, columns=columns)
+
+
+@alert.command("end")
+def end_channel(channel_id: str) -> None:
+    """Send nothing there any more."""
+    call("DELETE", f"/api/alert-channels/{channel_id}")
+
+
+@alert.command("list")
+def list_alerts(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
+    """List alerts, newest first, and what became of each message."""
+    _show(call("GET", "/api/alerts", params=_of(firm_id)), as_json, ALERT_COLUMNS)
+
+
+@alert.command("replay")
+def replay(delivery_id: str) -> None:
+    """Send a message again."""
+    call("POST", f"/api/deliveries/{delivery_id}/replay")
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, columns: dict[str, str]) -> None:
+    if not as_json:
+        money = {"amount_micro_yuan": "amount", "spent_micro_yuan": "spent"}
+        rows = [{**row, **{short: format_yuan(row[name]) for name, short in money.items()}} for row in rows]
+    show(rows, as_json=as_json, columns=columns)
+
+
+def _of(firm_id: str | None) -> dict[str, str]:
+    return {"firm_id": firm_id} if firm_id else {}

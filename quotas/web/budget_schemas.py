@@ -1,0 +1,73 @@
+"""What budgets and alerts look like on the wire."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from kit.web import Body, View
+from quotas.vocabulary import ChannelKind
+from quotas.web.money_schemas import Amount
+from quotas.web.schemas import Id
+
+Percent = Annotated[int, Field(ge=1, le=1000)]
+
+
+class BudgetIn(Body):
+    """Without a project or key: the whole firm's. A hard stop refuses what comes after 100 %."""
+
+    firm_id: Id | None = None
+    project_id: Id | None = None
+    key_id: Id | None = None
+    amount_micro_yuan: Amount
+    thresholds: Annotated[tuple[Percent, ...], Field(min_length=1, max_length=10)] = (50, 80, 100)
+    hard_stop: bool = False
+
+
+class BudgetOut(View):
+    id: str
+    firm_id: str
+    project_id: str | None
+    key_id: str | None
+    amount_micro_yuan: Annotated[int, Field(validation_alias="amount")]
+    spent_micro_yuan: Annotated[int, Field(validation_alias="spent")]
+    thresholds: list[int]
+    hard_stop: bool
+    created_by: str
+    created_at: datetime
+
+
+class ChannelIn(Body):
+    firm_id: Id | None = None
+    kind: ChannelKind
+    target: Annotated[str, StringConstraints(min_length=3, max_length=500, pattern=r"^(https?://\S+|[^@\s]+@[^@\s]+)$")]
+
+
+class ChannelOut(View):
+    """`secret` signs a webhook's messages (Standard Webhooks, v1)."""
+
+    id: str
+    firm_id: str
+    kind: ChannelKind
+    target: str
+    secret: str | None
+    created_by: str
+    created_at: datetime
+
+
+class AlertOut(View):
+    id: str
+    budget_id: str
+    firm_id: str
+    period: str
+    threshold: int
+    amount_micro_yuan: Annotated[int, Field(validation_alias="amount")]
+    spent_micro_yuan: Annotated[int, Field(validation_alias="spent")]
+    at: datetime
+    delivery_id: str | None
+    channel_id: str | None
+    state: str | None
+    tries: int | None
+    next_at: datetime | None
+    last_error: str | None
+    delivered_at: datetime | None

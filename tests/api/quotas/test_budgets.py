@@ -1,0 +1,190 @@
+"""Budgets over HTTP: they alert once a threshold, stop what they shall stop, and their messages arrive signed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from kit.auth import SYSTEM
+from kit.clock import FixedClock
+from kit.db import Database
+from kit.errors import Forbidden, NoMoney
+from quotas import api
+from quotas.alert_channels import add_channel, alerts_of
+from quotas.alert_delivery import AlertSettings, Sender, deliver
+from quotas.alerts import RETRIES, signature, signing_secret
+from quotas.budgets import watch_budgets
+from quotas.cash import record_topup
+from quotas.usage import ingest_tokens
+from quotas.vocabulary import ChannelKind, FirmId, KeyId, ProjectId
+from tests.api.quotas.conftest import Studio, World
+from tests.support.money import publish_prices, tokens, yuan
+
+COST = 105
+"""Micro-yuan of one request in these tests' price book."""
+SENDER = Sender(AlertSettings(webhook_private_ok=True), b"master")
+
+
+class Hook:
+    """An HTTP server that answers what it is told to, and keeps what came."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.came: list[tuple[dict[str, str], bytes]] = []
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head)}
+        self.came.append((headers, await reader.readexactly(int(headers["content-length"]))))
+        writer.write(f"HTTP/1.1 {self.status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def hook() -> AsyncIterator[tuple[Hook, str]]:
+    one = Hook()
+    server = await asyncio.start_server(one.answer, "127.0.0.1", 0)
+    async with server:
+        yield one, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/alerts"
+
+
+async def spend(db: Database, studio: Studio, key: dict[str, str], numbers: range, clock: FixedClock) -> None:
+    firm, key_id = FirmId(studio.firm_id), KeyId(key["id"])
+    used = [tokens(firm, number, at=clock.now(), key_id=key_id) for number in numbers]
+    async with db.transaction() as tx:
+        await record_topup(
+            tx, key=f"slip {numbers}", firm_id=firm, amount=yuan(1), evidence="slip", by="test", now=clock.now()
+        )
+        await ingest_tokens(tx, used, now=clock.now())
+
+
+async def channel(db: Database, studio: Studio, url: str, clock: FixedClock) -> str:
+    """A webhook on this machine, which no route would take."""
+    async with db.transaction() as tx:
+        row = await add_channel(
+            tx, FirmId(studio.firm_id), ChannelKind.WEBHOOK, url, private_ok=True, by=SYSTEM, now=clock.now()
+        )
+    return row["id"]
+
+
+async def test_a_budget_alerts_once_a_threshold_and_its_message_is_signed(
+    world: World, db: Database, clock: FixedClock, hook: tuple[Hook, str]
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    key = (await world.key(studio))["key"]
+    body = {"amount_micro_yuan": 10 * COST, "thresholds": [50, 100]}
+    made = (await studio.owner.post("/api/budgets", json=body)).json()
+    assert (await studio.owner.post("/api/budgets", json=body)).json()["code"] == "budget_exists"
+    channel_id = await channel(db, studio, hook[1], clock)
+    await spend(db, studio, key, range(4), clock)
+    assert await watch_budgets(db, clock.now()) == 0
+    await spend(db, studio, key, range(4, 5), clock)
+    assert await watch_budgets(db, clock.now()) == 1
+    assert await watch_budgets(db, clock.now()) == 0
+    assert await deliver(db, SENDER, clock.now()) == 1
+    assert await deliver(db, SENDER, clock.now() + timedelta(days=1)) == 0
+    headers, content = hook[0].came[0]
+    stamp = int(headers["webhook-timestamp"])
+    secret = signing_secret(b"master", channel_id)
+    assert headers["webhook-signature"] == signature(secret, headers["webhook-id"], stamp, content)
+    told = json.loads(content)["data"]
+    assert (told["budget_id"], told["threshold"], told["spent_micro_yuan"]) == (made["id"], 50, 5 * COST)
+    row = (await studio.owner.get("/api/alerts")).json()[0]
+    assert (row["state"], row["tries"], row["delivery_id"]) == ("delivered", 1, headers["webhook-id"])
+    assert (await studio.owner.get("/api/budgets")).json()[0]["spent_micro_yuan"] == 5 * COST
+
+
+async def test_a_message_that_fails_is_tried_again_then_dead_then_replayed(
+    world: World, db: Database, clock: FixedClock, hook: tuple[Hook, str]
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    key = (await world.key(studio))["key"]
+    await studio.owner.post("/api/budgets", json={"amount_micro_yuan": COST, "thresholds": [100]})
+    await channel(db, studio, hook[1], clock)
+    await spend(db, studio, key, range(1), clock)
+    await watch_budgets(db, clock.now())
+    hook[0].status = 500
+    for pause in (*RETRIES, timedelta(0)):
+        assert await deliver(db, SENDER, clock.now()) == 1
+        assert await deliver(db, SENDER, clock.now()) == 0
+        clock.advance(pause)
+    clock.advance(timedelta(days=9))
+    assert await deliver(db, SENDER, clock.now()) == 0
+    async with db.transaction() as tx:
+        row = (await alerts_of(tx, FirmId(studio.firm_id)))[0]
+    assert (row["state"], row["tries"], row["last_error"]) == ("dead", len(RETRIES) + 1, "it answered 500")
+    hook[0].status = 204
+    clock.advance(timedelta(days=-9) - sum(RETRIES, timedelta(0)))
+    assert (await studio.owner.post(f"/api/deliveries/{row['delivery_id']}/replay")).status_code == 202
+    assert await deliver(db, SENDER, clock.now()) == 1
+    assert (await studio.owner.get("/api/alerts")).json()[0]["state"] == "delivered"
+    assert len({headers["webhook-id"] for headers, _ in hook[0].came}) == 1
+
+
+async def test_a_hard_stop_refuses_jobs_and_keys_and_a_notice_does_not(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    issued = await world.key(studio)
+    project = ProjectId(issued["key"]["project_id"])
+    await spend(db, studio, issued["key"], range(2), clock)
+
+    async def refused() -> list[str]:
+        codes: list[str] = []
+        async with db.transaction() as tx:
+            try:
+                await api.require_budget(tx, FirmId(studio.firm_id), project, now=clock.now())
+            except NoMoney as no:
+                codes.append(f"job {no.code}")
+            try:
+                await api.load_key(tx, issued["token"], now=clock.now())
+            except Forbidden as no:
+                codes.append(f"key {no.code}")
+            if await api.key_limits(tx, KeyId(issued["key"]["id"]), now=clock.now()) is None:
+                codes.append("known key")
+        return codes
+
+    body = {"amount_micro_yuan": 2 * COST}
+    notice = (await studio.owner.post("/api/budgets", json=body)).json()["id"]
+    assert await refused() == []
+    assert (await studio.owner.delete(f"/api/budgets/{notice}")).status_code == 204
+    stop = (await studio.owner.post("/api/budgets", json=body | {"hard_stop": True})).json()["id"]
+    assert await refused() == ["job budget_reached", "key budget_reached", "known key"]
+    assert (await studio.owner.delete(f"/api/budgets/{stop}")).status_code == 204
+    of_key = body | {"hard_stop": True, "key_id": issued["key"]["id"]}
+    assert (await studio.owner.post("/api/budgets", json=of_key)).status_code == 201
+    assert await refused() == ["key budget_reached", "known key"]
+    clock.advance(timedelta(days=31))
+    assert await refused() == []
+
+
+async def test_channels_show_their_secret_and_refuse_private_addresses(world: World) -> None:
+    studio = await world.studio()
+    made = await studio.owner.post("/api/alert-channels", json={"kind": "webhook", "target": "https://hooks.example/x"})
+    assert made.status_code == 201 and made.json()["secret"].startswith("whsec_")
+    private = {"kind": "webhook", "target": "https://169.254.169.254/latest"}
+    assert (await studio.owner.post("/api/alert-channels", json=private)).json()["code"] == "webhook_private"
+    mail = (await studio.owner.post("/api/alert-channels", json={"kind": "email", "target": "f@s.example"})).json()
+    assert mail["secret"] is None
+    assert (await studio.owner.delete(f"/api/alert-channels/{mail['id']}")).status_code == 204
+    assert [row["id"] for row in (await studio.owner.get("/api/alert-channels")).json()] == [made.json()["id"]]
+
+
+async def test_without_a_mail_server_an_email_waits_and_says_why(world: World, db: Database, clock: FixedClock) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    key = (await world.key(studio))["key"]
+    await studio.owner.post("/api/budgets", json={"amount_micro_yuan": COST})
+    await studio.owner.post("/api/alert-channels", json={"kind": "email", "target": "f@s.example"})
+    await spend(db, studio, key, range(1), clock)
+    assert await watch_budgets(db, clock.now()) == 3
+    await deliver(db, SENDER, clock.now())
+    rows = (await studio.owner.get("/api/alerts")).json()
+    assert {row["state"] for row in rows} == {"waiting"}
+    assert "HELIU_SMTP_URL" in rows[0]["last_error"]
