@@ -13,8 +13,9 @@ from scheduler.adapters.tables import WorkloadRow
 async def require_room(tx: AsyncSession, job: WorkloadRow, *, now: datetime) -> None:
     """Return if the job fits beside the firm's work that is not over; until commit no other job of it is taken.
 
-    Raises Refused (`limit_jobs_at_once`, `limit_gpus_at_once`, `limit_gpu_time`).
+    Raises Refused (`limit_jobs_at_once`, `limit_gpus_at_once`, `limit_gpu_time`), NoMoney (`budget_reached`).
     """
+    await quotas.require_budget(tx, FirmId(job.firm_id), ProjectId(job.project_id), now=now)
     limits = await quotas.effective_limits(tx, FirmId(job.firm_id), ProjectId(job.project_id), at=now, admitting=True)
     if limits.effective == Ceilings():
         return

@@ -62,7 +62,7 @@ class ControlPlane:
         """See ports.Keys."""
         now = utc_now()
         async with self._db.transaction() as tx:
-            found = await quotas.key_limits(tx, grant.key_id)
+            found = await quotas.key_limits(tx, grant.key_id, now=now)
         return found if found is not None and found.usable(now=now) else None
 
     async def key_changes(self) -> AsyncIterator[str]:
