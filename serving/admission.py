@@ -5,6 +5,7 @@ adds around a message is less than the JSON around it, and both are capped by th
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 TOKENS_PER_REQUEST_MAX = 256
 """What a chat template may add around a conversation: a default system prompt, begin and generation marks."""
@@ -12,8 +13,7 @@ TOKENS_PER_IMAGE_MAX = 4_096
 PER_MILLION = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """The size of a request, as far as its body tells: `choices` answers to `prompts` prompts."""
 
     body_bytes: int
@@ -24,8 +24,7 @@ class Shape:
     output_tokens_max: int | None = None  # of each choice; None: as much as the context holds
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(NamedTuple):
     """Micro-yuan per million tokens."""
 
     input: int
@@ -36,8 +35,7 @@ class Rate:
 FREE = Rate(0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
+class Reserve(NamedTuple):
     """The most a request can use: tokens counted against windows, micro-yuan held from the allowance."""
 
     tokens: int

@@ -7,6 +7,7 @@ the last count it logged is billed; what the engine counted above that is the pl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 COUNT_EVERY_MS = 200
 """Running counts of open streams are logged at least this often (invariant G1)."""
@@ -22,8 +23,7 @@ class Outcome(StrEnum):
     GATEWAY_KILLED = "gateway_killed"  # billed at the last count logged
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """A usage: all prompt tokens, the cached ones among them, and all output tokens."""
 
     input: int = 0
@@ -74,8 +74,7 @@ class RunningUsage:
         return Tokens(input=sum(self._prompts.values()), output=sum(self._outputs.values()))
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """Whom and what a usage belongs to; written once, when a request first has tokens to log."""
 
     id: str

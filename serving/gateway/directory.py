@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from quotas.vocabulary import PLATFORM_FIRM
 from serving.admission import FREE, Rate
@@ -27,6 +28,7 @@ class Service:
     model: ModelRoute
     firm_id: str | None
     engines: dict[str, Engine] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
 
     @property
     def dedicated(self) -> bool:
@@ -34,8 +36,7 @@ class Service:
         return self.firm_id is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """What a name means to one firm."""
 
     service: Service
@@ -67,7 +68,7 @@ class Directory:
                 firm_id = deployment.firm_id if deployment.kind is DeploymentKind.DEDICATED else None
                 # A circle that is already being used stays the same object, so that who waits in it is found again.
                 service = self.services.get((model.name, firm_id)) or Service(model, firm_id)
-                service.model, service.engines = model, {}
+                service.model, service.engines, service.targets = model, {}, []
                 services[model.name, firm_id] = service
         for route in table.replicas:
             deployment = table.deployments.get(route.deployment_id)
@@ -78,6 +79,7 @@ class Directory:
             if service is not None:
                 engine = _engine(route, before.get(route.id))
                 self._engines[route.id] = service.engines[route.id] = engine
+                service.targets.append(engine.target)
         for id, engine in before.items():
             if self._engines.get(id) is not engine:
                 engine.pool.close()

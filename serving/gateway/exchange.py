@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ANSWER_BYTES_MAX = 64 << 20
 NO_LIMITS = Limits()
+_LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
+_REQUESTS_LEFT = _LEFT % ((b"requests",) * 3)
+_TOKENS_LEFT = _LEFT % ((b"tokens",) * 3)
 
 
 class Exchange:
@@ -461,19 +464,10 @@ class Exchange:
         requests, tokens, ends_ms = remaining(limits, meter, now_ms=self._gateway.now_ms())
         seconds = -(-ends_ms // 1_000)
         head = b""
-        for name, limit, left in (
-            (b"requests", limits.requests_per_minute, requests),
-            (b"tokens", limits.tokens_per_minute, tokens),
-        ):
-            if limit is not None and left is not None:
-                head += b"x-ratelimit-limit-%s: %d\r\nx-ratelimit-remaining-%s: %d\r\nx-ratelimit-reset-%s: %ds\r\n" % (
-                    name,
-                    limit,
-                    name,
-                    left,
-                    name,
-                    seconds,
-                )
+        if requests is not None:
+            head = _REQUESTS_LEFT % (limits.requests_per_minute, requests, seconds)
+        if tokens is not None:
+            head += _TOKENS_LEFT % (limits.tokens_per_minute, tokens, seconds)
         return head
 
     # --- the client -----------------------------------------------------------------------------------------------

@@ -237,8 +237,7 @@ class Gateway:
 
     def _route(self, service: Service, ask: Ask) -> Target | NoRoute:
         self._coin += 1
-        targets = [engine.target for engine in service.engines.values()]
-        return route(targets, ask, now_ms=self.now_ms(), coin=self._coin)
+        return route(service.targets, ask, now_ms=self.now_ms(), coin=self._coin)
 
     def wait(self, exchange: Exchange, service: Service, why: NoRoute) -> Refusal | None:
         """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already."""

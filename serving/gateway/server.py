@@ -3,7 +3,11 @@
 import asyncio
 import contextlib
 import gc
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kit.errors import HeliuError
 from serving.gateway.gateway import Gateway
@@ -14,6 +18,8 @@ from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
 from serving.gateway.usage_log import UsageLog
+
+log = logging.getLogger(__name__)
 
 
 class RunningGateway:
@@ -33,15 +39,16 @@ class RunningGateway:
         gateway, settings = self.gateway, self.gateway.settings
         loop = asyncio.get_running_loop()
         for work in (
-            gateway.follow_routes(), gateway.keys.listen(), gateway.count_streams(), gateway.watch_time(),
-            gateway.note_adapters(), gateway.purses.tend(), gateway.purses.hear(),
-            gateway.shipper.run(settings.ship_every_seconds),
+            gateway.follow_routes, gateway.keys.listen, gateway.count_streams, gateway.watch_time,
+            gateway.note_adapters, gateway.purses.tend, gateway.purses.hear,
+            partial(gateway.shipper.run, settings.ship_every_seconds),
         ):  # fmt: skip
-            self._tasks.append(loop.create_task(work))
+            self._tasks.append(loop.create_task(_forever(work)))
         self.metrics_port = await self._metrics.start("127.0.0.1", settings.metrics_port)
         self.port = await self._server.start(host, port)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be looked at again
+        gc.set_threshold(50_000, 20, 50)  # a request leaves no cycles behind; look for them rarely
 
     async def stop(self) -> None:
         """Drain: nothing new, running answers end within the set time, usage is shipped, leases go back. Once."""
@@ -73,6 +80,16 @@ class RunningGateway:
         gateway.directory.close()
         await asyncio.sleep(0)  # lost connections say so once before the loop is gone
         self._log.close()
+
+
+async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run `work`; what it did not foresee is logged, and it begins again: nothing beside requests ends silently."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a background task of the gateway failed; it begins again")
+        await asyncio.sleep(1)
 
 
 class _MetricsPage:

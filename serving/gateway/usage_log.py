@@ -32,7 +32,7 @@ RETRY_SECONDS = 0.2
 class _Line(msgspec.Struct, array_like=True, omit_defaults=False):
     kind: str  # o(pened) | c(ounted) | e(nded)
     id: str
-    tokens: tuple[int, int, int]
+    tokens: Tokens
     subject: Subject | None = None
     outcome: str = ""
 
@@ -45,11 +45,11 @@ def encode(record: Record) -> bytes:
     """One line of a segment."""
     match record:
         case Closed(subject, tokens, outcome):
-            line = _Line("e", subject.id, (tokens.input, tokens.cached_input, tokens.output), subject, outcome)
+            line = _Line("e", subject.id, tokens, subject, outcome)
         case Opened(subject, tokens):
-            line = _Line("o", subject.id, (tokens.input, tokens.cached_input, tokens.output), subject)
+            line = _Line("o", subject.id, tokens, subject)
         case Counted(id, tokens):
-            line = _Line("c", id, (tokens.input, tokens.cached_input, tokens.output))
+            line = _Line("c", id, tokens)
     payload = _encoder.encode(line)
     return b"%08x %s\n" % (zlib.crc32(payload), payload)
 
@@ -62,7 +62,7 @@ def decode(line: bytes) -> Record | None:
         read = _decoder.decode(line[9:])
     except (ValueError, msgspec.MsgspecError):
         return None
-    tokens = Tokens(*read.tokens)
+    tokens = read.tokens
     if read.kind == "c" or read.subject is None:
         return Counted(read.id, tokens)
     return Opened(read.subject, tokens) if read.kind == "o" else Closed(read.subject, tokens, Outcome(read.outcome))
