@@ -48,7 +48,7 @@ types: .venv-control ## Types (basedpyright; strict on pure files)
 	@$(BIN)/basedpyright --level error
 
 imports: .venv-control ## Who may import what (import-linter)
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo --no-cache # its cache forgets that an import may mean another file once that exists
 
 dependencies: .venv-control ## Every import declared, every declaration imported (deptry)
 	@$(BIN)/deptry kit quotas scheduler serving heliu
