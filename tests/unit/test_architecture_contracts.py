@@ -21,7 +21,13 @@ PURE = CONTRACTS["Pure files decide: no I/O, no clock, no libraries but NumPy"]
 
 def test_every_import_contract_is_kept() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-logo", "--no-cache"],
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command as run; run()",
+            "--no-logo",
+            "--no-cache",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
