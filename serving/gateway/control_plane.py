@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -44,7 +45,7 @@ class ControlPlane:
 
     def __init__(self, db: Database, *, holder: str, lease_seconds: int) -> None:
         self._db = db
-        self._holder = holder
+        self.holder = holder
         self._lease_seconds = lease_seconds
         self._successors: dict[str, str] = {}  # a lease that was shrunk goes on under another id
 
@@ -126,7 +127,7 @@ class ControlPlane:
         """See ports.Treasury. What is kept goes on as a lease of its own, taken in the same transaction."""
         now = utc_now()
         async with self._db.transaction() as tx:
-            await quotas.return_allowance(tx, lease_id=LeaseId(lease.id), holder=self._holder, now=now)
+            await quotas.return_allowance(tx, lease_id=LeaseId(lease.id), holder=self.holder, now=now)
             kept = await self._begin(tx, lease.firm_id, keep, keep) if keep else None
         if kept is not None:
             self._successors[lease.id] = kept.id
@@ -135,36 +136,36 @@ class ControlPlane:
     async def recall(self, firm_id: str) -> bool:
         """See ports.Treasury."""
         async with self._db.transaction() as tx:
-            await quotas.recall_allowances(tx, firm_id=FirmId(firm_id), except_holder=self._holder, now=utc_now())
+            await quotas.recall_allowances(tx, firm_id=FirmId(firm_id), except_holder=self.holder, now=utc_now())
             others = any(
-                held.kind == "allowance" and held.firm_id == firm_id and held.subject != self._holder and held.amount
+                held.kind == "allowance" and held.firm_id == firm_id and held.subject != self.holder and held.amount
                 for held in await quotas.open_holds(tx)
             )
             if others:
-                await notify(tx, ALLOWANCES_CHANNEL, f"{self._holder} {firm_id}")
+                await notify(tx, ALLOWANCES_CHANNEL, f"{self.holder} {firm_id}")
         return others
 
     async def recalls(self) -> AsyncIterator[str]:
         """See ports.Treasury."""
         async for _, payload in self._db.listen([ALLOWANCES_CHANNEL]):
             holder, _, firm_id = payload.partition(" ")
-            if firm_id and holder != self._holder:
+            if firm_id and holder != self.holder:
                 yield firm_id
 
     async def left_behind(self) -> list[str]:
         """Leases of an earlier process with this name."""
         async with self._db.transaction() as tx:
-            return [lease.id for lease in await quotas.open_leases(tx, holder=self._holder)]
+            return [lease.id for lease in await quotas.open_leases(tx, holder=self.holder)]
 
     async def give_back(self, lease_ids: Sequence[str]) -> None:
         """Return leases of an earlier process, once its usage is shipped."""
         async with self._db.transaction() as tx:
             for lease_id in lease_ids:
-                await quotas.return_allowance(tx, lease_id=LeaseId(lease_id), holder=self._holder, now=utc_now())
+                await quotas.return_allowance(tx, lease_id=LeaseId(lease_id), holder=self.holder, now=utc_now())
 
     async def _begin(self, tx: AsyncSession, firm_id: str, wanted: int, least: int) -> AllowanceLease:
         lease = await quotas.lease_allowance(
-            tx, holder=self._holder, firm_id=FirmId(firm_id), amount=MicroYuan(wanted),
+            tx, holder=self.holder, firm_id=FirmId(firm_id), amount=MicroYuan(wanted),
             lease_seconds=self._lease_seconds, now=utc_now(),
         )  # fmt: skip
         if lease.amount_left < least:
@@ -173,7 +174,7 @@ class ControlPlane:
 
     async def _renewed(self, tx: AsyncSession, lease: Lease, *, top_up: int = 0) -> AllowanceLease:
         return await quotas.renew_allowance(
-            tx, lease_id=LeaseId(lease.id), holder=self._holder, top_up=top_up,
+            tx, lease_id=LeaseId(lease.id), holder=self.holder, top_up=top_up,
             lease_seconds=self._lease_seconds, now=utc_now(),
         )  # fmt: skip
 
@@ -184,7 +185,7 @@ class ControlPlane:
         usages = [self._usage(record) for record in records]
         made = [
             serving.EngineUsage(
-                self._holder, r.subject.id, r.subject.engine_start, r.tokens.input, r.tokens.output, u.at
+                self.holder, r.subject.id, r.subject.engine_start, r.tokens.input, r.tokens.output, u.at
             )
             for r, u in zip(records, usages, strict=True)
             if r.subject.engine_start
@@ -213,18 +214,24 @@ class ControlPlane:
             ],
         }
 
-    def _usage(self, record: Closed) -> TokenUsage:
-        subject, tokens = record.subject, record.tokens
-        lease_id = subject.lease_id
+    def as_leased(self, record: Closed) -> Closed:
+        """The record under the id that its lease goes by now."""
+        lease_id = record.subject.lease_id
+        if lease_id not in self._successors:
+            return record
         while lease_id in self._successors:
             lease_id = self._successors[lease_id]
+        return replace(record, subject=record.subject._replace(lease_id=lease_id))
+
+    def _usage(self, record: Closed) -> TokenUsage:
+        subject, tokens = self.as_leased(record).subject, record.tokens
         return TokenUsage(
-            id=subject.id, source=self._holder, key_id=KeyId(subject.key_id), firm_id=FirmId(subject.firm_id),
+            id=subject.id, source=self.holder, key_id=KeyId(subject.key_id), firm_id=FirmId(subject.firm_id),
             project_id=ProjectId(subject.project_id), model=ModelName(subject.model),
             base_model=ModelName(subject.base_model), input=TokenCount(tokens.input),
             cached_input=TokenCount(tokens.cached_input), output=TokenCount(tokens.output),
             at=datetime.fromtimestamp(subject.at_ms / 1000, UTC), outcome=record.outcome.value,
-            lease_id=None if lease_id is None else LeaseId(lease_id), dedicated=subject.dedicated,
+            lease_id=None if subject.lease_id is None else LeaseId(subject.lease_id), dedicated=subject.dedicated,
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from serving.gateway.http_server import Connection, Request
 from serving.gateway.keys import KeyRing
 from serving.gateway.metrics import GatewayMetrics
 from serving.gateway.openai_errors import Refusal, refusal_for
-from serving.gateway.ports import Routes, UsageSink
+from serving.gateway.ports import Routes, Spending
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
@@ -54,7 +54,7 @@ class Gateway:
         routes: Routes,
         purses: Purses,
         shipper: Shipper,
-        usage: UsageSink,
+        spending: Spending,
     ) -> None:
         self.settings = settings
         self.keys = keys
@@ -69,7 +69,7 @@ class Gateway:
         """Set when a drain ran out of time and open streams are cut by us."""
         self.routes_known = asyncio.Event()
         self._routes = routes
-        self._usage = usage
+        self._spending = spending
         self._meters: dict[str, Meter] = {}
         self._limits: dict[tuple[int | None, int | None], Limits] = {}
         self._queues: dict[tuple[str, str | None], FairQueue[Exchange]] = {}
@@ -189,7 +189,7 @@ class Gateway:
             if grant is None:
                 self._plain(reply, Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked"))
             elif request.path == b"/v1/usage":
-                spent = await self._usage.spend(grant, utc_now())
+                spent = await self._spending.spend(grant, utc_now())
                 reply.respond(200, msgspec.json.encode(spent))
             else:
                 self._models(request, reply, grant)

@@ -14,6 +14,7 @@ from kit.ids import new_id
 from kit.settings import Settings
 from kit.telemetry import configure_logging
 from serving.gateway.control_plane import ControlPlane
+from serving.gateway.ledger_process import LedgerProcess
 from serving.gateway.server import RunningGateway, build
 from serving.gateway.settings import GatewaySettings
 
@@ -37,7 +38,10 @@ async def serve(
     assert settings.database_url, "the composition names the database"
     db = Database(settings.database_url, pool_size=settings.database_pool_size)
     control = ControlPlane(db, holder=name_of(folder), lease_seconds=gateway_settings.lease_seconds)
-    running = build(gateway_settings, folder, keys=control, routes=control, treasury=control, usage=control)
+    ledger = LedgerProcess(control, settings.database_url)
+    running = build(
+        gateway_settings, folder, keys=control, routes=control, treasury=control, ledger=ledger, spending=control
+    )
     dead = await _left_behind(control)
     returning = asyncio.get_running_loop().create_task(_return_dead_leases(running, control, dead))
     stop = asyncio.Event()
@@ -52,6 +56,7 @@ async def serve(
     finally:
         returning.cancel()
         await running.stop()
+        await ledger.close()
         await db.close()
 
 

@@ -65,11 +65,13 @@ class Treasury(Protocol):
         ...
 
 
-class UsageSink(Protocol):
+class Ledger(Protocol):
     async def ingest(self, records: Sequence[Closed]) -> None:
         """Charge these records, each exactly once however often it comes. Raises when the ledger is down."""
         ...
 
+
+class Spending(Protocol):
     async def spend(self, grant: KeyGrant, now: datetime) -> dict[str, object]:
         """A key's own usage and spend of this month."""
         ...

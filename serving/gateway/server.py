@@ -13,7 +13,7 @@ from kit.errors import HeliuError
 from serving.gateway.gateway import Gateway
 from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
 from serving.gateway.keys import KeyRing
-from serving.gateway.ports import Keys, Routes, Treasury, UsageSink
+from serving.gateway.ports import Keys, Ledger, Routes, Spending, Treasury
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
@@ -107,18 +107,25 @@ class _MetricsPage:
 
 
 def build(
-    settings: GatewaySettings, folder: Path, *, keys: Keys, routes: Routes, treasury: Treasury, usage: UsageSink
+    settings: GatewaySettings,
+    folder: Path,
+    *,
+    keys: Keys,
+    routes: Routes,
+    treasury: Treasury,
+    ledger: Ledger,
+    spending: Spending,
 ) -> RunningGateway:
     """A gateway over these ports, with its usage log in `folder`."""
     usage_log = UsageLog(folder)
-    shipper = Shipper(usage_log, usage, backlog_max=settings.backlog_max)
+    shipper = Shipper(usage_log, ledger, backlog_max=settings.backlog_max)
     gateway = Gateway(
         settings,
         keys=KeyRing(keys, refresh_seconds=settings.key_seconds, offline_seconds=settings.offline_seconds),
         routes=routes,
         purses=Purses(treasury, shipper, lease_ms=settings.lease_seconds * 1_000, chunk=settings.lease_micro_yuan),
         shipper=shipper,
-        usage=usage,
+        spending=spending,
     )
     limits = HttpLimits(body_bytes_max=settings.body_limit_bytes, head_seconds_max=settings.head_seconds_max)
     return RunningGateway(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kit.errors import HeliuError
 from serving.admission import Lease, shipped
-from serving.gateway.ports import UsageSink
+from serving.gateway.ports import Ledger
 from serving.gateway.usage_log import UsageLog, encode, read_segment
 from serving.metering import Closed, Counted, Opened, Subject, Tokens, replay
 
@@ -34,7 +34,7 @@ class _Owed:
 class Shipper:
     """Writes records to the log and owes each closed one to the ledger until the ledger has it."""
 
-    def __init__(self, usage_log: UsageLog, sink: UsageSink, *, backlog_max: int) -> None:
+    def __init__(self, usage_log: UsageLog, sink: Ledger, *, backlog_max: int) -> None:
         self.log = usage_log
         self._sink = sink
         self._backlog_max = backlog_max

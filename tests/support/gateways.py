@@ -152,7 +152,7 @@ class FakePlane:
 async def running(plane: FakePlane, folder: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
     """A listening gateway over `plane`, stopped afterwards."""
     chosen = GatewaySettings(**{"metrics_port": 0, "drain_seconds": 2, "ship_every_seconds": 0.02} | settings)
-    gateway = build(chosen, folder, keys=plane, routes=plane, treasury=plane, usage=plane)
+    gateway = build(chosen, folder, keys=plane, routes=plane, treasury=plane, ledger=plane, spending=plane)
     await gateway.start("127.0.0.1", 0)
     try:
         deadline = time.monotonic() + 5

@@ -1,0 +1,104 @@
+"""Usage goes to the ledger through a process of its own: charging a batch is work that no open stream should wait for.
+
+The gateway sends frames of usage-log lines, the process answers each with a line: `ok`, or why not.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from kit.db import Database
+from kit.errors import HeliuError, Unavailable
+from kit.telemetry import configure_logging
+from serving.gateway.control_plane import ControlPlane
+from serving.gateway.usage_log import decode, encode
+from serving.metering import Closed
+
+FRAME_BYTES = 4
+NICER = 5
+"""On a machine with too few cores, answering comes before charging."""
+
+
+class LedgerProcess:
+    """The sending side; starts the process when it is first needed and again when it died."""
+
+    def __init__(self, control: ControlPlane, database_url: str) -> None:
+        self._control = control
+        self._environment = os.environ | {"HELIU_DATABASE_URL": database_url, "HELIU_GATEWAY_HOLDER": control.holder}
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, once it runs."""
+        return None if self._process is None else self._process.pid
+
+    async def ingest(self, records: Sequence[Closed]) -> None:
+        """Charge these records. Raises Unavailable when the ledger or the process is away."""
+        lines = b"".join(encode(self._control.as_leased(record)) for record in records)
+        async with self._turn:
+            process = await self._running()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(len(lines).to_bytes(FRAME_BYTES, "big") + lines)
+                await process.stdin.drain()
+                answer = await process.stdout.readline()
+            except OSError as error:
+                raise Unavailable("the gateway's ledger process is gone", hint="it is started again") from error
+            except asyncio.CancelledError:
+                process.kill()  # its next answer would be taken for another frame's
+                raise
+        if answer != b"ok\n":
+            raise Unavailable(answer.decode().strip() or "the gateway's ledger process ended")
+
+    async def close(self) -> None:
+        """End the process; what it was charging it finishes."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            process.kill()
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "serving.gateway.ledger_process",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=self._environment,
+            )  # fmt: skip
+        return self._process
+
+
+async def _charge_frames() -> None:
+    """The receiving side: until the gateway closes its end, or dies."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=64 << 20)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    db = Database(os.environ["HELIU_DATABASE_URL"], pool_size=1)
+    control = ControlPlane(db, holder=os.environ["HELIU_GATEWAY_HOLDER"], lease_seconds=1)
+    try:
+        while True:
+            size = int.from_bytes(await reader.readexactly(FRAME_BYTES), "big")
+            frame = await reader.readexactly(size)
+            records = [decode(line) for line in frame.split(b"\n") if line]
+            try:
+                await control.ingest([record for record in records if isinstance(record, Closed)])
+            except (HeliuError, OSError) as error:
+                answer = str(error).replace("\n", " ")
+            else:
+                answer = "ok"
+            os.write(sys.stdout.fileno(), answer.encode() + b"\n")
+    except asyncio.IncompleteReadError:
+        return
+    finally:
+        await db.close()
+
+
+if __name__ == "__main__":
+    configure_logging("gateway-ledger")
+    os.nice(NICER)
+    asyncio.run(_charge_frames())
