@@ -16,6 +16,7 @@ from quotas.allowances import return_allowance as return_allowance
 from quotas.applications import Application as Application
 from quotas.applications import apply as apply
 from quotas.applications import firm_of as firm_of
+from quotas.applications import halted_firms as halted_firms
 from quotas.applications import require_active as require_active
 from quotas.applications import review as review
 from quotas.authentication import authenticate as authenticate

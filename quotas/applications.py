@@ -145,6 +145,12 @@ async def firm_of(tx: AsyncSession, firm_id: FirmId) -> FirmView:
     return view(await firm_row(tx, firm_id))
 
 
+async def halted_firms(tx: AsyncSession, firm_ids: Sequence[FirmId]) -> dict[FirmId, str]:
+    """Of these firms those that are suspended or closed, each with the sentence that says why its work stops."""
+    rows = await store.firms_in(tx, firm_ids, states=[FirmState.SUSPENDED, FirmState.CLOSED])
+    return {FirmId(row.id): f"the firm is {row.state}: {row.state_reason or 'no reason given'}" for row in rows}
+
+
 async def require_active(tx: AsyncSession, firm_id: FirmId) -> FirmView:
     """The firm, if it may work now. Raises NotFound, or Forbidden naming its state and the reason for it."""
     firm = await firm_row(tx, firm_id)

@@ -18,7 +18,7 @@ from kit.blobs import Blobs
 from kit.clock import Clock
 from kit.db import Database
 from kit.errors import HeliuError, Unavailable
-from scheduler import artifacts, effects, fleet, leases, uploads
+from scheduler import artifacts, effects, fleet, leases, suspensions, uploads
 from scheduler.adapters import store
 from scheduler.admission import Admitted, Postponed, Stale, admit, record_wait
 from scheduler.attempts import finish_workload, request_stop
@@ -90,6 +90,7 @@ async def step(controller: Controller, *, look: bool = True) -> None:
         await _guarded("nodes", look_at_nodes, controller)
     await _guarded("leases", leases.expire, controller.db, controller.terms, controller.clock)
     await _guarded("replicas", leases.renew_holds, controller.db, controller.terms, controller.clock)
+    await _guarded("suspensions", suspensions.drain, controller.db, controller.terms, controller.clock)
     await _guarded("cycle", cycle, controller)
     drive = effects.drive
     await _guarded(

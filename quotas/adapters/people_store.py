@@ -61,6 +61,12 @@ async def firms(tx: AsyncSession, *, states: Sequence[str], after: str, limit: i
     return (await tx.execute(query.order_by(col(FirmRow.id)).limit(limit))).scalars().all()
 
 
+async def firms_in(tx: AsyncSession, firm_ids: Sequence[str], *, states: Sequence[str]) -> Sequence[FirmRow]:
+    """Of these firms those that are in one of these states."""
+    query = select(FirmRow).where(col(FirmRow.id).in_(firm_ids), col(FirmRow.state).in_(states))
+    return (await tx.execute(query)).scalars().all()
+
+
 async def applications_since(tx: AsyncSession, origin: str, since: datetime) -> int:
     """How many firms applied from one address since an instant."""
     query = select(func.count()).where(

@@ -76,6 +76,14 @@ async def not_over(tx: AsyncSession, firm_id: str) -> Sequence[WorkloadRow]:
     return (await tx.execute(query)).scalars().all()
 
 
+async def firms_at_work(tx: AsyncSession) -> Sequence[str]:
+    """Firms with work that waits or runs and was not told to stop."""
+    query = select(WorkloadRow.firm_id).where(
+        col(WorkloadRow.state).not_in(JOB_OVER), col(WorkloadRow.stop_requested_at).is_(None)
+    )
+    return (await tx.execute(query.distinct())).scalars().all()
+
+
 async def queued(tx: AsyncSession) -> Sequence[WorkloadRow]:
     """Everything that waits."""
     query = select(WorkloadRow).where(WorkloadRow.state == JobState.QUEUED)
