@@ -57,7 +57,8 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         price_routes.router,
         money_routes.router,
         approval_routes.router,
-        budget_routes.router(alert_sender(settings)),
+        budget_routes.router,
+        budget_routes.channel_router(alert_sender(settings)),
         ledger_routes.router(settings.home / HEADS),
         pages.router,
     ]
