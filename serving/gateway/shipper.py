@@ -12,13 +12,13 @@ from pathlib import Path
 from kit.errors import HeliuError
 from serving.admission import Lease, shipped
 from serving.gateway.ports import Ledger
-from serving.gateway.usage_log import UsageLog, encode, read_segment
+from serving.gateway.usage_log import SEGMENT_BYTES, UsageLog, encode, read_segment
 from serving.metering import Closed, Counted, Opened, Subject, Tokens, replay
 
 log = logging.getLogger(__name__)
 
 BATCH_MAX = 500
-SEGMENT_BYTES_MAX = 8 << 20
+ROTATE_BYTES = SEGMENT_BYTES - (256 << 10)
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Shipper:
 
         `charge` was settled from `lease` and stays owed there until the ledger has taken it.
         """
-        if self.log.bytes_in_segment > SEGMENT_BYTES_MAX:
+        if self.log.bytes_in_segment > ROTATE_BYTES:
             self.log.rotate()
         segments = self._open.pop(closed.subject.id, None) or []
 
