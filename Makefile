@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 help: ## List the targets
 	@echo 'Heliu. On a fresh machine: make demo'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS=…        what `make demo` and `make test` pass on, e.g. ARGS=--exit, ARGS="-k ledger"'
 	@echo '  HELIU_ENGINE=cuda   vLLM for GPUs instead of its CPU build;  HELIU_HOME=…  where state lives (.heliu)'
