@@ -125,6 +125,20 @@ def migrate() -> None:
         run(Settings())
 
 
+@app.command("bench-target", rich_help_panel="Processes")
+def bench_target(
+    engine: Annotated[str, typer.Argument(help="URL of a running OpenAI-compatible engine, without /v1.")],
+    model: Annotated[str, typer.Option(help="The name the engine serves its model under.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 0,
+    engine_key: Annotated[str, typer.Option(help="The key the engine asks for.", envvar="ENGINE_KEY")] = "",
+    context_tokens: Annotated[int, typer.Option(min=64)] = 2048,
+) -> None:
+    """Serve a gateway with a ready key in front of any engine, for a load generator; prints one line of JSON."""
+    from serving.main import run_bench_target
+
+    run_bench_target(engine, model=model, port=port, engine_key=engine_key, context_tokens=context_tokens)
+
+
 def _mount_packages() -> None:
     from quotas import cli as people_and_money
     from scheduler import cli as work

@@ -90,3 +90,10 @@ def run_gateway(settings: Settings) -> None:
     from serving.gateway.main import run  # its event loop and parsers are not for the other processes
 
     run(settings)
+
+
+def run_bench_target(engine: str, *, model: str, port: int, engine_key: str, context_tokens: int) -> None:
+    """Serve a furnished gateway in front of any engine, for a load generator. Blocks."""
+    from serving.gateway.bench_target import run
+
+    run(engine, model=model, port=port, engine_key=engine_key, context_tokens=context_tokens)

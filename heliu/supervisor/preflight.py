@@ -1,5 +1,6 @@
 """What must hold before anything is started; each refusal says what to do."""
 
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ from kit.errors import Conflict, Refused, Unavailable
 from kit.settings import Settings
 
 FREE_BYTES_MIN = 1 << 30
+GATEWAY_METRICS_PORT = 8702
 
 
 def check(settings: Settings) -> None:
@@ -60,6 +62,7 @@ def _need_ports(settings: Settings) -> None:
     wanted = {
         "HELIU_API_PORT": settings.api_port,
         "HELIU_GATEWAY_PORT": settings.gateway_port,
+        "HELIU_GATEWAY_METRICS_PORT": int(os.environ.get("HELIU_GATEWAY_METRICS_PORT", GATEWAY_METRICS_PORT)),
         "HELIU_RAY_GCS_PORT": settings.ray_gcs_port,
         "HELIU_RAY_DASHBOARD_PORT": settings.ray_dashboard_port,
     }

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -73,7 +74,7 @@ def services(settings: Settings) -> list[Service]:
             "migrate", _heliu("migrate"), lambda: _control_environment(layout), _always, after=after_database, once=True
         ),
         _http("api", settings.api_port, layout, ("migrate",)),
-        _http("gateway", settings.gateway_port, layout, ("migrate",)),
+        _http("gateway", settings.gateway_port, layout, ("migrate",), stop_seconds_max=30),  # running streams may end
         Service("controller", _heliu("controller"), lambda: _control_environment(layout), _always, after=("migrate",)),
     ]
 
@@ -149,11 +150,12 @@ class RayProbe:
         return await _get(url, headers={"Authorization": f"Bearer {token}"})
 
 
-def _http(name: str, port: int, layout: Layout, after: tuple[str, ...]) -> Service:
+def _http(name: str, port: int, layout: Layout, after: tuple[str, ...], stop_seconds_max: float = 10) -> Service:
     async def ready() -> bool:
         return (await _get(f"http://{layout.settings.host}:{port}/healthz")) is not None
 
-    return Service(name, _heliu(name), lambda: _control_environment(layout), ready, after=after)
+    environment = partial(_control_environment, layout)
+    return Service(name, _heliu(name), environment, ready, after=after, stop_seconds_max=stop_seconds_max)
 
 
 def _control_environment(layout: Layout) -> dict[str, str]:

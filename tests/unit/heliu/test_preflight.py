@@ -14,12 +14,13 @@ from kit.settings import Settings
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A home that may start: a node environment is there and its ports are free."""
     for program in ("python", "ray"):
         (tmp_path / "node" / "bin").mkdir(parents=True, exist_ok=True)
         (tmp_path / "node" / "bin" / program).touch()
-    ports = iter(_free_ports(4))
+    ports = iter(_free_ports(5))
+    monkeypatch.setenv("HELIU_GATEWAY_METRICS_PORT", str(next(ports)))
     return Settings(
         home=tmp_path / "home",
         node_venv=tmp_path / "node",
