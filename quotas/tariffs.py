@@ -88,11 +88,16 @@ async def publish_tariff(
         await tx.flush()
     until = min((other.valid_from for other in others if other.valid_from > start), default=None)
     tariff = Tariff(TariffId(new_id("trf")), start, until, dict(rates), tuple(windows))
+    await _write(tx, tariff, name=name, by=by, now=now)
+    return tariff
+
+
+async def _write(tx: AsyncSession, tariff: Tariff, *, name: str, by: str, now: datetime) -> None:
     tx.add(
         TariffRow(
             id=tariff.id,
             name=name,
-            validity=Range(start, until, bounds="[)"),
+            validity=Range(tariff.valid_from, tariff.valid_until, bounds="[)"),
             windows=[
                 {
                     "name": w.name,
@@ -118,7 +123,6 @@ async def publish_tariff(
         for k, micro in tariff.rates.items()
     )
     await tx.flush()
-    return tariff
 
 
 async def tariff_names(tx: AsyncSession) -> dict[str, str]:
@@ -156,11 +160,22 @@ def token_rates(tariff: Tariff, model: str, window: str) -> tuple[int, int, int]
 
 
 async def set_centre_contract(tx: AsyncSession, *, centre: CentreName, payout_ppm: Ppm, now: datetime) -> None:
-    """From now on pay a centre `payout_ppm` of the list price of the time it lends."""
+    """From now on pay a centre `payout_ppm` of the list price of the time it lends.
+
+    Raises Conflict (`contract_begins_later`) when one begins at this very instant or, by another clock, after it.
+    """
     await tx.execute(
         text("SELECT pg_advisory_xact_lock(hashtext('quotas.contract:' || :centre))"),
         {"centre": centre},
     )
+    later = await tx.execute(
+        text("SELECT 1 FROM quotas.centre_contract WHERE centre = :centre AND lower(validity) >= :now LIMIT 1"),
+        {"centre": centre, "now": now},
+    )
+    if later.scalar_one_or_none() is not None:
+        raise Conflict(
+            f"A contract of {centre} has just begun.", code="contract_begins_later", hint="Look at it, then try again."
+        )
     await tx.execute(
         text("""UPDATE quotas.centre_contract SET validity = tstzrange(lower(validity), :now)
             WHERE centre = :centre AND validity @> CAST(:now AS timestamptz)"""),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Path, Query
 
 from kit.auth import Principal
 from quotas import audit, cash, charges, programmes, statement_service
@@ -134,7 +134,12 @@ async def account(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None
 
 @router.put("/firms/{firm_id}/credit-line", response_model=AccountOut, responses=PROPOSED)
 async def set_credit_line(
-    firm_id: str, body: CreditLineIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
+    firm_id: Annotated[str, Path(max_length=64)],
+    body: CreditLineIn,
+    principal: CurrentPrincipal,
+    db: Db,
+    now: Now,
+    origin: Origin,
 ) -> object:
     """Let a firm pay later, up to an amount; zero makes it prepaid again. Four eyes above the policy's amount."""
     firm, amount = _firm(principal, firm_id, Action.TOPUP_RECORD), body.amount_micro_yuan

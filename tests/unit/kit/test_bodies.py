@@ -49,3 +49,10 @@ def test_what_is_wrong_is_refused_and_its_place_is_named(wrong: dict[str, Any], 
     with pytest.raises(ValidationError) as refusal:
         as_fastapi_does(wrong)
     assert [fault["loc"] for fault in refusal.value.errors()] == [where]
+
+
+def test_an_error_that_ends_in_a_log_does_not_repeat_what_was_sent() -> None:
+    for read in (Outer.model_validate, as_fastapi_does):
+        with pytest.raises(ValidationError) as refused:
+            read({"inner": {"colour": "a secret"}, "count": "a secret"})
+        assert "a secret" not in str(refused.value)
