@@ -57,12 +57,18 @@ def reserve(shape: Shape, rate: Rate, context_tokens: int) -> Reserve:
     prompts = shape.prompts
     answers = prompts * shape.choices
     prompt = prompt_tokens_max(shape, context_tokens)
-    wanted = context_tokens if shape.output_tokens_max is None else min(shape.output_tokens_max, context_tokens)
-    long_prompt = (prompt, answers * min(wanted, max(0, context_tokens - prompt // prompts)))
-    long_output = (min(prompt, prompts * max(1, context_tokens - wanted)), answers * wanted)
+    wanted = shape.output_tokens_max
+    if wanted is None or wanted > context_tokens:
+        wanted = context_tokens
+    short_output = answers * max(0, min(wanted, context_tokens - prompt // prompts))
+    short_prompt = min(prompt, prompts * max(1, context_tokens - wanted))
+    full_output = answers * wanted
     return Reserve(
-        tokens=max(i + o for i, o in (long_prompt, long_output)),
-        micro_yuan=max(cost(rate, input=i, cached_input=0, output=o) for i, o in (long_prompt, long_output)),
+        tokens=max(prompt + short_output, short_prompt + full_output),
+        micro_yuan=max(
+            cost(rate, input=prompt, cached_input=0, output=short_output),
+            cost(rate, input=short_prompt, cached_input=0, output=full_output),
+        ),
     )
 
 
@@ -71,7 +77,7 @@ def cost(rate: Rate, *, input: int, cached_input: int, output: int) -> int:
 
     `input` counts all prompt tokens, `cached_input` those of them that were cached.
     """
-    dearest = max(rate.input, rate.cached_input) if cached_input == 0 else rate.input
+    dearest = rate.cached_input if cached_input == 0 and rate.cached_input > rate.input else rate.input
     numerator = (input - cached_input) * dearest + cached_input * rate.cached_input + output * rate.output
     return -(-numerator // PER_MILLION)
 

@@ -7,8 +7,12 @@ from typing import NamedTuple
 from quotas.vocabulary import PLATFORM_FIRM
 from serving.admission import FREE, Rate
 from serving.gateway.http_client import EnginePool
+from serving.prefix_index import PrefixIndex
 from serving.routing import Breaker, Target
 from serving.vocabulary import AdapterRoute, DeploymentKind, ModelRoute, ReplicaRoute, RouteTable
+
+PREFIX_BLOCKS = 8_192
+"""Blocks remembered of each replica's cache, 1 KiB of prompt text each: what some two million tokens of cache hold."""
 
 
 @dataclass(slots=True)
@@ -29,6 +33,7 @@ class Service:
     firm_id: str | None
     engines: dict[str, Engine] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
+    prefixes: PrefixIndex = field(default_factory=lambda: PrefixIndex(PREFIX_BLOCKS))
 
     @property
     def dedicated(self) -> bool:
@@ -83,6 +88,8 @@ class Directory:
         for id, engine in before.items():
             if self._engines.get(id) is not engine:
                 engine.pool.close()
+                for service in services.values():
+                    service.prefixes.forget(id)
         self.services = services
         return True
 

@@ -41,19 +41,16 @@ class Endpoint:
     output_default: int | None = None
     input_fields: tuple[str, ...] = ("messages",)
     salted: bool = True
-
-    @property
-    def generates(self) -> bool:
-        """Whether it makes output tokens."""
-        return self.family in (Family.OPENAI, Family.RESPONSES, Family.ANTHROPIC)
+    generates: bool = True  # whether it makes output tokens
 
 
 _CHAT = Endpoint(b"/v1/chat/completions", Family.OPENAI, "chat", ("max_completion_tokens", "max_tokens"))
-_TOKENIZE = Endpoint(b"/tokenize", Family.FREE, "", input_fields=("messages", "prompt"), salted=False)
-_RERANK = Endpoint(b"/v1/rerank", Family.POOLING, "embeddings", input_fields=("query", "documents"))
+_TOKENIZE = Endpoint(b"/tokenize", Family.FREE, "", input_fields=("messages", "prompt"), salted=False, generates=False)
+_RERANK = Endpoint(b"/v1/rerank", Family.POOLING, "embeddings", input_fields=("query", "documents"), generates=False)
 _SCORE = Endpoint(
     b"/v1/score", Family.POOLING, "embeddings",
     input_fields=("text_1", "text_2", "queries", "documents", "data_1", "data_2", "query", "items"),
+    generates=False,
 )  # fmt: skip
 ENDPOINTS: Mapping[bytes, Endpoint] = {
     b"/v1/chat/completions": _CHAT,
@@ -67,9 +64,16 @@ ENDPOINTS: Mapping[bytes, Endpoint] = {
         b"/v1/messages", Family.ANTHROPIC, "chat", ("max_tokens",), input_fields=("messages", "system"), salted=False
     ),
     b"/v1/messages/count_tokens": Endpoint(
-        b"/v1/messages/count_tokens", Family.FREE, "chat", input_fields=("messages", "system"), salted=False
+        b"/v1/messages/count_tokens",
+        Family.FREE,
+        "chat",
+        input_fields=("messages", "system"),
+        salted=False,
+        generates=False,
     ),
-    b"/v1/embeddings": Endpoint(b"/v1/embeddings", Family.POOLING, "embeddings", input_fields=("input", "messages")),
+    b"/v1/embeddings": Endpoint(
+        b"/v1/embeddings", Family.POOLING, "embeddings", input_fields=("input", "messages"), generates=False
+    ),
     b"/v1/rerank": _RERANK,
     b"/rerank": _RERANK,
     b"/v1/score": _SCORE,
@@ -91,6 +95,7 @@ _REFUSED = {
     "vllm_xargs": "it is internal to the engine",
 }
 _STRIPPED = ("cache_salt", "request_id", "session_id", "store", "data_parallel_rank")
+_SPECIAL = _REFUSED.keys() | frozenset(_STRIPPED)
 _OFF = (b"null", b"false", b"0", b"{}")
 _USAGE_OPTIONS = Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
 _REMOTE = re.compile(r"^\s*(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -130,6 +135,10 @@ class Asked:
         self.include_usage = False
         self.continuous_usage = False
 
+    def prompt(self) -> bytes:
+        """What the prompt is made of, as JSON: equal beginnings of it are equal beginnings of the prompt."""
+        return b"".join(bytes(self.fields[name]) for name in self.endpoint.input_fields if name in self.fields)
+
     def for_engine(self, *, engine_model: str, salt: str, output_tokens_max: int) -> bytes:
         """The body for the engine: its name for the model, the firm's cache salt, usage asked for, output capped."""
         fields = self.fields
@@ -161,9 +170,8 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
         return Refusal(400, "invalid_type", "the body is a JSON object and `model` is a string in it", "model")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Refusal(400, "invalid_json", "the body is not valid JSON in UTF-8")
-    for name in _STRIPPED:
-        fields.pop(name, None)
-    images = _refused_field(fields) or _media(endpoint, fields)
+    refusal = None if _SPECIAL.isdisjoint(fields) else _without_special(fields)
+    images = refusal or _media(endpoint, fields)
     if isinstance(images, Refusal):
         return images
     shape = _shape(endpoint, fields, len(body), images)
@@ -174,7 +182,10 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
     return _with_stream_options(asked) if stream and "stream_options" in fields else asked
 
 
-def _refused_field(fields: dict[str, Raw]) -> Refusal | None:
+def _without_special(fields: dict[str, Raw]) -> Refusal | None:
+    """Take out what is the platform's to set; refuse what changes what the engine does."""
+    for name in _STRIPPED:
+        fields.pop(name, None)
     for name in _REFUSED.keys() & fields.keys():
         if bytes(fields[name]) not in _OFF:
             return Refusal(400, "unsupported_parameter", f"`{name}` is not accepted: {_REFUSED[name]}", name)

@@ -21,12 +21,15 @@ from serving.gateway.http_server import Connection, Request
 from serving.gateway.openai_errors import Refusal, refusal_for
 from serving.limits import WINDOW_MS, Limited, Limits, Meter, give_back, remaining, take
 from serving.metering import NOTHING, Closed, Outcome, Subject, Tokens
+from serving.prefix_index import BLOCK_BYTES, prompt_blocks
 from serving.routing import Ask, NoRoute
 
 if TYPE_CHECKING:
     from serving.gateway.gateway import Gateway
 
 ANSWER_BYTES_MAX = 64 << 20
+BYTES_PER_TOKEN = 4
+"""What a token of a prompt's JSON weighs, for routing; money and limits use a true bound."""
 NO_LIMITS = Limits()
 _LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
 _REQUESTS_LEFT = _LEFT % ((b"requests",) * 3)
@@ -41,6 +44,7 @@ class Exchange:
         "_answer_bytes",
         "_asked",
         "_avoid",
+        "_blocks",
         "_connection",
         "_content_type",
         "_destination",
@@ -52,6 +56,7 @@ class Exchange:
         "_hold",
         "_limits",
         "_logged",
+        "_matched",
         "_meter",
         "_minute",
         "_over",
@@ -91,6 +96,8 @@ class Exchange:
         self._engine: Engine | None = None
         self._connection: EngineConnection | None = None
         self._prompt_tokens = 0
+        self._blocks: list[int] | None = None
+        self._matched: dict[str, int] = {}
         self._avoid: frozenset[str] = frozenset()
         self._tries = 0
         self._resend = False
@@ -212,9 +219,20 @@ class Exchange:
 
     def ask(self) -> Ask:
         """What the router is asked."""
-        assert self._destination is not None
-        adapter = self._destination.adapter
-        return Ask(None if adapter is None else adapter.id, self._reserve.tokens, avoid=self._avoid)
+        assert self._destination is not None and self._asked is not None
+        service, adapter, _ = self._destination
+        adapter_id = None if adapter is None else adapter.id
+        tokens = self._asked.shape.body_bytes // BYTES_PER_TOKEN
+        if len(service.targets) < 2:
+            return Ask(adapter_id, tokens, avoid=self._avoid)
+        if self._blocks is None:
+            # An adapter's cache is its own, and so is each firm's.
+            salt = f"{self.firm_id} {adapter_id}".encode()
+            self._blocks = prompt_blocks(salt, self._asked.prompt())
+        matched = service.prefixes.matched(self._blocks)
+        held = {id: blocks * BLOCK_BYTES // BYTES_PER_TOKEN for id, blocks in matched.items()}
+        self._matched = held
+        return Ask(adapter_id, tokens, held, avoid=self._avoid)
 
     def dispatch(self) -> None:
         """Send the request to a replica, or let it wait for one."""
@@ -234,7 +252,10 @@ class Exchange:
         assert asked is not None and destination is not None and grant is not None
         self._engine = engine
         self._tries += 1
-        self._prompt_tokens = self._reserve.tokens
+        tokens = asked.shape.body_bytes // BYTES_PER_TOKEN
+        self._prompt_tokens = max(0, tokens - self._matched.get(engine.target.id, 0))
+        if self._blocks:
+            destination.service.prefixes.sent(engine.target.id, self._blocks)
         engine.target.running += 1
         engine.target.pending_tokens += self._prompt_tokens
         engine.target.breaker.begin(self._gateway.now_ms())

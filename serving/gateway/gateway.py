@@ -236,8 +236,13 @@ class Gateway:
         return self._route(service, ask)
 
     def _route(self, service: Service, ask: Ask) -> Target | NoRoute:
+        targets = service.targets
+        if len(targets) == 1 and ask.adapter is None and not ask.avoid:
+            only = targets[0]
+            if only.running < only.capacity and only.breaker.failures == 0:
+                return only  # what the router would say, without asking it
         self._coin += 1
-        return route(service.targets, ask, now_ms=self.now_ms(), coin=self._coin)
+        return route(targets, ask, now_ms=self.now_ms(), coin=self._coin)
 
     def wait(self, exchange: Exchange, service: Service, why: NoRoute) -> Refusal | None:
         """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already."""

@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_bytes", "_broken", "_continue", "_head_bytes", "_headers", "_in_head", "_in_message",
-        "_paused", "_pumping", "_queue", "_reading", "_target", "current", "deadline", "limits", "listener", "parser",
+        "_known", "_known_bytes", "_known_head", "_paused", "_pumping", "_queue", "_reading", "_target", "current", "deadline", "limits", "listener", "parser",
         "peer", "server", "started", "transport",
     )  # fmt: skip
 
@@ -147,6 +147,9 @@ class Connection(asyncio.Protocol):
         self._paused = self._pumping = False
         self._reading = True
         self._broken: tuple[int, str, str] | None = None
+        self._known: Request | None = None
+        self._known_head = b""
+        self._known_bytes = 0
 
     # --- the socket -----------------------------------------------------------------------------------------------
 
@@ -173,6 +176,34 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._broken is not None or self.transport is None:
             return
+        if self._in_message:
+            self._parse(data)
+        elif not self._repeats(data):
+            waiting = len(self._queue)
+            self._parse(data)
+            if len(self._queue) == waiting + 1 and not self._in_message:
+                self._remember(data)
+        self._pump()
+
+    def _repeats(self, data: bytes) -> bool:
+        """Whether this is one request under the very head of one before: then that one's parse holds."""
+        known = self._known
+        if known is None or len(data) != self._known_bytes or not data.startswith(self._known_head):
+            return False
+        request = Request(known.method, known.path, known.query, known.headers, True)
+        request.body = data[len(self._known_head) :]
+        self._queue.append(request)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of a request that came alone and whole, with a stated length."""
+        request = self._queue[-1]
+        head_bytes = len(data) - len(request.body)
+        plain = request.keep_alive and b"transfer-encoding" not in request.headers and b"expect" not in request.headers
+        if plain and data.find(b"\r\n\r\n") + 4 == head_bytes:
+            self._known, self._known_head, self._known_bytes = request, data[:head_bytes], len(data)
+
+    def _parse(self, data: bytes) -> None:
         mid_head = self._in_head
         try:
             self.parser.feed_data(data)
@@ -187,7 +218,6 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > self.limits.head_bytes_max:
                 self._break(431, "headers_too_large", f"request headers exceed {self.limits.head_bytes_max} bytes")
-        self._pump()
 
     def eof_received(self) -> bool:
         return False  # a client that closes its side is gone

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 BALLAST_BYTES = 4 << 20
 SEGMENT_BYTES = 8 << 20
-"""A segment is filled with zeros first: overwriting needs no change of the file's size, so syncing takes half as long."""
+"""A segment is filled with zeros first: overwriting changes no file size, and syncing takes half as long."""
 RETRY_SECONDS = 0.2
 
 

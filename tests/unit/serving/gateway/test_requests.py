@@ -378,3 +378,17 @@ async def test_a_dedicated_model_is_served_to_its_firm_only_and_costs_no_tokens(
         await billed(plane)
     assert plane.records[0].subject.dedicated
     assert plane.records[0].subject.lease_id is None
+
+
+async def test_a_conversation_goes_back_to_the_replica_that_holds_its_beginning(
+    plane: FakePlane, tmp_path: Path
+) -> None:
+    with mock_engine("--keep-bodies") as one, mock_engine("--keep-bodies") as two:
+        plane.engines = [one.url, two.url]
+        async with running(plane, tmp_path) as gateway:
+            for turn in range(4):
+                for story in "ab":
+                    text = story * 4_000 + "and then " * turn
+                    assert (await post(gateway.port, chat(text, max_tokens=1))).status == 200
+        seen = [{r["body"]["messages"][0]["content"][0] for r in engine.requests()} for engine in (one, two)]
+    assert sorted(map(sorted, seen)) == [["a"], ["b"]]
