@@ -124,8 +124,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_bytes", "_broken", "_continue", "_head_bytes", "_headers", "_in_head", "_in_message",
-        "_known", "_known_bytes", "_known_head", "_paused", "_pumping", "_queue", "_reading", "_target", "current", "deadline", "limits", "listener", "parser",
-        "peer", "server", "started", "transport",
+        "_known", "_known_bytes", "_known_head", "_paused", "_pumping", "_queue", "_reading", "_target",
+        "current", "deadline", "limits", "listener", "parser", "peer", "server", "started", "transport",
     )  # fmt: skip
 
     def __init__(self, server: HttpServer) -> None:
