@@ -65,10 +65,5 @@ def publish(name: str, rows: list[Row]) -> Path:
     Console().print(table)
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    path.write_text(
-        json.dumps(
-            {"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1
-        )
-        + "\n"
-    )
+    path.write_text(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     return path

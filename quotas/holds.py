@@ -157,16 +157,7 @@ async def hold_compute(
         "amount": allocation.cash + sum(part.amount for part in allocation.parts),
         "cash": allocation.cash,
         "cash_pending_id": cash_pending,
-        "parts": [
-            {
-                "voucher_id": p.voucher_id,
-                "base": p.base,
-                "share_ppm": p.share_ppm,
-                "amount": p.amount,
-                "pending_id": n,
-            }
-            for p, n in zip(allocation.parts, numbers, strict=True)
-        ],
+        "parts": _written(allocation, numbers),
         "explanation": list(allocation.explanation),
         "state": HoldState.OPEN.value,
         "created_at": now,
@@ -178,6 +169,20 @@ async def hold_compute(
     held = await _known(tx, key, request)
     assert held is not None, "it was just written, here or by whoever used the key at the same time"
     return held
+
+
+def _written(allocation: Allocation, pending_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The vouchers' parts as the hold's row keeps them, each with its pending transfer."""
+    return [
+        {
+            "voucher_id": part.voucher_id,
+            "base": part.base,
+            "share_ppm": part.share_ppm,
+            "amount": part.amount,
+            "pending_id": number,
+        }
+        for part, number in zip(allocation.parts, pending_ids, strict=True)
+    ]
 
 
 async def _known(tx: AsyncSession, key: str, request: bytes) -> Hold | None:

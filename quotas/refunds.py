@@ -32,6 +32,17 @@ async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, n
     found = await tx.execute(select(ChargeRow).where(col(ChargeRow.reverses) == charge_id))
     if found.scalar_one_or_none() is not None:
         raise Conflict(f"Charge {charge_id} was given back already.", code="refunded_already")
+    await _post(tx, row, now=now)
+    firm_id, month = FirmId(row.firm_id), period_of(now)
+    period = (await billing_periods(tx, [(firm_id, month)]))[firm_id, month]
+    note = _credit_note(row, period, reason)
+    tx.add(note)
+    await tx.flush()
+    return charge_view(note)
+
+
+async def _post(tx: AsyncSession, row: ChargeRow, *, now: datetime) -> None:
+    """The posting table of docs/ledger.md, row "refund"."""
     firm_id, revenue = FirmId(row.firm_id), chart.revenue(UsageKind(row.kind))
     moves: list[tuple[AccountSpec, AccountSpec, int]] = [(revenue, chart.firm_cash(firm_id), row.cash)]
     programmes = await programme_ids(tx, [VoucherId(voucher) for voucher in row.vouchers])
@@ -51,23 +62,24 @@ async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, n
         posting = await ledger_store.post(
             tx,
             scope="refund",
-            key=charge_id,
-            request=charge_id,
+            key=row.id,
+            request=row.id,
             legs=[posted(ids[debit], ids[credit], amount) for debit, credit, amount in moves],
             at=now,
         )
         assert isinstance(posting, Posting), f"what was paid can be given back: {posting}"
-    service = Period(row.service_period)
-    period = (await billing_periods(tx, [(firm_id, period_of(now))]))[firm_id, period_of(now)]
-    note = ChargeRow(
+
+
+def _credit_note(row: ChargeRow, period: Period, reason: str) -> ChargeRow:
+    return ChargeRow(
         id=new_id("chg"),
-        line_key=f"refund:{charge_id}",
+        line_key=f"refund:{row.id}",
         kind=row.kind,
         firm_id=row.firm_id,
         project_id=row.project_id,
         subject=row.subject,
         period=period,
-        service_period=service,
+        service_period=row.service_period,
         tariff_id=row.tariff_id,
         key_id=row.key_id,
         model=row.model,
@@ -81,10 +93,7 @@ async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, n
         list_amount=0,
         first_at=row.first_at,
         last_at=row.last_at,
-        explanation=[f"credit note for {charge_id}"],
-        reverses=charge_id,
+        explanation=[f"credit note for {row.id}"],
+        reverses=row.id,
         note=reason,
     )
-    tx.add(note)
-    await tx.flush()
-    return charge_view(note)

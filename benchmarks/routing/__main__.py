@@ -1,5 +1,6 @@
 """`python -m benchmarks.routing`: the gateway's router beside others over modelled replicas, in virtual time."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -29,66 +30,59 @@ def main(
     for path in (trace_path, unshared):
         if not path.exists():
             raise typer.BadParameter(f"{path} is not there; benchmarks/README.md says where the traces come from")
-    hits: list[float] = []
-    aware: list[float] = []
-    p90: list[float] = []
-    p99: list[float] = []
-    for speed, blocks in CELLS:
-        requests = trace.read(trace_path, speed=speed)
-        pooled = pooled_hit_rate(requests, blocks=blocks)
-        outcomes = {name: simulate(requests, make(blocks), blocks=blocks) for name, make in ROUTERS.items()}
-        show(f"{trace_path.stem}, speed {speed:g}, {blocks} blocks", outcomes, pooled)
-        ours, predicted = outcomes[OURS], outcomes["least predicted TTFT"]
-        hits.append(ours.hit_rate / pooled)
-        aware.append(ours.ttft_p90 / min(outcomes["threshold"].ttft_p90, outcomes["unit-free"].ttft_p90))
-        p90.append(ours.ttft_p90 / predicted.ttft_p90)
-        p99.append(ours.ttft_p99 / predicted.ttft_p99)
-    requests = trace.read(unshared, speed=UNSHARED_SPEED, limit=6_000)
-    outcomes = {
-        name: simulate(requests, make(UNSHARED_BLOCKS), blocks=UNSHARED_BLOCKS) for name, make in ROUTERS.items()
-    }
-    show(f"{unshared.stem}, speed {UNSHARED_SPEED:g}, no shared prefixes", outcomes, 0.0)
-    plain = outcomes[OURS].ttft_p90 / outcomes["round robin"].ttft_p90
+    cells = [compare(trace_path, speed, blocks) for speed, blocks in CELLS]
+    plain = compare_unshared(unshared)
+    hits = min(cell.hits for cell in cells)
+    aware = max(cell.p90_aware for cell in cells)
+    p90 = max(cell.p90_predicted for cell in cells)
+    p99 = max(cell.p99_predicted for cell in cells)
     publish(
         "routing",
         [
-            ratio(
-                "prefix_hit_vs_pooled",
-                min(hits),
-                "one LRU of all blocks",
-                ">= 0.9",
-                min(hits) >= 0.9,
-            ),
-            ratio(
-                "ttft_p90_vs_cache_aware",
-                max(aware),
-                "best of threshold, unit-free",
-                "<= 0.7",
-                max(aware) <= 0.7,
-            ),
-            ratio(
-                "ttft_p90_vs_least_predicted",
-                max(p90),
-                "least predicted TTFT",
-                "<= 1",
-                max(p90) <= 1,
-            ),
-            ratio(
-                "ttft_p99_vs_least_predicted",
-                max(p99),
-                "least predicted TTFT",
-                "<= 1.05",
-                max(p99) <= 1.05,
-            ),
-            ratio(
-                "ttft_p90_vs_round_robin_unshared",
-                plain,
-                "round robin",
-                "<= 1",
-                plain <= 1,
-            ),
+            ratio("prefix_hit_vs_pooled", hits, "one LRU of all blocks", ">= 0.9", hits >= 0.9),
+            ratio("ttft_p90_vs_cache_aware", aware, "best of threshold, unit-free", "<= 0.7", aware <= 0.7),
+            ratio("ttft_p90_vs_least_predicted", p90, "least predicted TTFT", "<= 1", p90 <= 1),
+            ratio("ttft_p99_vs_least_predicted", p99, "least predicted TTFT", "<= 1.05", p99 <= 1.05),
+            ratio("ttft_p90_vs_round_robin_unshared", plain, "round robin", "<= 1", plain <= 1),
         ],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Heliu's router in one cell, as ratios to a pooled cache's hits and to the others' times to first token."""
+
+    hits: float
+    p90_aware: float
+    p90_predicted: float
+    p99_predicted: float
+
+
+def compare(path: Path, speed: float, blocks: int) -> Cell:
+    """Every router on one trace at one speed, printed; and Heliu's ratios."""
+    requests = trace.read(path, speed=speed)
+    pooled = pooled_hit_rate(requests, blocks=blocks)
+    outcomes = run_all(requests, blocks)
+    show(f"{path.stem}, speed {speed:g}, {blocks} blocks", outcomes, pooled)
+    ours, predicted = outcomes[OURS], outcomes["least predicted TTFT"]
+    return Cell(
+        ours.hit_rate / pooled,
+        ours.ttft_p90 / min(outcomes["threshold"].ttft_p90, outcomes["unit-free"].ttft_p90),
+        ours.ttft_p90 / predicted.ttft_p90,
+        ours.ttft_p99 / predicted.ttft_p99,
+    )
+
+
+def compare_unshared(path: Path) -> float:
+    """Every router on a trace without shared prefixes, printed; and Heliu's p90 relative to round robin's."""
+    outcomes = run_all(trace.read(path, speed=UNSHARED_SPEED, limit=6_000), UNSHARED_BLOCKS)
+    show(f"{path.stem}, speed {UNSHARED_SPEED:g}, no shared prefixes", outcomes, 0.0)
+    return outcomes[OURS].ttft_p90 / outcomes["round robin"].ttft_p90
+
+
+def run_all(requests: list[trace.Request], blocks: int) -> dict[str, Outcome]:
+    """What each router makes of the same requests."""
+    return {name: simulate(requests, make(blocks), blocks=blocks) for name, make in ROUTERS.items()}
 
 
 def ratio(metric: str, value: float, reference: str, target: str, met: bool) -> Row:

@@ -47,9 +47,7 @@ class Cluster:
     @classmethod
     def of(cls, fleet: Fleet, order: Ints, *, keeps_scores: bool) -> "Cluster":
         """A fresh copy of the fleet, reordered."""
-        rooms = Rooms(
-            fleet.cpu_milli[order], fleet.memory_mib[order], fleet.gpu_milli[order]
-        )
+        rooms = Rooms(fleet.cpu_milli[order], fleet.memory_mib[order], fleet.gpu_milli[order])
         models = tuple(fleet.models[n] for n in order)
         return cls(rooms, models, np.zeros(len(order), dtype=np.int64), keeps_scores)
 
@@ -80,11 +78,7 @@ class Cluster:
             size = len(self.changed)
             scores = self.scores[task] = Scores(np.full(size, NEVER), np.full(size, -1))
         known = self.keeps_scores and scores.seen >= 0
-        stale = (
-            np.flatnonzero(self.changed >= scores.seen)
-            if known
-            else np.arange(len(self.changed))
-        )
+        stale = np.flatnonzero(self.changed >= scores.seen) if known else np.arange(len(self.changed))
         scores.seen = event
         scores.score[stale] = NEVER
         nodes = stale[self._fits(task, stale)]
@@ -99,22 +93,16 @@ class Cluster:
 
     def _fits(self, task: Task, nodes: Ints) -> np.ndarray:
         shape, rooms = task.shape, self.rooms
-        fits = (rooms.cpu_milli[nodes] >= shape.cpu_milli) & (
-            rooms.memory_mib[nodes] >= shape.memory_mib
-        )
+        fits = (rooms.cpu_milli[nodes] >= shape.cpu_milli) & (rooms.memory_mib[nodes] >= shape.memory_mib)
         if shape.gpus:
             each = shape.gpu_milli if shape.is_share else MILLI_PER_GPU
             fits &= (rooms.gpu_milli[nodes] >= each).sum(axis=1) >= shape.gpus
         if task.models:
-            fits &= np.array(
-                [self.models[node] in task.models for node in nodes], dtype=bool
-            )
+            fits &= np.array([self.models[node] in task.models for node in nodes], dtype=bool)
         return fits
 
 
-def candidates_on(
-    rooms: Rooms, nodes: Ints, shape: Shape
-) -> tuple[Candidates, Ints, Ints]:
+def candidates_on(rooms: Rooms, nodes: Ints, shape: Shape) -> tuple[Candidates, Ints, Ints]:
     """Every way to put the task on `nodes`: candidates, index into `nodes`, GPU (−1: not a share) [K]."""
     if shape.is_share:
         index, gpu = np.nonzero(rooms.gpu_milli[nodes] >= shape.gpu_milli)
@@ -130,9 +118,7 @@ def candidates_on(
     elif shape.gpus:
         whole = gpus == MILLI_PER_GPU
         gpus[whole & (np.cumsum(whole, axis=1) <= shape.gpus)] = 0
-    after = Rooms(
-        before.cpu_milli - shape.cpu_milli, before.memory_mib - shape.memory_mib, gpus
-    )
+    after = Rooms(before.cpu_milli - shape.cpu_milli, before.memory_mib - shape.memory_mib, gpus)
     return Candidates(shape, index, before, after, left), index, gpu
 
 

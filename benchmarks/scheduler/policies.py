@@ -54,9 +54,7 @@ def fgd(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     shapes, shares = _typical(mix)
 
     def score(candidates: Candidates) -> Ints:
-        growth = _fragmented(candidates.after, shapes, shares) - _fragmented(
-            candidates.before, shapes, shares
-        )
+        growth = _fragmented(candidates.after, shapes, shares) - _fragmented(candidates.before, shapes, shares)
         return np.rint(100 / (1 + np.exp(growth / 1000))).astype(np.int64)
 
     return score
@@ -90,11 +88,7 @@ UNREPEATABLE = frozenset({"random"})
 
 def _tightest(candidates: Candidates, score: Ints) -> Ints:
     """Within equal scores the GPU with the least left; scores are spread so that this never outweighs them."""
-    return (
-        score
-        if candidates.left is None
-        else score * (MILLI_PER_GPU + 1) - candidates.left
-    )
+    return score if candidates.left is None else score * (MILLI_PER_GPU + 1) - candidates.left
 
 
 def _typical(mix: Counter[Shape]) -> tuple[Ints, Floats]:
@@ -106,9 +100,7 @@ def _typical(mix: Counter[Shape]) -> tuple[Ints, Floats]:
         typical.append((shape, count))
         seen += count
     rows = [(s.cpu_milli, s.memory_mib, s.gpus, s.gpu_milli) for s, _ in typical]
-    return np.array(rows), np.array(
-        [count for _, count in typical], dtype=np.float64
-    ) / seen
+    return np.array(rows), np.array([count for _, count in typical], dtype=np.float64) / seen
 
 
 def _fragmented(rooms: Rooms, shapes: Ints, shares: Floats) -> Floats:

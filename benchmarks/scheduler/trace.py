@@ -73,9 +73,7 @@ def mix_of(tasks: list[Task]) -> Counter[Shape]:
     return Counter(task.shape for task in tasks)
 
 
-def arrivals(
-    tasks: list[Task], capacity: int, *, load: float, rng: np.random.Generator
-) -> list[Task]:
+def arrivals(tasks: list[Task], capacity: int, *, load: float, rng: np.random.Generator) -> list[Task]:
     """All tasks in random order, then uniform draws with replacement until the next would pass `load` × capacity.
 
     The protocol of FGD (Weng et al., ATC'23), figure 9a.
@@ -93,9 +91,7 @@ def arrivals(
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        missing = [
-            column for column in columns if column not in (reader.fieldnames or ())
-        ]
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
             raise InvalidInput(
                 f"{path} has no column {', '.join(missing)}",
