@@ -61,7 +61,7 @@ ENDPOINTS: Mapping[bytes, Endpoint] = {
         b"/v1/responses", Family.RESPONSES, "chat", ("max_output_tokens",), input_fields=("input",)
     ),
     b"/v1/messages": Endpoint(
-        b"/v1/messages", Family.ANTHROPIC, "chat", ("max_tokens",), input_fields=("messages", "system"), salted=False
+        b"/v1/messages", Family.ANTHROPIC, "chat", ("max_tokens",), input_fields=("messages", "system")
     ),
     b"/v1/messages/count_tokens": Endpoint(
         b"/v1/messages/count_tokens",
@@ -171,15 +171,29 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Refusal(400, "invalid_json", "the body is not valid JSON in UTF-8")
     refusal = None if _SPECIAL.isdisjoint(fields) else _without_special(fields)
-    images = refusal or _media(endpoint, fields)
-    if isinstance(images, Refusal):
-        return images
-    shape = _shape(endpoint, fields, len(body), images)
+    refusal = refusal or _loose(endpoint, fields)
+    if refusal is not None:
+        return refusal
+    try:
+        images = _media(endpoint, fields)
+        shape = images if isinstance(images, Refusal) else _shape(endpoint, fields, len(body), images)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Refusal(400, "invalid_json", "a value inside the body is not valid JSON in UTF-8, or out of any range")
     if isinstance(shape, Refusal):
         return shape
     stream = endpoint.generates and bytes(fields.get("stream", b"")) == b"true"
     asked = Asked(endpoint, fields, model, stream, shape)
     return _with_stream_options(asked) if stream and "stream_options" in fields else asked
+
+
+def _loose(endpoint: Endpoint, fields: dict[str, Raw]) -> Refusal | None:
+    """Refuse what engines would convert on their own: metering and holds go by what is written, so it must be exact."""
+    if bytes(fields.get("stream", b"null")) not in (b"true", b"false", b"null"):
+        return Refusal(400, "invalid_type", "`stream` is true or false", "stream")
+    for name in ("n", "best_of", *endpoint.output_fields):
+        if name in fields and bytes(fields[name]) != b"null" and _whole(fields[name]) is None:
+            return Refusal(400, "invalid_type", f"`{name}` is a whole number", name)
+    return None
 
 
 def _without_special(fields: dict[str, Raw]) -> Refusal | None:
@@ -237,7 +251,7 @@ def _whole(raw: Raw) -> int | None:
     try:
         return _integer.decode(raw)
     except msgspec.MsgspecError:
-        return None  # the engine says what is wrong with it
+        return None
 
 
 def _media(endpoint: Endpoint, fields: dict[str, Raw]) -> int | Refusal:
