@@ -66,6 +66,18 @@ def status(as_json: JsonFlag = False, home: HomeOption = None) -> None:
     front.status(as_json=as_json)
 
 
+@app.command("admin-link")
+def admin_link(as_json: JsonFlag = False, home: HomeOption = None) -> None:
+    """Print a link that makes its first visitor an administrator: one use, 15 minutes. For who runs the machine."""
+    from heliu import main
+    from kit.settings import Settings
+
+    _use_home(home)
+    with _refusals():
+        link = main.admin_link(Settings())
+    show({"link": link} if as_json else link, as_json=as_json)
+
+
 @app.command()
 def demo(
     exit_: Annotated[
@@ -94,7 +106,8 @@ def api() -> None:
     from heliu.main import run_api
     from kit.settings import Settings
 
-    run_api(Settings())
+    with _refusals():
+        run_api(Settings())
 
 
 @app.command(rich_help_panel="Processes")
@@ -103,7 +116,8 @@ def gateway() -> None:
     from heliu.main import run_gateway
     from kit.settings import Settings
 
-    run_gateway(Settings())
+    with _refusals():
+        run_gateway(Settings())
 
 
 @app.command(rich_help_panel="Processes")
@@ -112,7 +126,8 @@ def controller() -> None:
     from heliu.main import run_controller
     from kit.settings import Settings
 
-    run_controller(Settings())
+    with _refusals():
+        run_controller(Settings())
 
 
 @app.command(rich_help_panel="Processes")

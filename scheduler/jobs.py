@@ -202,7 +202,7 @@ def refuse_hopeless(candidate: Waiting, state: State) -> None:
     hints = {
         RejectReason.NO_QUOTA: "ask the platform's administrator for quota, or ask for less",
         RejectReason.TOO_LARGE: "ask for fewer accelerators per worker or fewer workers",
-        RejectReason.UNKNOWN_POOL: "see the pools: heliu node list",
+        RejectReason.UNKNOWN_POOL: "see the pools: heliu pool list",
     }
     raise Refused(f"This job can never run: {reject.detail}.", code=reject.reason.value, hint=hints[reject.reason])
 

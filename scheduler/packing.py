@@ -77,9 +77,7 @@ class Prices:
         """Worth lost beyond the thousandths taken when a share goes to GPUs with `left` thousandths [K]."""
         return self.residual[left] - self.residual[left - gpu_milli] - gpu_milli
 
-    def placement_cost(
-        self, before: Rooms, after: Rooms, *, left: Ints | None, gpu_milli: int
-    ) -> Ints:
+    def placement_cost(self, before: Rooms, after: Rooms, *, left: Ints | None, gpu_milli: int) -> Ints:
         """Cost of each candidate in thousandths, rounded; the lowest is best. `left` only for shares [K]."""
         cost = self.shortage(after) - self.shortage(before)
         if left is not None:
@@ -125,12 +123,8 @@ def _residual_worth(wanted: Mapping[int, int], *, gpus: float) -> Floats:
     limits[row[MILLI_PER_GPU]] = gpus
     limits[len(states) :] = [wanted[size] for size in sizes]
     matrix = coo_array((signs, (rows, columns)), shape=(len(limits), len(arcs))).tocsr()
-    solution = linprog(
-        [-size for _, size in arcs], A_ub=matrix, b_ub=limits, method="highs"
-    )
-    assert solution.status == 0, (
-        f"a packing programme always has a solution: {solution.message}"
-    )
+    solution = linprog([-size for _, size in arcs], A_ub=matrix, b_ub=limits, method="highs")
+    assert solution.status == 0, f"a packing programme always has a solution: {solution.message}"
     duals = -solution.ineqlin.marginals[: len(states)]
     worth = np.zeros(MILLI_PER_GPU + 1)
     for state, dual in sorted(zip(states, duals, strict=True)):

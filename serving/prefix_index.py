@@ -14,18 +14,12 @@ BLOCK_BYTES = 1024
 """Bytes of prompt text to a block where tokens are not known: some 250 tokens of English."""
 
 
-def prompt_blocks(
-    salt: bytes, prompt: bytes, *, block_bytes: int = BLOCK_BYTES, limit: int = 512
-) -> list[int]:
+def prompt_blocks(salt: bytes, prompt: bytes, *, block_bytes: int = BLOCK_BYTES, limit: int = 512) -> list[int]:
     """Hashes of the prompt's full blocks, at most `limit`. Equal prompts of two salts (two firms) share none."""
     blocks: list[int] = []
     before = salt
-    for start in range(
-        0, min(len(prompt) // block_bytes, limit) * block_bytes, block_bytes
-    ):
-        before = blake2b(
-            prompt[start : start + block_bytes], digest_size=8, key=before[:64]
-        ).digest()
+    for start in range(0, min(len(prompt) // block_bytes, limit) * block_bytes, block_bytes):
+        before = blake2b(prompt[start : start + block_bytes], digest_size=8, key=before[:64]).digest()
         blocks.append(int.from_bytes(before, "little"))
     return blocks
 
@@ -35,9 +29,7 @@ class PrefixIndex:
     """Blocks believed to be in each replica's cache, least recently used first, at most `capacity` a replica."""
 
     capacity: int
-    _held: dict[str, OrderedDict[int, None]] = field(
-        default_factory=dict[str, OrderedDict[int, None]]
-    )
+    _held: dict[str, OrderedDict[int, None]] = field(default_factory=dict[str, OrderedDict[int, None]])
 
     def matched(self, blocks: Sequence[int]) -> dict[str, int]:
         """Replica → how many of the first `blocks` it holds without a gap; replicas that hold none are left out."""

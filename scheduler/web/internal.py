@@ -145,7 +145,8 @@ def range_start(request: Request, size: int) -> int:
     """N of `Range: bytes=N-`, or 0 for a request for everything; other ranges are answered with everything."""
     unit, _, span = request.headers.get("range", "").partition("=")
     first = span.removesuffix("-")
-    return int(first) if unit == "bytes" and first.isdigit() and 0 < int(first) < size else 0
+    is_number = first.isascii() and first.isdigit() and len(first) <= 19
+    return int(first) if unit == "bytes" and is_number and 0 < int(first) < size else 0
 
 
 def stream(

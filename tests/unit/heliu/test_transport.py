@@ -54,7 +54,7 @@ def server() -> Iterator[tuple[Script, Transport]]:
 
         do_GET = do_POST = answer
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)

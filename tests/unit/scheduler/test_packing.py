@@ -23,11 +23,7 @@ def test_a_share_is_kept_out_of_a_hole_that_a_larger_one_would_fill() -> None:
 def test_a_remainder_nobody_asks_for_is_worth_nothing() -> None:
     prices = prices_of({SHARE: 10})
     assert prices.residual[400] == 0
-    assert (
-        prices.residual[1_000]
-        == pytest.approx(prices.residual[600])
-        == pytest.approx(600)
-    )
+    assert prices.residual[1_000] == pytest.approx(prices.residual[600]) == pytest.approx(600)
 
 
 def test_worth_never_falls_when_more_is_left() -> None:

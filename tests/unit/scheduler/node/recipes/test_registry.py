@@ -70,23 +70,23 @@ def test_parameters_out_of_range_of_the_wrong_type_or_unknown_are_refused(recipe
 
 
 def test_steps_follow_from_epochs_unless_given() -> None:
-    assert LoraFinetuneParams(**FINETUNE).steps_for(20) == 30
-    assert LoraFinetuneParams(**FINETUNE, epochs=2, batch_size=3).steps_for(10) == 8
-    assert LoraFinetuneParams(**FINETUNE, steps=5).steps_for(1_000) == 5
+    assert LoraFinetuneParams.model_validate(FINETUNE).steps_for(20) == 30
+    assert LoraFinetuneParams.model_validate({**FINETUNE, "epochs": 2, "batch_size": 3}).steps_for(10) == 8
+    assert LoraFinetuneParams.model_validate({**FINETUNE, "steps": 5}).steps_for(1_000) == 5
 
 
 def test_an_estimate_grows_with_the_work_and_covers_what_was_measured() -> None:
-    params = LoraFinetuneParams(**FINETUNE)
+    params = LoraFinetuneParams.model_validate(FINETUNE)
     few, many = (params.estimate({DATA: InputFact(bytes=1, items=n)}) for n in (20, 200))
     assert few.seconds_min <= 40 <= few.seconds_max, "30 steps take about 40 s on two cores"
     assert many.seconds_max > few.seconds_max and many.seconds_min > few.seconds_min
-    batch = TextBatchParams(**BATCH)
+    batch = TextBatchParams.model_validate(BATCH)
     assert batch.estimate({PROMPTS: InputFact(bytes=1, items=20)}).seconds_max >= 20
     assert batch.estimate({PROMPTS: InputFact(bytes=160_000)}).seconds_max > 500, "without a count, by size"
 
 
 def test_a_script_is_estimated_at_what_it_asks_for() -> None:
-    estimate = ScriptParams(**SCRIPT, runtime_seconds_max=90).estimate({})
+    estimate = ScriptParams.model_validate({**SCRIPT, "runtime_seconds_max": 90}).estimate({})
     assert (estimate.seconds_min, estimate.seconds_max) == (1, 90)
 
 
