@@ -87,6 +87,7 @@ class Subject(NamedTuple):
     dedicated: bool
     engine_start: str
     at_ms: int
+    choices: int = 1  # the engine's own counters count the prompt once for each; the bill counts it once
 
 
 @dataclass(frozen=True, slots=True)

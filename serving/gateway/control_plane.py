@@ -185,7 +185,12 @@ class ControlPlane:
         usages = [self._usage(record) for record in records]
         made = [
             serving.EngineUsage(
-                self.holder, r.subject.id, r.subject.engine_start, r.tokens.input, r.tokens.output, u.at
+                self.holder,
+                r.subject.id,
+                r.subject.engine_start,
+                r.tokens.input * r.subject.choices,
+                r.tokens.output,
+                u.at,
             )
             for r, u in zip(records, usages, strict=True)
             if r.subject.engine_start

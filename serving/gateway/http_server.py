@@ -6,74 +6,15 @@ headers, bare line feeds); what it lets through and we do not want is refused in
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
+from serving.gateway.http_messages import HEADS, Handler, HttpLimits, Listener, Request
 from serving.gateway.openai_errors import error_body
 
-REASONS: dict[int, bytes] = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden",
-    404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
-    413: b"Content Too Large", 414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
-    422: b"Unprocessable Content", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
-    504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
-}  # fmt: skip
-_HEADS: dict[int, bytes] = {
-    status: b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, b"Status")) for status in range(100, 600)
-}
 _SINGLE = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"expect", b"x-api-key"})
-
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """Bounds of one connection; sizes in bytes, times in seconds."""
-
-    head_bytes_max: int = 32_768
-    headers_max: int = 100
-    target_bytes_max: int = 8_192
-    body_bytes_max: int = 16 << 20
-    head_seconds_max: float = 15
-    body_seconds_max: float = 120
-    idle_seconds_max: float = 75
-    write_stall_seconds_max: float = 60
-    write_buffer_bytes: int = 65_536
-    connections_max: int = 10_000
-
-
-class Request:
-    """One complete request. Header names are lower case."""
-
-    __slots__ = ("body", "headers", "keep_alive", "method", "path", "query")
-
-    def __init__(self, method: bytes, path: bytes, query: bytes, headers: dict[bytes, bytes], keep_alive: bool) -> None:
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = headers
-        self.keep_alive = keep_alive
-        self.body = b""
-
-
-class Listener(Protocol):
-    """Who answers a request hears about its client."""
-
-    def client_gone(self) -> None:
-        """The client disconnected before its answer was complete."""
-        ...
-
-    def client_slow(self, slow: bool) -> None:
-        """The client's buffer is full (True) or has room again (False)."""
-        ...
-
-
-class Handler(Protocol):
-    def handle(self, request: Request, reply: "Connection") -> None:
-        """Answer through `reply`, now or later; one request at a time per connection."""
-        ...
 
 
 class HttpServer:
@@ -362,7 +303,7 @@ class Connection(asyncio.Protocol):
         self._broken = self._broken or (status, code, message)
         body = error_body(status, code, message)
         transport.write(
-            _HEADS[status]
+            HEADS[status]
             + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
             + body
         )
@@ -377,7 +318,7 @@ class Connection(asyncio.Protocol):
             return
         close = self._closes(request)
         head = b"%s%scontent-type: %s\r\n%s%scontent-length: %d\r\n\r\n" % (
-            _HEADS[status],
+            HEADS[status],
             self.server.date,
             content_type,
             extra,
@@ -395,7 +336,7 @@ class Connection(asyncio.Protocol):
         self.started = True
         transport.write(
             b"%s%scontent-type: %s\r\n%s%scache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
-            % (_HEADS[status], self.server.date, content_type, extra,
+            % (HEADS[status], self.server.date, content_type, extra,
                b"connection: close\r\n" if self._closes(request) else b"")
         )  # fmt: skip
 

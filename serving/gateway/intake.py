@@ -1,0 +1,284 @@
+"""The first half of a request's life: authenticate → limits → hold; and what was taken for it is given back.
+
+Everything that can be decided from memory is decided in the callback that brought the request; only an unknown key
+and an empty purse wait for the database.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from kit.errors import HeliuError
+from quotas.api import ip_allowed
+from quotas.vocabulary import KeyGrant, Scope
+from serving.admission import Hold, Reserve, TopUp, cost, reserve, settle
+from serving.gateway.answers import EventStream
+from serving.gateway.directory import Destination, Engine
+from serving.gateway.endpoints import Asked, Endpoint, Family, decode
+from serving.gateway.http_client import EngineConnection
+from serving.gateway.http_server import Connection, Request
+from serving.gateway.openai_errors import Refusal, refusal_for
+from serving.limits import WINDOW_MS, Limited, Limits, Meter, give_back, remaining, take
+from serving.metering import NOTHING, Subject, Tokens
+
+if TYPE_CHECKING:
+    from serving.gateway.gateway import Gateway
+
+NO_LIMITS = Limits()
+_LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
+_REQUESTS_LEFT = _LEFT % ((b"requests",) * 3)
+_TOKENS_LEFT = _LEFT % ((b"tokens",) * 3)
+
+
+class Intake(ABC):
+    """A request, who sends it, and what is reserved for it. `dispatch` says what happens once it is admitted."""
+
+    __slots__ = (
+        "_answer",
+        "_answer_bytes",
+        "_asked",
+        "_avoid",
+        "_blocks",
+        "_connection",
+        "_content_type",
+        "_destination",
+        "_endpoint",
+        "_engine",
+        "_gateway",
+        "_grant",
+        "_head",
+        "_hold",
+        "_limits",
+        "_logged",
+        "_matched",
+        "_meter",
+        "_minute",
+        "_over",
+        "_prompt_tokens",
+        "_reply",
+        "_request",
+        "_resend",
+        "_reserve",
+        "_status",
+        "_stream",
+        "_tries",
+        "at_ms",
+        "began",
+        "deadline",
+        "gone",
+        "id",
+    )  # fmt: skip
+
+    def __init__(self, gateway: "Gateway", request: Request, reply: Connection, endpoint: Endpoint) -> None:
+        self.id = gateway.next_id()
+        self.began = time.monotonic()
+        self.at_ms = time.time_ns() // 1_000_000
+        self.deadline = 0.0
+        self.gone = False
+        self._gateway = gateway
+        self._request = request
+        self._reply = reply
+        self._endpoint = endpoint
+        self._grant: KeyGrant | None = None
+        self._asked: Asked | None = None
+        self._destination: Destination | None = None
+        self._limits = NO_LIMITS
+        self._meter: Meter | None = None
+        self._minute = 0
+        self._reserve = Reserve(0, 0)
+        self._hold: Hold | None = None
+        self._engine: Engine | None = None
+        self._connection: EngineConnection | None = None
+        self._prompt_tokens = 0
+        self._blocks: list[int] | None = None
+        self._matched: dict[str, int] = {}
+        self._avoid: frozenset[str] = frozenset()
+        self._tries = 0
+        self._resend = False
+        self._head = b""
+        self._status = 0
+        self._content_type = b""
+        self._answer: list[bytes] = []
+        self._answer_bytes = 0
+        self._stream: EventStream | None = None
+        self._logged = NOTHING
+        self._over = False
+
+    @abstractmethod
+    def dispatch(self) -> None:
+        """Go on with an admitted request."""
+
+    async def authenticate(self, bearer: bytes) -> None:
+        """Admit with a key that has to be looked up."""
+        try:
+            grant = await self._gateway.keys.load(bearer)
+        except HeliuError as error:
+            self.refuse(refusal_for(error))
+            return
+        if grant is None:
+            self.refuse(Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked"))
+        elif not self.gone:
+            self.admit(grant)
+
+    def admit(self, grant: KeyGrant) -> None:
+        """Check what the request may do and may cost, then send it on its way or refuse it."""
+        self._grant = grant
+        refusal = self._check(grant) or self._take_limits(grant)
+        if refusal is not None:
+            self.refuse(refusal)
+            return
+        held = self._gateway.purses.hold(grant.firm_id, self._reserve.micro_yuan)
+        if isinstance(held, TopUp):
+            self._gateway.spawn(self._top_up(grant.firm_id))
+        else:
+            self._hold = held
+            self.dispatch()
+
+    def _check(self, grant: KeyGrant) -> Refusal | None:
+        if grant.ip_ranges is not None and not ip_allowed(grant.ip_ranges, self._reply.peer):
+            return Refusal(403, "ip_not_allowed", "this key may not be used from this address")
+        if Scope.INFERENCE not in grant.scopes:
+            return Refusal(403, "missing_scope", f"this key lacks the scope `{Scope.INFERENCE}`")
+        request = self._request
+        asked = decode(self._endpoint, request.body, request.headers.get(b"content-type", b""))
+        if isinstance(asked, Refusal):
+            return asked
+        request.body = b""
+        destination = self._gateway.directory.find(grant.firm_id, asked.model, grant.models)
+        if destination is None:
+            return Refusal(404, "model_not_found", f"the model `{asked.model}` does not exist or is not yours", "model")
+        model = destination.service.model
+        if self._endpoint.capability and self._endpoint.capability not in model.capabilities:
+            return Refusal(400, "unsupported_by_model", f"`{asked.model}` does not offer this endpoint", "model")
+        if self._endpoint.family is not Family.FREE:
+            if destination.rate is None:
+                return Refusal(503, "no_tariff", f"no price is set for `{asked.model}`; tell the platform")
+            self._reserve = reserve(asked.shape, destination.rate, model.context_tokens)
+        self._asked, self._destination = asked, destination
+        if destination.adapter is not None:
+            self._gateway.adapter_wanted(destination.adapter.id)
+        return None
+
+    def _take_limits(self, grant: KeyGrant) -> Refusal | None:
+        self._limits = self._gateway.limits_of(grant)
+        meter = self._gateway.meter_of(grant.key_id)
+        outcome = take(self._limits, meter, tokens=self._reserve.tokens, now_ms=self.at_ms)
+        match outcome:
+            case None:
+                self._meter, self._minute = meter, self.at_ms // WINDOW_MS
+                return None
+            case Limited(reason, limit, retry_after_ms):
+                return Refusal(
+                    429,
+                    str(reason),
+                    f"this key's limit is {limit} {str(reason).replace('_', ' ')}; this request reserves "
+                    f"{self._reserve.tokens} tokens",
+                    retry_after_seconds=-(-retry_after_ms // 1_000),
+                )
+            case _:
+                raise AssertionError("windows of one gateway have no shares")
+
+    async def _top_up(self, firm_id: str) -> None:
+        try:
+            hold = await self._gateway.purses.hold_or_top_up(firm_id, self._reserve.micro_yuan)
+        except HeliuError as error:
+            self.refuse(refusal_for(error))
+            return
+        if hold is None:
+            self.refuse(
+                Refusal(
+                    402,
+                    "insufficient_quota",
+                    f"this request may cost up to {self._reserve.micro_yuan} micro-yuan and the firm's balance does "
+                    "not cover it; lower max_tokens or top up",
+                )
+            )
+            return
+        self._hold = hold
+        if self.gone:
+            self._release(NOTHING)
+        else:
+            self.dispatch()
+
+    @property
+    def firm_id(self) -> str:
+        """Whose request it is."""
+        assert self._grant is not None
+        return self._grant.firm_id
+
+    @property
+    def reserved_tokens(self) -> int:
+        """What it is expected to cost at most."""
+        return self._reserve.tokens
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an error; whatever was taken for the request is given back."""
+        if self._over:
+            return
+        self._over = True
+        self._gateway.metrics.refusals[refusal.code] += 1
+        self._release(NOTHING)
+        anthropic = self._endpoint.family is Family.ANTHROPIC
+        self._reply.listener = None
+        self._reply.respond(refusal.status, refusal.body(anthropic=anthropic), self._headers() + refusal.headers())
+
+    def _release(self, used: Tokens) -> int:
+        """Give back what was taken for the request; returns the charge in micro-yuan that its lease now owes."""
+        charge = 0
+        self._leave_engine()
+        if self._meter is not None:
+            give_back(self._meter, minute=self._minute, reserved=self._reserve.tokens, used=used.input + used.output)
+            self._meter = None
+        if self._hold is not None:
+            assert self._destination is not None
+            rate = self._destination.rate
+            if rate is not None:
+                charge = cost(rate, input=used.input, cached_input=used.cached_input, output=used.output)
+            settle(self._hold, charge)
+            self._hold = None
+        self._gateway.active.discard(self)
+        return charge
+
+    def _leave_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.target.running -= 1
+            engine.target.pending_tokens -= self._prompt_tokens
+            self._prompt_tokens = 0
+            assert self._destination is not None
+            self._gateway.freed(self._destination.service)
+
+    def _subject(self) -> Subject:
+        grant, destination, asked = self._grant, self._destination, self._asked
+        assert grant is not None and destination is not None and asked is not None
+        lease = None if self._hold is None else self._hold.lease
+        engine = self._engine
+        return Subject(
+            self.id, grant.key_id, grant.firm_id, grant.project_id, asked.model, destination.service.model.name,
+            None if lease is None else lease.id, destination.service.dedicated,
+            "" if engine is None else engine.route.engine_start, self.at_ms,
+            asked.shape.choices,
+        )  # fmt: skip
+
+    def _headers(self) -> bytes:
+        if not self._head:
+            head = b"x-request-id: %s\r\n" % self.id.encode()
+            if self._grant is not None and self._limits is not NO_LIMITS:
+                head += self._limit_headers()
+            self._head = head
+        return self._head
+
+    def _limit_headers(self) -> bytes:
+        limits, grant = self._limits, self._grant
+        assert grant is not None
+        meter = self._gateway.meter_of(grant.key_id)
+        requests, tokens, ends_ms = remaining(limits, meter, now_ms=self._gateway.now_ms())
+        seconds = -(-ends_ms // 1_000)
+        head = b""
+        if requests is not None:
+            head = _REQUESTS_LEFT % (limits.requests_per_minute, requests, seconds)
+        if tokens is not None:
+            head += _TOKENS_LEFT % (limits.tokens_per_minute, tokens, seconds)
+        return head
