@@ -52,9 +52,7 @@ class Blobs:
                     digest.update(chunk)
                     await writer.write(chunk)
             if sha256 is not None and digest.hexdigest() != sha256.lower():
-                raise InvalidInput(
-                    f"what arrived has SHA-256 {digest.hexdigest()}, not {sha256}", hint="send it again"
-                )
+                raise InvalidInput(f"what arrived has SHA-256 {digest.hexdigest()}, not {sha256}", hint="send it again")
             await obstore.rename_async(self._store, draft, path)
         except BaseException:
             await self.delete(draft)
