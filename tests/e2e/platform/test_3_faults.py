@@ -28,7 +28,7 @@ from tests.support.until import until
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(480)]
 
 RUNNER = "scheduler.node.runner"
-ENGINE = "vllm"
+ENGINE = "serving.node.engine"
 
 
 class Faults:
@@ -92,7 +92,7 @@ class Faults:
                 line = " ".join(process.cmdline())
             except psutil.Error:
                 continue
-            if all(word in line.lower() for word in words):
+            if all(word in line for word in words):
                 found.append(process)
         return found
 
