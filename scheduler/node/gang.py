@@ -5,6 +5,7 @@ kills its actor, and each program dies with its actor. A poll hands over what wa
 poll before was answered, counted from the actor's own clock in that answer: however late it comes, it gives no more.
 """
 
+import os
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ _POLL_SECONDS = 0.5
 _STAGE_SECONDS_MAX = 3600
 _SAID_MAX = 20_000
 _EXIT_LOST = -9
+_PASSED_ON = ("PYTHONPATH", "HELIU_HOME", "HELIU_MODELS_DIR")
 
 
 class Member:
@@ -202,6 +204,7 @@ class Gang:
                     placement_group=self._group, placement_group_bundle_index=rank
                 ),
                 max_restarts=0,
+                runtime_env={"env_vars": {name: os.environ[name] for name in _PASSED_ON if name in os.environ}},
             ).remote(self._plan.model_dump(mode="json"), rank, self._access)
             for rank in range(self._plan.workers)
         ]

@@ -109,6 +109,7 @@ class ReplicaHost:
             self._control, self._client, base_model=setting.params.model, folder=setting.folder / "adapters"
         )
         self._state = ReplicaState.STARTING
+        self._reason: str | None = None
         self._orders: list[Order] = []
         self._following: asyncio.Task[None] | None = None
         self._warmup: Reading | None = None
@@ -131,8 +132,9 @@ class ReplicaHost:
                 task.result()  # raises what ended it
             await self._drain(engine_lives)
         except CannotServe as problem:
+            self._reason = problem.message
             self._enter(ReplicaState.FAILED)
-            await self._last_word(problem.message)
+            await self._last_word()
             raise
         finally:
             for task in tasks:
@@ -174,10 +176,10 @@ class ReplicaHost:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), pause)
 
-    async def _sync(self, reason: str | None = None) -> float:
+    async def _sync(self) -> float:
         """Seconds until the next one. Raises FenceLost."""
         try:
-            reply = await self._control.sync(await self._said(reason))
+            reply = await self._control.sync(await self._said())
         except (Away, Refused) as problem:
             _say(f"no sync: {problem}")
             return _AWAY_SECONDS
@@ -199,7 +201,7 @@ class ReplicaHost:
         elif command is ReplicaCommand.DRAIN and self._state is ReplicaState.READY:
             self._enter(ReplicaState.DRAINING)
 
-    async def _said(self, reason: str | None) -> SyncReport:
+    async def _said(self) -> SyncReport:
         report = SyncReport(
             state=self._state.value,
             engine_start=self._engine.start_id,
@@ -210,8 +212,8 @@ class ReplicaHost:
             adapters_failed=[{"id": name, "why": why} for name, why in self._adapters.failed.items()],
             metrics=await self._metrics(),
         )
-        if reason is not None:
-            report["reason"] = reason
+        if self._reason is not None:
+            report["reason"] = self._reason
         return report
 
     async def _metrics(self) -> EngineMetrics | None:
@@ -246,11 +248,11 @@ class ReplicaHost:
                 if idle and time.monotonic() - began > _SETTLE_SECONDS:
                     break
             await asyncio.sleep(_HEALTH_SECONDS)
-        await self._last_word(None)
+        await self._last_word()
 
-    async def _last_word(self, reason: str | None) -> None:
+    async def _last_word(self) -> None:
         with suppress(TimeoutError, FenceLost, CannotServe):
-            await asyncio.wait_for(self._sync(reason), _SYNC_LAST_SECONDS)
+            await asyncio.wait_for(self._sync(), _SYNC_LAST_SECONDS)
 
     def _enter(self, state: ReplicaState) -> None:
         if self._state is not state:

@@ -41,6 +41,17 @@ def fail(cause: str, message: str) -> None:
     sys.exit(1)
 
 
+def first_fails(folder: str) -> None:
+    """Whoever comes first waits for the second, which goes on, and then fails."""
+    try:
+        (Path(folder) / "first").touch(exist_ok=False)
+    except FileExistsError:
+        (Path(folder) / "second").touch()
+        return
+    wait_for(f"{folder}/second")
+    fail("bad_input", "the first one")
+
+
 def rank() -> None:
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     say(json.dumps({name: os.environ.get(name) for name in names}))
@@ -64,6 +75,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "exit": sys.exit,
     "signal_self": lambda number: os.kill(os.getpid(), number),
     "rank": rank,
+    "first_fails": first_fails,
 }
 
 if __name__ == "__main__":
