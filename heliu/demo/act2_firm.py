@@ -3,6 +3,7 @@
 from typing import Any
 
 from heliu.client import Client
+from heliu.client.people_views import Firm
 from heliu.demo.actors import MISTYPED_USCC, RIVAL, RIVAL_USCC, STUDIO, USCC, Account, new_account
 from heliu.demo.story import Story
 
@@ -46,25 +47,39 @@ def _admin_token(story: Story) -> str:
 
 def _studio(story: Story) -> None:
     stage, cast = story.stage, story.cast
-    if cast.firm_id is None or cast.owner is None:
-        owner = new_account("owner")
-        firm = story.anyone.firms.apply(**_application(USCC, STUDIO, owner))
+    if cast.firm_id is None:
+        # The account is kept before it is used: an interrupted run is continued, not begun anew.
+        cast.owner = cast.owner or new_account("owner")
+        story.memory.save()
+        firm = _applied(story, USCC, STUDIO, cast.owner)
         stage.did(f"{STUDIO} applies", f"{firm.id}, USCC {firm.uscc}, {firm.industry_cluster}, {firm.district}")
-        stage.check(firm.state == "applied" and not firm.doubts, "its check character is right: it waits in the queue")
-        firm = story.administrator.firms.review(firm.id, "approve")
+        stage.check(not firm.doubts, "its check character is right: it waits in the queue")
+        _let_in(story, firm)
         stage.did("the administrator reviews and approves")
-        cast.firm_id, cast.owner = firm.id, owner
+        cast.firm_id = firm.id
         story.memory.save()
     firm = story.administrator.firms.get(story.firm_id)
     stage.must(firm.state == "active", f"{firm.name} is active ({firm.id})")
+    assert cast.owner is not None, "whoever applied has an account"
     story.owner = story.sign_in(cast.owner)
+
+
+def _applied(story: Story, uscc: str, name: str, owner: Account) -> Firm:
+    """The firm with this USCC: one that an interrupted run left, or a fresh application."""
+    left = [firm for firm in story.administrator.firms.list() if firm.uscc == uscc]
+    return left[0] if left else story.anyone.firms.apply(**_application(uscc, name, owner))
+
+
+def _let_in(story: Story, firm: Firm) -> None:
+    if firm.state != "active":
+        story.administrator.firms.review(firm.id, "approve")
 
 
 def _doubtful_firm(story: Story) -> None:
     stage, cast = story.stage, story.cast
     if cast.doubtful_firm_id is None:
-        application = _application(MISTYPED_USCC, "A firm that mistyped its code (demo)", new_account("mistyped"))
-        firm = story.anyone.firms.apply(**application)
+        name = "A firm that mistyped its code (demo)"
+        firm = _applied(story, MISTYPED_USCC, name, new_account("mistyped"))
         cast.doubtful_firm_id = firm.id
         story.memory.save()
         stage.did("a second firm applies with a mistyped USCC", firm.id)
@@ -101,11 +116,9 @@ def _key(story: Story) -> None:
 def rival(story: Story) -> Client:
     """The owner of another firm, which must see nothing of the studio's."""
     if story.cast.rival is None:
-        account = new_account("rival")
-        firm = story.anyone.firms.apply(**_application(RIVAL_USCC, RIVAL, account))
-        story.administrator.firms.review(firm.id, "approve")
-        story.cast.rival = account
+        story.cast.rival = new_account("rival")
         story.memory.save()
+    _let_in(story, _applied(story, RIVAL_USCC, RIVAL, story.cast.rival))
     return story.sign_in(story.cast.rival)
 
 
