@@ -224,11 +224,10 @@ def _stream_until_the_gateway_dies(faults: Faults) -> None:
     body = {"model": BASE_MODEL, "messages": [{"role": "user", "content": "Count."}], "max_tokens": 300}
     body |= {"stream": True, "ignore_eos": True}
     url = f"{faults.platform.settings.gateway_url}/v1/chat/completions"
-    pieces = 0
     with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
-        for line in answer.iter_lines():
-            pieces += line.startswith("data: {")
-            if pieces == 30:
+        pieces = (line for line in answer.iter_lines() if line.startswith("data: {"))
+        for number, _ in enumerate(pieces, start=1):
+            if number == 30:
                 faults.platform.kill("gateway")
 
 
