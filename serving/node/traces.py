@@ -46,8 +46,9 @@ def _is_owner_alive(tag: str) -> bool:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in clock ticks since boot: proc(5), field 22; empty when there is none."""
+    """When a process started, in clock ticks since boot: proc(5), field 22; empty when none runs (a zombie does not)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]

@@ -1,4 +1,5 @@
 import os
+import subprocess
 from pathlib import Path
 
 from serving.node import traces
@@ -22,3 +23,14 @@ def test_what_a_dead_host_left_is_removed_and_a_living_ones_stays(tmp_path: Path
 def test_the_tag_names_process_and_start_time() -> None:
     assert traces.own_tag().startswith(f"heliu-{os.getpid()}-")
     assert traces.own_tag() == traces.own_tag()
+
+
+def test_a_host_that_is_a_zombie_owns_nothing(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    started = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    (tmp_path / f"heliu-{child.pid}-{started}").mkdir()
+    assert traces.sweep(shm=tmp_path, sockets=tmp_path) == set()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert traces.sweep(shm=tmp_path, sockets=tmp_path) == {f"heliu-{child.pid}-{started}"}
+    child.wait()
