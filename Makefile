@@ -65,4 +65,7 @@ bench-routing: .venv-control ## The gateway's router beside others on a public t
 bench-ledger: .venv-control ## The ledger beside pgbench on the same server (ARGS=--quick: under a minute)
 	@$(BIN)/python -m benchmarks.ledger $(ARGS)
 
-.PHONY: bench-scheduler bench-routing bench-ledger
+bench-gateway: .venv-control ## The gateway beside vllm-router, gateway on one core (needs wrk; ARGS="--rounds 5")
+	@$(BIN)/python -m benchmarks.gateway $(ARGS)
+
+.PHONY: bench-gateway bench-scheduler bench-routing bench-ledger

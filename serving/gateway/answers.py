@@ -63,8 +63,9 @@ def whole(body: bytes, asked: Asked) -> tuple[bytes, Tokens | None]:
         fields = _object.decode(body)
     except msgspec.MsgspecError:
         return body, None
-    if "model" in fields:
-        fields["model"] = Raw(_encode(asked.model))
+    model = Raw(_encode(asked.model))
+    if fields.get("model", model) != model:
+        fields["model"] = model
         body = _encode(fields)
     used = fields.get("usage")
     if used is None or bytes(used) == b"null" or asked.endpoint.family is Family.FREE:

@@ -267,6 +267,14 @@ async def test_a_remote_image_is_refused_and_a_data_url_is_not(gateway: RunningG
     for url in ("http://169.254.169.254/latest", "file:///etc/passwd", " HTTPS://example.org/x.png"):
         assert (await post(gateway.port, body(url))).json()["error"]["code"] == "remote_media_not_accepted"
     assert (await post(gateway.port, body("data:image/png;base64,AAAA"))).status == 200
+    part = {"type": "image_url", "image_url": {"url": "http://10.0.0.1"}}
+    for path, hidden in (
+        ("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": part}]}),
+        ("/v1/embeddings", {"model": MODEL, "input": [part]}),
+        ("/v1/responses", {"model": MODEL, "input": [{"role": "user", "content": [part]}]}),
+    ):
+        answer = await post(gateway.port, hidden, path=path)
+        assert answer.json()["error"]["code"] == "remote_media_not_accepted"
 
 
 async def test_unknown_revoked_and_missing_keys_are_refused_alike(gateway: RunningGateway, plane: FakePlane) -> None:
