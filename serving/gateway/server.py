@@ -21,6 +21,9 @@ from serving.gateway.usage_log import UsageLog
 
 log = logging.getLogger(__name__)
 
+SETTLE_SECONDS = 15
+"""How long the end of a gateway waits for the ledger to take its last usage and its leases back."""
+
 
 class RunningGateway:
     """A gateway that listens; `port` and `metrics_port` say where."""
@@ -70,7 +73,7 @@ class RunningGateway:
             async with asyncio.timeout(5):
                 await gateway.until_idle()
         with contextlib.suppress(HeliuError, OSError, TimeoutError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SETTLE_SECONDS):
                 await gateway.shipper.ship()
                 await gateway.purses.close()
         for task in self._tasks:
