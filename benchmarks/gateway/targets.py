@@ -87,7 +87,7 @@ def _started(command: list[str], core: int) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=30)
+            process.communicate(timeout=90)
         process.kill()
         process.wait()
 

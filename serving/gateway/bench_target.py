@@ -6,6 +6,7 @@ ledger, on a PostgreSQL of its own. Only the replica is declared instead of star
 
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -143,6 +144,7 @@ def run(engine: str, *, model: str, port: int = 0, engine_key: str = "", context
         _serve_forever(url, folder, engine, model=model, port=port, engine_key=engine_key, context=context_tokens)
     finally:
         stop_embedded(folder / "postgres")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve_forever(
