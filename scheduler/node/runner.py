@@ -6,6 +6,7 @@ knows only what was reported.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -81,6 +82,8 @@ class Runner:
     def run(self, asked_at: float) -> int:
         """The process's exit code. `asked_at`: when the plan, which gives the first lease, was asked for."""
         self._lease.renew(asked_at, self._plan.lease_seconds)
+        # Ray ends a job with it. A plain death would end the program without its grace and tell nobody.
+        signal.signal(signal.SIGTERM, self._terminated)
         self._heart.start()
         sweep(self._settings.work_root)
         try:
@@ -152,6 +155,10 @@ class Runner:
                 _say(f"the ending was refused: {refusal}")
                 return False
         return False
+
+    def _terminated(self, _number: int, _frame: object) -> None:
+        """In a thread: the main thread may have been interrupted while it held the very locks this takes."""
+        threading.Thread(target=self._ordered_to_stop, args=(self._plan.grace_seconds,), daemon=True).start()
 
     def _ordered_to_stop(self, grace_seconds: int) -> None:
         self._supervisor.stop_grace_seconds = grace_seconds

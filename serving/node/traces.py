@@ -46,7 +46,7 @@ def _is_owner_alive(tag: str) -> bool:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in clock ticks since boot: proc(5), field 22; empty when none runs (a zombie does not)."""
+    """When a process started, in ticks since boot (proc(5), field 22); empty when none runs, as a zombie does not."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

@@ -175,6 +175,16 @@ def test_a_stop_gives_grace_and_then_kills(home: Path) -> None:
     assert (control.finished["outcome"], control.finished["exit_code"]) == ("stopped", -9)
 
 
+def test_a_terminated_runner_stops_its_program_with_grace_and_reports(home: Path) -> None:
+    control = steps(["start"], ["say", "here"], ["sleep", 600])
+    with serving(control), running(control, home) as attempt:
+        attempt.until_log("here")
+        attempt.process.terminate()
+        assert attempt.wait(15) == 0
+    assert control.finished is not None
+    assert (control.finished["outcome"], control.finished["exit_code"]) == ("stopped", -signal.SIGTERM)
+
+
 def test_a_stop_before_the_program_starts_stages_nothing(home: Path) -> None:
     control = steps(["start"], inputs={"big": b"x" * 4_000_000})
     control.cut_inputs_after = 10
