@@ -55,12 +55,12 @@ def attempt_of(ray: RealRay, control: ControlPlaneStandIn, home: Path) -> Iterat
 
 def program_pids(control: ControlPlaneStandIn) -> list[int]:
     """The programs of both workers, once both have said theirs."""
-    found = until(
-        lambda: len(pids := re.findall(r"program (\d+)", control.text)) == 2 and pids,
-        seconds=START_SECONDS,
-        what="two programs",
-    )
-    return [int(pid) for pid in found]
+
+    def said() -> list[str] | None:
+        pids = re.findall(r"program (\d+)", control.text)
+        return pids if len(pids) == 2 else None
+
+    return [int(pid) for pid in until(said, seconds=START_SECONDS, what="two programs")]
 
 
 def test_both_workers_run_know_each_other_and_store_their_files(ray: RealRay, tmp_path: Path) -> None:
