@@ -219,7 +219,7 @@ async def test_a_controller_killed_while_a_job_runs_is_followed_by_one_that_goes
 
 async def test_a_ray_head_that_dies_and_comes_back_with_nothing_makes_the_job_run_again(platform: Platform) -> None:
     firm = await platform.city.firm()
-    job_id = await platform.submit(firm, 20)
+    job_id = await platform.submit(firm, 60)  # longer than Ray takes to end what its dead head left behind
     await platform.logged(firm, job_id, "shot 1")
     platform.ray.kill()
     platform.ray.start()
