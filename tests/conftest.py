@@ -12,7 +12,6 @@ from kit.clock import FixedClock
 from kit.db import Database
 from tests.support.databases import TestServer, running_server
 from tests.support.needs import need
-from tests.support.running_platform import RunningPlatform, running_platform
 
 MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 """Monday 10:00 in Wuhan."""
@@ -57,10 +56,3 @@ def blobs_folder(tmp_path: Path) -> Path:
 def blobs(blobs_folder: Path) -> Blobs:
     """An object store in a folder of this test's own."""
     return Blobs(f"file://{blobs_folder}")
-
-
-@pytest.fixture(scope="session")
-def platform() -> Iterator[RunningPlatform]:
-    """One whole running platform for the session: real PostgreSQL, Ray and vLLM. Its tests are marked `engine`."""
-    with running_platform() as running:
-        yield running

@@ -20,6 +20,8 @@ from scheduler.vocabulary import AttemptId, NodeId, WorkloadId
 from tests.support.real_ray import ACCELERATOR, CENTRE, RealRay, real_ray
 from tests.support.until import until_async
 
+ON_RAY = [pytest.mark.ray, pytest.mark.timeout(400, func_only=True)]
+
 # Stands for the node environment's interpreter: notes its start, ends when told to, dies of SIGTERM like any process.
 RUNNER = """#!/bin/sh
 echo "$HELIU_CONTROL_URL $HELIU_ATTEMPT_TOKEN $*" >> "{folder}/$HELIU_ATTEMPT_ID.started"
@@ -124,7 +126,7 @@ def ray_head() -> Iterator[RealRay]:
         yield head
 
 
-@pytest.fixture(params=["simulated", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.timeout(400)])])
+@pytest.fixture(params=["simulated", pytest.param("ray", marks=ON_RAY)])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
     """One suite, both adapters."""
     if request.param == "simulated":
@@ -198,7 +200,7 @@ async def test_a_cluster_that_dies_and_comes_back_knows_nothing_and_takes_work(c
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(400, func_only=True)
 async def test_ray_gets_the_entry_point_and_environment_of_the_runner(ray_head: RealRay, tmp_path: Path) -> None:
     async with real_cluster(ray_head, tmp_path) as cluster:
         order = await cluster.order()
@@ -209,7 +211,7 @@ async def test_ray_gets_the_entry_point_and_environment_of_the_runner(ray_head: 
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(400, func_only=True)
 async def test_ray_does_not_run_what_is_pinned_to_a_node_it_does_not_have(ray_head: RealRay, tmp_path: Path) -> None:
     async with real_cluster(ray_head, tmp_path) as cluster:
         order = replace(await cluster.order(), node_id=NodeId("0" * 56))
@@ -220,7 +222,7 @@ async def test_ray_does_not_run_what_is_pinned_to_a_node_it_does_not_have(ray_he
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(400, func_only=True)
 async def test_a_wrong_token_and_a_dead_address_are_told_apart_from_an_answer(ray_head: RealRay) -> None:
     for url, token in ((ray_head.url, "f" * 64), ("http://127.0.0.1:9", ray_head.token)):
         runtime = RayRuntime(RayCluster(url, token, "python", {}))

@@ -1,6 +1,5 @@
 """A real Ray head on ports of its own: with a token, one node of two CPU slots, killed and started at will."""
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.machine_lock import RAY_LOCK, machine_locks
 from tests.support.needs import need
 from tests.support.until import until
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = ROOT / ".venv-node" / "bin" / "ray"
-LOCK = Path(tempfile.gettempdir()) / "ray.lock"
 CENTRE, ACCELERATOR = "optics-valley", "cpu-slot"
 START_SECONDS = 90
 
@@ -99,9 +98,8 @@ class RealRay:
 def real_ray() -> Iterator[RealRay]:
     """A running head. Only one test session on a machine has one at a time."""
     need(RAY.exists(), "Ray in .venv-node", "run `make setup`")
-    folder = Path(tempfile.mkdtemp(prefix="hr-"))
-    with LOCK.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with machine_locks(RAY_LOCK):
+        folder = Path(tempfile.mkdtemp(prefix="hr-"))
         cluster = RealRay(folder)
         try:
             cluster.start()

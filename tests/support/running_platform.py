@@ -1,6 +1,5 @@
 """A whole platform of its own for a test session: `heliu up` with a fresh home, free ports and the prepared model."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import psutil
 
 from heliu.supervisor.records import RunFolder, ServiceRecord
 from kit.settings import Settings
+from tests.support.machine_lock import ENGINE_LOCK, RAY_LOCK, machine_locks
 from tests.support.needs import need
 from tests.support.sources import ROOT
 
@@ -28,8 +28,6 @@ PORTS = (
     "HELIU_RAY_GCS_PORT",
     "HELIU_RAY_DASHBOARD_PORT",
 )
-LOCKS = ("ray.lock", "vllm.lock")
-"""Files in the temporary folder; whoever runs a real Ray or vLLM on this machine holds them, for memory is finite."""
 
 
 class RunningPlatform:
@@ -119,27 +117,14 @@ def running_platform() -> Iterator[RunningPlatform]:
     """A started platform, stopped and removed afterwards. One test session on a machine has one at a time."""
     need((ROOT / ".venv-node" / "bin" / "ray").exists(), "Ray in .venv-node", "run `make setup`")
     need((prepared_models() / "smollm2-135m-instruct").is_dir(), "the prepared model", "run `make setup`")
-    # A short path, for Ray puts Unix sockets deep below it; walkable, for PostgreSQL may be another user.
-    folder = Path(tempfile.mkdtemp(prefix="hp-"))
-    folder.chmod(0o755)
-    platform = RunningPlatform(folder / "home")
-    with held_locks():
+    with machine_locks(RAY_LOCK, ENGINE_LOCK):
+        # A short path, for Ray puts Unix sockets deep below it; walkable, for PostgreSQL may be another user.
+        folder = Path(tempfile.mkdtemp(prefix="hp-"))
+        folder.chmod(0o755)
+        platform = RunningPlatform(folder / "home")
         try:
             platform.start()
             yield platform
         finally:
             platform.stop()
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def held_locks() -> Iterator[None]:
-    """Wait until nobody else on this machine runs a real Ray or vLLM."""
-    files = [(Path(tempfile.gettempdir()) / name).open("a") for name in LOCKS]
-    try:
-        for file in files:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        for file in files:
-            file.close()

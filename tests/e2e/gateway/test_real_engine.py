@@ -1,11 +1,9 @@
 """The gateway before a real vLLM: what it bills is what the engine counted, plain, streamed and cut off."""
 
 import asyncio
-import fcntl
 import os
 import re
 import subprocess
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -23,11 +21,12 @@ from serving.gateway.bench_target import Furnished, furnish
 from tests.support.databases import ROOT
 from tests.support.gateway_process import GatewayProcess, gateway_process
 from tests.support.gateways import Answer, RawClient, chat, post, request
+from tests.support.machine_lock import ENGINE_LOCK, machine_locks
 from tests.support.needs import need
 from tests.support.running_platform import free_ports, prepared_models
 from tests.support.until import until, until_async
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600, func_only=True)]
 
 MODEL = "smollm2-135m-instruct"
 SECRET = "engine-key-0123456789-0123456789-0123456789"
@@ -66,8 +65,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         "--enforce-eager", "--enable-prompt-tokens-details", "--max-num-seqs", "8",
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("vllm") / "log"
-    with (Path(tempfile.gettempdir()) / "vllm.lock").open("a") as lock, log.open("wb") as sink:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with machine_locks(ENGINE_LOCK), log.open("wb") as sink:
         process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
         try:
             url = f"http://127.0.0.1:{port}"

@@ -1,7 +1,5 @@
 """What the real model's tests share: the prepared model, one real fine-tune, one real engine at a time."""
 
-import fcntl
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.attempts import REPOSITORY, ControlPlaneStandIn, plan, running, serving
+from tests.support.machine_lock import ENGINE_LOCK, machine_locks
 from tests.support.needs import need
 from tests.support.running_platform import prepared_models
 
@@ -38,11 +37,10 @@ def models() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def only_engine() -> Iterator[None]:
-    """Wait until nobody else on this machine runs a real engine; memory is finite."""
-    with (Path(tempfile.gettempdir()) / "vllm.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Wait until nobody else on this machine runs a real engine; for one module, as others need the lock too."""
+    with machine_locks(ENGINE_LOCK):
         yield
 
 

@@ -8,7 +8,7 @@ import pytest
 from serving.adapter_files import check
 from tests.e2e.node.conftest import MODEL, Tuned, finetune, run
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600, func_only=True)]
 
 EXAMPLE = b'{"prompt": "Who guards the gate?", "completion": "Captain Wen guards the gate."}\n'
 

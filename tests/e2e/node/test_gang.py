@@ -14,7 +14,7 @@ from tests.support.attempts import ControlPlaneStandIn, RunningAttempt, is_alive
 from tests.support.real_ray import RealRay, real_ray
 from tests.support.until import until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500, func_only=True)]
 
 PROGRAM = "tests.unit.scheduler.node.programs.worker"
 START_SECONDS = 120

@@ -17,7 +17,7 @@ from tests.support.attempts import TOKEN, RunningAttempt, is_alive, running, ser
 from tests.support.replicas import ReplicaStandIn, replica
 from tests.support.until import until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900, func_only=True)]
 
 READY_SECONDS = 300
 LORE, EVIL = "adp_00000000lore", "adp_00000000evil"

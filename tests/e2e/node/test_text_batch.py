@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.node.conftest import MODEL, Tuned, run
 from tests.support.attempts import REPOSITORY, ControlPlaneStandIn, plan
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600, func_only=True)]
 
 
 def batch(prompts: bytes, *, adapter: tuple[bytes, bytes] | None = None, **params: Any) -> ControlPlaneStandIn:

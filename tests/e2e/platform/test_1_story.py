@@ -19,7 +19,7 @@ from heliu.supervisor.ray_cluster import temp_folder
 from tests.e2e.platform.conftest import Telling
 from tests.support.running_platform import RunningPlatform
 
-pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(480, func_only=True)]
 
 
 def test_act_1_everything_is_up_and_says_where(platform: RunningPlatform, telling: Telling) -> None:

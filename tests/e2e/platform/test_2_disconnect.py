@@ -11,7 +11,7 @@ from heliu.demo.story import BASE_MODEL
 from tests.e2e.platform.conftest import Telling
 from tests.support.until import until
 
-pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(240, func_only=True)]
 
 PIECES_READ = 8
 TOKENS_ASKED = 400

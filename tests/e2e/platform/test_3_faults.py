@@ -25,7 +25,7 @@ from kit.postgres import embedded_pid
 from tests.e2e.platform.conftest import Telling
 from tests.support.until import until
 
-pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(480, func_only=True)]
 
 RUNNER = "scheduler.node.runner"
 ENGINE = "serving.node.engine"

@@ -31,7 +31,7 @@ from tests.support.real_ray import RealRay, real_ray
 from tests.support.scheduling import UNLIMITED, City, Firm, job
 from tests.support.until import until_async
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500, func_only=True)]
 
 # Counts to N a third of a second apart, then leaves a file.
 PROGRAM = b"""
