@@ -6,12 +6,13 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.addresses import check_url
 from kit.auth import Principal
 from kit.errors import NotFound
+from kit.fetch import FetchPolicy
 from kit.ids import new_id
 from quotas import audit
 from quotas.adapters import budget_store as store
-from quotas.alerts import check_url
 from quotas.applications import require_active
 from quotas.vocabulary import ChannelKind, FirmId
 
@@ -22,7 +23,7 @@ async def add_channel(
     kind: ChannelKind,
     target: str,
     *,
-    private_ok: bool,
+    policy: FetchPolicy,
     by: Principal,
     now: datetime,
     origin: str | None = None,
@@ -30,7 +31,7 @@ async def add_channel(
     """Send the firm's alerts to an address from now on. Raises InvalidInput for one that may not be called."""
     await require_active(tx, firm_id)
     if kind is ChannelKind.WEBHOOK:
-        check_url(target, private_ok=private_ok)
+        check_url(target, allowed=policy.allowed, schemes=policy.schemes)
     row = {"id": new_id("chn"), "firm_id": firm_id, "kind": kind.value, "target": target, "created_by": by.id}
     await store.insert(tx, "alert_channel", {**row, "created_at": now})
     await audit.record(tx, "alert_channel.add", row["id"], by=by, now=now, firm_id=firm_id, origin=origin, after=row)

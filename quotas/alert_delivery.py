@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import smtplib
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,18 +11,20 @@ from email.message import EmailMessage
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import httpx
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kit.addresses import ANYWHERE
 from kit.db import Database
-from kit.errors import InvalidInput
+from kit.errors import HeliuError, InvalidInput
+from kit.fetch import FetchPolicy, fetch
 from kit.units import format_yuan
 from quotas.adapters import budget_store as store
-from quotas.alerts import check_addresses, check_url, next_try, signature, signing_secret
+from quotas.alerts import next_try, signature, signing_secret
 
 log = logging.getLogger(__name__)
 
 TRY_SECONDS = 10
+ANSWER_BYTES = 64 * 1024
 CLAIMED = timedelta(seconds=60)
 
 
@@ -35,6 +36,13 @@ class AlertSettings(BaseSettings):
     smtp_url: str | None = None
     mail_from: str = "heliu@localhost"
     webhook_private_ok: bool = False
+
+
+def webhook_policy(settings: AlertSettings) -> FetchPolicy:
+    """How a webhook is called: over https to the public internet, unless the setting allows more; no redirects."""
+    if settings.webhook_private_ok:
+        return FetchPolicy(ANSWER_BYTES, TRY_SECONDS, schemes=("https", "http"), allowed=ANYWHERE)
+    return FetchPolicy(ANSWER_BYTES, TRY_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ async def _try(db: Database, sender: Sender, message: Mapping[str, Any], now: da
             if message["ended_at"] is not None:
                 raise InvalidInput("The channel was ended.")
             await (_post if message["kind"] == "webhook" else _mail)(sender, message, now)
-    except (httpx.HTTPError, OSError, smtplib.SMTPException, InvalidInput, TimeoutError, ValueError) as problem:
+    except (HeliuError, OSError, smtplib.SMTPException, TimeoutError, ValueError) as problem:
         error = (str(problem) or type(problem).__name__)[:500]
     pause = next_try(message["tries"])
     hopeless = pause is None or message["ended_at"] is not None
@@ -72,28 +80,19 @@ async def _try(db: Database, sender: Sender, message: Mapping[str, Any], now: da
 
 
 async def _post(sender: Sender, message: Mapping[str, Any], now: datetime) -> None:
-    """Send to the address that was checked, not to what a second look-up of the name would say."""
-    private_ok = sender.settings.webhook_private_ok
-    parts = urlsplit(check_url(message["target"], private_ok=private_ok))
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = sorted({str(one[4][0]) for one in found})
-    check_addresses(addresses, private_ok=private_ok)
     body = json.dumps({"type": "budget.reached", "timestamp": message["at"].isoformat(), "data": _facts(message)})
     stamp = int(now.timestamp())
     secret = signing_secret(sender.master, message["channel_id"])
     headers = {
-        "Host": parts.netloc,
         "Content-Type": "application/json",
         "webhook-id": message["id"],
         "webhook-timestamp": str(stamp),
         "webhook-signature": signature(secret, message["id"], stamp, body.encode()),
     }
-    url = httpx.URL(message["target"]).copy_with(host=addresses[0])
-    async with httpx.AsyncClient(timeout=TRY_SECONDS, trust_env=False) as client:
-        answer = await client.post(url, content=body, headers=headers, extensions={"sni_hostname": host})
-    if not answer.is_success:
-        raise InvalidInput(f"it answered {answer.status_code}")
+    policy = webhook_policy(sender.settings)
+    answer = await fetch(message["target"], policy, method="POST", content=body.encode(), headers=headers)
+    if not answer.ok:
+        raise InvalidInput(f"it answered {answer.status}")
 
 
 async def _mail(sender: Sender, message: Mapping[str, Any], _now: datetime) -> None:

@@ -6,13 +6,9 @@ Messages follow Standard Webhooks (webhook-id, webhook-timestamp, webhook-signat
 import base64
 import hashlib
 import hmac
-import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
-from urllib.parse import urlsplit
-
-from kit.errors import InvalidInput
 
 RETRIES: Final = tuple(timedelta(seconds=s) for s in (5, 300, 1800, 7200, 18_000, 36_000, 36_000))
 """How long to wait after each failed try; after the last one the message is dead until somebody replays it."""
@@ -40,28 +36,3 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-
-
-def check_url(url: str, *, private_ok: bool) -> str:
-    """`url` if a webhook may go there. Raises InvalidInput: https only, no user, no private address by number."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise InvalidInput(f"{url!r} is no address.", code="webhook_url") from None
-    if parts.scheme not in ({"https", "http"} if private_ok else {"https"}) or not host or parts.username:
-        raise InvalidInput("A webhook's address starts with https:// and names a host.", code="webhook_url")
-    try:
-        check_addresses([host], private_ok=private_ok)
-    except ValueError:
-        pass  # a name; what it stands for is checked when a message goes out
-    return url
-
-
-def check_addresses(addresses: Sequence[str], *, private_ok: bool) -> None:
-    """Raises InvalidInput unless every address is one of the public internet, ValueError for what is none."""
-    for address in addresses:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-        inner = getattr(parsed, "ipv4_mapped", None) or parsed
-        if not private_ok and (not inner.is_global or inner.is_multicast):
-            raise InvalidInput(f"{address} is not an address of the public internet.", code="webhook_private")

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from kit.auth import Principal
 from quotas import alert_channels, budgets
 from quotas.access import Action, home_firm, require
-from quotas.alert_delivery import Sender
+from quotas.alert_delivery import Sender, webhook_policy
 from quotas.alerts import signing_secret
 from quotas.applications import firm_row
 from quotas.vocabulary import ChannelKind, FirmId, KeyId, ProjectId
@@ -102,10 +102,10 @@ def channel_router(sender: Sender) -> APIRouter:
     @routes.post("/alert-channels", status_code=201)
     async def add_channel(body: ChannelIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin) -> ChannelOut:
         """Send a firm's alerts to a webhook or an e-mail address."""
-        firm, private_ok = _firm(principal, body.firm_id, Action.BUDGET_MANAGE), sender.settings.webhook_private_ok
+        firm, policy = _firm(principal, body.firm_id, Action.BUDGET_MANAGE), webhook_policy(sender.settings)
         async with db.transaction() as tx:
             row = await alert_channels.add_channel(
-                tx, firm, body.kind, body.target, private_ok=private_ok, by=principal, now=now, origin=origin
+                tx, firm, body.kind, body.target, policy=policy, by=principal, now=now, origin=origin
             )
             return shown(row)
 

@@ -13,7 +13,7 @@ from kit.db import Database
 from kit.errors import Forbidden, NoMoney
 from quotas import api
 from quotas.alert_channels import add_channel, alerts_of
-from quotas.alert_delivery import AlertSettings, Sender, deliver
+from quotas.alert_delivery import AlertSettings, Sender, deliver, webhook_policy
 from quotas.alerts import RETRIES, signature, signing_secret
 from quotas.budgets import watch_budgets
 from quotas.cash import record_topup
@@ -65,8 +65,9 @@ async def channel(db: Database, studio: Studio, url: str, clock: FixedClock) -> 
     """A webhook on this machine, which no route would take."""
     async with db.transaction() as tx:
         row = await add_channel(
-            tx, FirmId(studio.firm_id), ChannelKind.WEBHOOK, url, private_ok=True, by=SYSTEM, now=clock.now()
-        )
+            tx, FirmId(studio.firm_id), ChannelKind.WEBHOOK, url, policy=webhook_policy(SENDER.settings), by=SYSTEM,
+            now=clock.now(),
+        )  # fmt: skip
     return row["id"]
 
 
@@ -169,7 +170,7 @@ async def test_channels_show_their_secret_and_refuse_private_addresses(world: Wo
     made = await studio.owner.post("/api/alert-channels", json={"kind": "webhook", "target": "https://hooks.example/x"})
     assert made.status_code == 201 and made.json()["secret"].startswith("whsec_")
     private = {"kind": "webhook", "target": "https://169.254.169.254/latest"}
-    assert (await studio.owner.post("/api/alert-channels", json=private)).json()["code"] == "webhook_private"
+    assert (await studio.owner.post("/api/alert-channels", json=private)).json()["code"] == "address_private"
     mail = (await studio.owner.post("/api/alert-channels", json={"kind": "email", "target": "f@s.example"})).json()
     assert mail["secret"] is None
     assert (await studio.owner.delete(f"/api/alert-channels/{mail['id']}")).status_code == 204
