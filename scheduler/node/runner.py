@@ -20,9 +20,9 @@ from scheduler.node.folder import AlreadyRunning, WorkFolder, sweep
 from scheduler.node.heart import Heart
 from scheduler.node.lease import Lease, exit_now
 from scheduler.node.logs import LogBuffer
-from scheduler.node.protocol import MESSAGE_CHARS_MAX, Cause, FinishedIn, Outcome, Plan
+from scheduler.node.protocol import MESSAGE_CHARS_MAX, FinishedIn, Outcome, Plan
 from scheduler.node.staging import NotReady, Stopped
-from scheduler.node.supervise import Course, Supervisor, Team, oom_kills, verdict
+from scheduler.node.supervise import ORDERED, TERMINATED, Course, StopReason, Supervisor, Team, oom_kills, verdict
 from scheduler.node.worker import Worker
 
 PLAN_SECONDS_MAX = 60
@@ -72,6 +72,7 @@ class Runner:
         self._lease = Lease(self._lease_over)
         self._logs = LogBuffer()
         self._stop = threading.Event()
+        self._terminated = False  # by the node's runtime, not by an order of the control plane
         self._team: Team | None = None
         self._over = False  # nothing runs any more; only the ending is to be told
         self._heart = Heart(
@@ -83,7 +84,7 @@ class Runner:
         """The process's exit code. `asked_at`: when the plan, which gives the first lease, was asked for."""
         self._lease.renew(asked_at, self._plan.lease_seconds)
         # Ray ends a job with it. A plain death would end the program without its grace and tell nobody.
-        signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         self._heart.start()
         sweep(self._settings.work_root)
         try:
@@ -104,12 +105,15 @@ class Runner:
             kills_before = oom_kills()
             team = self._start(folder)
             course = self._supervisor.watch(team)
+            if self._terminated and course.stopping in (None, StopReason.ORDER):
+                # Ray signals the program too. Whatever it made of that, its work need not be done.
+                course.stopping = StopReason.TERMINATED
             ending = verdict(course, self._plan, out_of_memory=oom_kills() > kills_before)
             if ending.outcome is Outcome.SUCCEEDED:
                 team.upload(self._stop)
             return ending
         except Stopped:
-            outcome, cause, message = Outcome.STOPPED, Cause.STOPPED, "stopped as ordered"
+            outcome, (cause, message) = Outcome.STOPPED, TERMINATED if self._terminated else ORDERED
         except NotReady as problem:
             outcome, cause, message = Outcome.FAILED, problem.cause, problem.message
         finally:
@@ -156,8 +160,9 @@ class Runner:
                 return False
         return False
 
-    def _terminated(self, _number: int, _frame: object) -> None:
-        """In a thread: the main thread may have been interrupted while it held the very locks this takes."""
+    def _on_sigterm(self, _number: int, _frame: object) -> None:
+        self._terminated = True
+        # In a thread: the main thread may have been interrupted while it held the very locks this takes.
         threading.Thread(target=self._ordered_to_stop, args=(self._plan.grace_seconds,), daemon=True).start()
 
     def _ordered_to_stop(self, grace_seconds: int) -> None:

@@ -16,6 +16,9 @@ from scheduler.node.report import Failed, Progressed, Started
 
 _LOOK_SECONDS = 1.0
 
+ORDERED = Cause.STOPPED, "stopped as ordered"
+TERMINATED = Cause.KILLED, "the node's runtime ended it (SIGTERM) before its work was done"
+
 
 class Team(Protocol):
     """The attempt's workers, wherever they run."""
@@ -29,6 +32,7 @@ class Team(Protocol):
 
 class StopReason(StrEnum):
     ORDER = "order"
+    TERMINATED = "terminated"  # the node's runtime ends what runs here; nobody asked this attempt to stop
     TIME_LIMIT = "time_limit"
     OUTPUT_LIMIT = "output_limit"
     PEER_FAILED = "peer_failed"  # another worker of the gang has failed
@@ -160,7 +164,9 @@ def verdict(course: Course, plan: Plan, *, out_of_memory: bool) -> FinishedIn:
         return FinishedIn(outcome=outcome, cause=cause, message=message, exit_code=code, ran_ms=course.ran_ms)
 
     if course.stopping is StopReason.ORDER:
-        return say(Outcome.STOPPED, Cause.STOPPED, "stopped as ordered")
+        return say(Outcome.STOPPED, *ORDERED)
+    if course.stopping is StopReason.TERMINATED:
+        return say(Outcome.STOPPED, *TERMINATED)
     if course.stopping is StopReason.TIME_LIMIT:
         return say(Outcome.FAILED, Cause.TIME_LIMIT, f"it ran for its limit of {plan.max_runtime_seconds} seconds")
     if course.stopping is StopReason.OUTPUT_LIMIT:

@@ -230,6 +230,26 @@ async def test_a_runner_that_exits_before_it_claims_is_a_setup_failure(city: Cit
     assert "No module named scheduler" in seen["message"]
 
 
+async def test_an_attempt_ended_by_its_node_is_run_again_and_is_neither_the_owners_stop_nor_done(city: City) -> None:
+    firm = await city.firm()
+    job_id = await running(city, firm)
+    await city.pass_time(3)
+    await (await city.runner(job_id)).finished(ran_ms=3_000, outcome="stopped", cause="killed")
+    seen = await city.view(firm, job_id)
+    assert (seen["state"], seen["cause"], seen["charged_micro_yuan"]) == ("queued", "platform", 0)
+    assert seen["artifacts"] == []
+    await city.pass_time(5)
+    again = await city.runner(job_id)
+    await again.plan()
+    await again.started()
+    await city.pass_time(3)
+    await again.finished(ran_ms=3_000)
+    seen = await city.view(firm, job_id)
+    assert (seen["state"], [attempt["cause"] for attempt in seen["attempts"]]) == ("succeeded", ["platform", "done"])
+    assert seen["charged_micro_yuan"] == 3_000
+    await city.assert_ledger()
+
+
 async def test_a_cluster_that_comes_back_with_nothing_makes_its_work_queue_again(city: City) -> None:
     firm = await city.firm()
     unclaimed, claimed = await city.submit(firm), await running(city, firm)

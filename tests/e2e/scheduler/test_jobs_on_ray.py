@@ -41,6 +41,8 @@ for i in range(int(sys.argv[1])):
     time.sleep(0.3)
 open("outputs/film.txt", "w").write("the end")
 """
+# As some programs do: takes SIGTERM for a good reason to end with 0, whatever is left to do.
+POLITE = b"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n" + PROGRAM
 
 
 @dataclass
@@ -66,9 +68,9 @@ class Platform:
             self.controller.wait(timeout=10)
             self.controller = None
 
-    async def submit(self, firm: Firm, shots: int) -> str:
+    async def submit(self, firm: Firm, shots: int, program: bytes = PROGRAM) -> str:
         """A script that takes `shots` thirds of a second."""
-        upload = await self.city.upload(firm, "shoot.py", PROGRAM)
+        upload = await self.city.upload(firm, "shoot.py", program)
         params = {"command": ["python3", "shoot.py", str(shots)], "runtime_seconds_max": 300}
         inputs = [{"name": "shoot.py", "source_id": upload}]
         answer = await firm.http.post("/api/jobs", json=job(params=params, inputs=inputs, max_runtime_seconds=300))
@@ -215,6 +217,23 @@ async def test_a_controller_killed_while_a_job_runs_is_followed_by_one_that_goes
         seen = await platform.becomes(firm, name, "succeeded", "failed")
         assert (seen["state"], len(seen["attempts"])) == ("succeeded", 1)
         await platform.assert_settled(firm, name)
+
+
+async def test_an_attempt_that_ray_ends_by_itself_is_run_again_even_if_its_program_ends_with_0(
+    platform: Platform,
+) -> None:
+    firm = await platform.city.firm()
+    job_id = await platform.submit(firm, 30, POLITE)
+    await platform.logged(firm, job_id, "shot 1")
+    (attempt,) = (await platform.city.view(firm, job_id))["attempts"]
+    headers = {"Authorization": f"Bearer {platform.ray.token}"}
+    async with httpx.AsyncClient(base_url=platform.ray.url, headers=headers) as ray:
+        assert (await ray.post(f"/api/jobs/{attempt['id']}/stop")).status_code == 200
+    seen = await platform.becomes(firm, job_id, "succeeded", "failed", "cancelled")
+    assert (seen["state"], len(seen["attempts"])) == ("succeeded", 2), seen
+    assert seen["attempts"][0]["cause"] == "platform", seen
+    assert "ended it (SIGTERM)" in seen["attempts"][0]["message"]
+    await platform.assert_settled(firm, job_id)
 
 
 async def test_a_ray_head_that_dies_and_comes_back_with_nothing_makes_the_job_run_again(platform: Platform) -> None:

@@ -175,12 +175,27 @@ def test_a_stop_gives_grace_and_then_kills(home: Path) -> None:
     assert (control.finished["outcome"], control.finished["exit_code"]) == ("stopped", -9)
 
 
-def test_a_terminated_runner_stops_its_program_with_grace_and_reports(home: Path) -> None:
+@pytest.mark.parametrize("told_first", ["runner", "program"])
+def test_a_runner_terminated_by_its_node_never_takes_a_cut_off_program_for_done(home: Path, told_first: str) -> None:
+    """Ray sends SIGTERM to the runner and to all below it; a program that then exits with 0 has not done its work."""
+    control = steps(["start"], ["done_on_sigterm"], ["say_pid", "program"], ["sleep", 600])
+    with serving(control), running(control, home) as attempt:
+        pids = [attempt.process.pid, pid_in_log(control, "program")]
+        for pid in pids if told_first == "runner" else reversed(pids):
+            os.kill(pid, signal.SIGTERM)
+        assert attempt.wait(30) == 0
+    assert control.finished is not None
+    assert (control.finished["outcome"], control.finished["cause"]) == ("stopped", "killed")
+    assert "the node's runtime ended it" in control.finished["message"]
+    assert control.outputs == {}
+
+
+def test_a_terminated_runner_gives_its_program_its_grace(home: Path) -> None:
     control = steps(["start"], ["say", "here"], ["sleep", 600])
     with serving(control), running(control, home) as attempt:
         attempt.until_log("here")
         attempt.process.terminate()
-        assert attempt.wait(15) == 0
+        assert attempt.wait(30) == 0
     assert control.finished is not None
     assert (control.finished["outcome"], control.finished["exit_code"]) == ("stopped", -signal.SIGTERM)
 

@@ -69,6 +69,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "sleep": time.sleep,
     "wait_for": wait_for,
     "ignore_sigterm": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "done_on_sigterm": lambda: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)),
     "say_pid": lambda name: say(f"{name} {os.getpid()}"),
     "child": lambda: say(f"child {subprocess.Popen(['sleep', '600']).pid}"),
     "fail": fail,
