@@ -51,6 +51,10 @@ from quotas.projects import project_of as project_of
 from quotas.quota_versions import quota_limits as quota_limits
 from quotas.quota_versions import quota_nominal as quota_nominal
 from quotas.quota_versions import set_quota as set_quota
+from quotas.rate_windows import lease_windows as lease_windows
+from quotas.rate_windows import minute_of as minute_of
+from quotas.rate_windows import recall_windows as recall_windows
+from quotas.rate_windows import return_windows as return_windows
 from quotas.refunds import refund_charge as refund_charge
 from quotas.statement_service import centre_statement as centre_statement
 from quotas.statement_service import statement as statement

@@ -16,6 +16,7 @@ from quotas.adapters.ledger_store import Block
 from quotas.allowances import expire_leases
 from quotas.holds import expire_holds
 from quotas.programmes import expire_vouchers
+from quotas.rate_windows import expire_windows
 from quotas.statement_service import close_statement, due_statements
 from quotas.vocabulary import CheckReport, Finding, FirmId, OpenHold
 
@@ -27,7 +28,7 @@ async def sweep(db: Database, now: datetime, heads: Path | None = None, *, month
     it did.
     """
     done = 0
-    for step in (expire_holds, expire_leases, expire_vouchers):
+    for step in (expire_holds, expire_leases, expire_vouchers, expire_windows):
         done += await db.retrying(lambda tx, step=step: step(tx, now=now))
     for firm_id, period in await db.retrying(lambda tx: due_statements(tx, now=now)) if months else []:
         await db.retrying(lambda tx, firm=firm_id, month=period: close_statement(tx, firm, month, now=now))

@@ -20,6 +20,9 @@ DEFAULT_PROJECT = "default"
 KEYS_CHANNEL = "heliu_keys"
 """PostgreSQL NOTIFY; the payload is a key id, or "*" when any key may have changed."""
 
+RATES_CHANNEL = "heliu_rates"
+"""PostgreSQL NOTIFY; the payload is `<key id> <minute> <holder>`: that holder asks for what others do not use."""
+
 
 class FirmKind(StrEnum):
     COMPANY = "company"
@@ -239,3 +242,26 @@ class Overrun:
     limit: int
     used: int
     asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateAsk:
+    """How much of a key's minute a holder wants to have, or to keep, in all."""
+
+    key_id: KeyId
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateLease:
+    """What a holder has of a key's minute, in all; `*_free` is what nobody has yet (None: no limit of that kind)."""
+
+    key_id: KeyId
+    minute: int
+    holder: str
+    requests: int
+    tokens: int
+    requests_free: int | None
+    tokens_free: int | None
+    recalled: bool = False

@@ -6,10 +6,12 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.auth import SYSTEM
 from kit.db import Database
 from kit.ids import new_id
 from kit.units import MICRO_PER_YUAN, GpuMilli, GpuMs, MicroYuan, Ppm, Tokens
 from quotas import cash, holds, programmes, tariffs
+from quotas.keys import KeySpec, issue_key
 from quotas.pricing import Meter, RateKey
 from quotas.vocabulary import (
     ComputeUsage,
@@ -21,6 +23,7 @@ from quotas.vocabulary import (
     PoolName,
     ProjectId,
     QoS,
+    Scope,
     TokenUsage,
     centre_of,
 )
@@ -59,6 +62,21 @@ async def open_firm(tx: AsyncSession, *, now: datetime, paid_in: int = 0) -> Fir
             tx, key=new_id("op"), firm_id=firm_id, amount=MicroYuan(paid_in), evidence="bank slip 1", by="test", now=now
         )
     return firm_id
+
+
+async def open_key(
+    tx: AsyncSession, firm_id: FirmId, *, now: datetime, requests: int | None = None, tokens: int | None = None
+) -> KeyId:
+    """An API key of the firm's first project with these limits per minute."""
+    project_id = ProjectId(new_id("prj"))
+    await tx.execute(
+        text("INSERT INTO quotas.project (id, firm_id, name, created_at) VALUES (:id, :firm, :id, :now)"),
+        {"id": project_id, "firm": firm_id, "now": now},
+    )
+    spec = KeySpec(
+        "key", frozenset({Scope.INFERENCE}), project_id, requests_per_minute=requests, tokens_per_minute=tokens
+    )
+    return KeyId((await issue_key(tx, firm_id, spec, by=SYSTEM, now=now)).key.id)
 
 
 async def publish_prices(db: Database, *, now: datetime) -> str:
