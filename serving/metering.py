@@ -49,6 +49,8 @@ class RunningUsage:
 
     choices: int = 1
     final: Tokens | None = None
+    uncounted: int = 0
+    """Pieces of output without a count: at least a token each. They matter only where the engine never counts."""
     _outputs: dict[int, int] = field(default_factory=dict)
     _prompts: dict[int, int] = field(default_factory=dict)
 
@@ -62,6 +64,11 @@ class RunningUsage:
         """A chunk carried output without a count: it holds at least one token."""
         self._outputs[index] = self._outputs.get(index, 0) + 1
 
+    @property
+    def said(self) -> bool:
+        """Whether the engine has counted anything itself."""
+        return self.final is not None or bool(self._prompts)
+
     def close(self, final: Tokens) -> None:
         """The engine's own total."""
         self.final = final
@@ -71,6 +78,8 @@ class RunningUsage:
         """The total so far; a cut stream's cached count is unknown, so it is billed at the input rate."""
         if self.final is not None:
             return self.final
+        if not self._outputs:
+            return Tokens(input=sum(self._prompts.values()), output=self.uncounted)
         return Tokens(input=sum(self._prompts.values()), output=sum(self._outputs.values()))
 
 

@@ -3,6 +3,8 @@
 Usage that the client did not ask for is taken out again; nothing else of an answer changes.
 """
 
+import re
+
 import msgspec
 from msgspec import Raw
 
@@ -39,6 +41,7 @@ _usage = msgspec.json.Decoder(_Usage)
 _choices = msgspec.json.Decoder(list[_Index])
 _encode = msgspec.json.Encoder().encode
 _DONE = b"[DONE]"
+_PIECES = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)":\s?"[^"]')
 
 
 def read_usage(raw: bytes | Raw, family: Family) -> Tokens:
@@ -137,7 +140,9 @@ class EventStream:
             self.failed = True
         if "model" in fields:
             fields["model"] = self._model
-        if used is not None and bytes(used) != b"null":
+        if used is None or bytes(used) == b"null":
+            self.usage.uncounted += len(_PIECES.findall(choices))
+        else:
             if choices == b"[]":
                 self.usage.close(read_usage(used, Family.OPENAI))
                 if not asked.include_usage:

@@ -56,8 +56,9 @@ async def furnish(
     context_tokens: int = 2048,
     max_concurrency: int = 4096,
     paid_in: int = MILLION_YUAN,
+    others: Sequence[ModelSpec] = (),
 ) -> Furnished:
-    """A firm with money, prices, a key, and `model` served by the engines at these addresses."""
+    """A firm with money, prices, a key, and `model` (and `others`) served by the engines at these addresses."""
     now = utc_now() - timedelta(seconds=1)
     body = "91420100" + f"{abs(hash(new_id('x'))) % 10**9:09d}"
     application = quotas.Application(
@@ -78,31 +79,26 @@ async def furnish(
             tokens_per_minute=REQUESTS_PER_MINUTE * 1_000,
         )  # fmt: skip
         issued = await quotas.issue_key(tx, firm_id, spec, by=SYSTEM, now=now)
-    await _publish_prices(db, model)
-    await _serve(db, engines, model, engine_key, context_tokens, max_concurrency)
+    capabilities = frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.TOOLS})
+    spec = ModelSpec(
+        model, model, "bench", "Apache-2.0", Modality.TEXT, context_tokens, capabilities, model, "1", max_loras=0
+    )
+    await _publish_prices(db, [spec.name, *(other.name for other in others)])
+    for offered in (spec, *others):
+        await _serve(db, engines, offered, engine_key, max_concurrency)
     return Furnished(issued.token, KeyId(issued.key.id), model, firm_id)
 
 
-async def _publish_prices(db: Database, model: str) -> None:
-    meter = quotas.Meter
-    rates = {
-        quotas.RateKey(meter.INPUT, model): 1_000_000,
-        quotas.RateKey(meter.CACHED_INPUT, model): 250_000,
-        quotas.RateKey(meter.OUTPUT, model): 2_000_000,
-    }
+async def _publish_prices(db: Database, models: Sequence[str]) -> None:
+    prices = {quotas.Meter.INPUT: 1_000_000, quotas.Meter.CACHED_INPUT: 250_000, quotas.Meter.OUTPUT: 2_000_000}
+    rates = {quotas.RateKey(meter, model): price for model in models for meter, price in prices.items()}
     now = utc_now()
     async with db.transaction() as tx:
         await quotas.publish_tariff(tx, name=new_id("bench"), valid_from=None, rates=rates, by="system", now=now)
 
 
-async def _serve(
-    db: Database, engines: Sequence[str], model: str, engine_key: str, context_tokens: int, max_concurrency: int
-) -> None:
-    now = utc_now()
-    capabilities = frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.TOOLS})
-    spec = ModelSpec(
-        model, model, "bench", "Apache-2.0", Modality.TEXT, context_tokens, capabilities, model, "1", max_loras=0
-    )
+async def _serve(db: Database, engines: Sequence[str], spec: ModelSpec, engine_key: str, max_concurrency: int) -> None:
+    now, model = utc_now(), spec.name
     async with db.transaction() as tx:
         await catalogue.register_model(tx, spec, by=SYSTEM, now=now)
         project = await quotas.project_of(tx, None, PLATFORM_FIRM)

@@ -1,21 +1,22 @@
 """One request's life: authenticate → limits → hold (`intake.py`) → route → stream → meter → settle."""
 
+import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from serving.gateway.answers import EventStream, whole
 from serving.gateway.directory import Engine
+from serving.gateway.endpoints import Family
 from serving.gateway.engine_errors import EngineAnswer, judge
+from serving.gateway.faults import where
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.intake import Intake
-from serving.gateway.openai_errors import Refusal
+from serving.gateway.openai_errors import INTERNAL, Refusal
 from serving.metering import NOTHING, Closed, Outcome, Tokens
 from serving.prefix_index import BLOCK_BYTES, prompt_blocks
 from serving.routing import Ask, NoRoute
 
-if TYPE_CHECKING:
-    pass
+log = logging.getLogger(__name__)
 
 ANSWER_BYTES_MAX = 64 << 20
 BYTES_PER_TOKEN = 4
@@ -129,7 +130,7 @@ class Exchange(Intake):
         if stream is None:
             self._whole_answer()
         elif stream.done or stream.usage.final is not None:
-            self._end_stream(Outcome.COMPLETED)
+            self._end_stream(self._left() if self.gone else Outcome.COMPLETED)
         else:
             self._end_stream(self._left() if self.gone else Outcome.ENGINE_FAILED)
 
@@ -172,11 +173,14 @@ class Exchange(Intake):
         if self._status == 200:
             engine.target.breaker.succeeded()
             passed, tokens = whole(body, asked)
+            outcome = self._left() if self.gone else Outcome.COMPLETED
             if tokens is None:
-                self._finish(NOTHING, Outcome.COMPLETED)
+                if asked.endpoint.family is not Family.FREE:
+                    self._uncounted(engine)
+                self._finish(NOTHING, outcome)
                 self._reply.respond(200, passed, self._headers(), self._content_type or b"application/json")
             else:
-                self._finish(tokens, Outcome.COMPLETED, lambda: self._reply_whole(passed))
+                self._finish(tokens, outcome, lambda: self._reply_whole(passed))
             return
         verdict = judge(self._status, body, asked.model, engine_name=self._engine_name())
         match verdict:
@@ -202,6 +206,8 @@ class Exchange(Intake):
         assert stream is not None
         self._gateway.streams.discard(self)
         tail = stream.tail
+        if stream.done and not stream.usage.said and self._engine is not None:
+            self._uncounted(self._engine)
         if outcome is Outcome.ENGINE_FAILED:
             refusal = Refusal(502, "engine_failed", "the model's replica broke off its answer")
             tail = b"data: " + refusal.body() + b"\n\n"
@@ -240,24 +246,54 @@ class Exchange(Intake):
         if self._over:
             return
         self.gone = True
-        if self._connection is not None:
-            self._connection.give_up()  # the engine stops; what it sent until then is still counted
+        connection = self._connection
+        if connection is not None and (self._counts_as_it_goes() or self._gateway.cutting):
+            connection.give_up()  # the engine stops; what it sent until then is still counted
+        elif connection is not None:
+            connection.slow(False)
+            bound = time.monotonic() + self._gateway.settings.finish_seconds
+            self.deadline = min(self.deadline or bound, bound)
         elif self._engine is None and self._gateway.stop_waiting(self):
             self._over = True
             self._release(NOTHING)
+
+    def _counts_as_it_goes(self) -> bool:
+        """Whether the answer tells what it has used before it ends; of others nothing is known if they are cut."""
+        return self._stream is not None and self._endpoint.family is not Family.RESPONSES
 
     def client_slow(self, slow: bool) -> None:
         if self._connection is not None:
             self._connection.slow(slow)
 
     def overdue(self) -> None:
-        """The engine has not begun to answer in time."""
+        """The engine has not begun to answer in time, or not finished an answer that nobody waits for any more."""
         self.deadline = 0.0
         self._cut_engine()
 
     def _cut_engine(self) -> None:
         if self._connection is not None and self._connection.transport is not None:
             self._connection.transport.abort()
+
+    def _uncounted(self, engine: Engine) -> None:
+        """An answer came without the usage that was asked for: nobody pays for what cannot be proven."""
+        self._gateway.metrics.uncounted[engine.route.id] += 1
+        log.error("an engine did not say what an answer used", extra={"replica": engine.route.id, "request": self.id})
+
+    def fault(self, error: BaseException) -> None:
+        """What nobody foresaw: a 500, or a cut where the answer had begun; nothing stays taken for the request."""
+        log.error("a request failed in a way nobody foresaw", extra={"request": self.id, "fault": where(error)})
+        reply, stream = self._reply, self._stream
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.sink is self and connection.transport is not None:
+            connection.sink = None
+            connection.transport.abort()
+        if self._over or stream is not None:
+            self._gateway.streams.discard(self)
+            self._finish(NOTHING if stream is None else stream.usage.tokens, Outcome.ENGINE_FAILED)
+            if reply.current is self._request:
+                reply.abort()
+        else:
+            self.refuse(INTERNAL)
 
     def _left(self) -> Outcome:
         return Outcome.DRAINED if self._gateway.cutting else Outcome.CLIENT_LEFT

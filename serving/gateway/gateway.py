@@ -1,13 +1,11 @@
-"""The gateway: what its requests share, and the paths that are answered without an engine."""
+"""The gateway: what its requests share."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
-
-import msgspec
 
 from kit.clock import utc_now
 from kit.errors import HeliuError, Unavailable
@@ -17,10 +15,12 @@ from serving.fairness import FairQueue
 from serving.gateway.directory import Destination, Directory, Engine, Service
 from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.exchange import Exchange
+from serving.gateway.faults import where
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.keys import KeyRing
 from serving.gateway.metrics import GatewayMetrics
-from serving.gateway.openai_errors import Refusal, refusal_for
+from serving.gateway.openai_errors import INTERNAL, Refusal
+from serving.gateway.pages import Pages, bearer_of
 from serving.gateway.ports import Routes, Spending
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
@@ -69,7 +69,7 @@ class Gateway:
         """Set when a drain ran out of time and open streams are cut by us."""
         self.routes_known = asyncio.Event()
         self._routes = routes
-        self._spending = spending
+        self._pages = Pages(self, spending)
         self._meters: dict[str, Meter] = {}
         self._limits: dict[tuple[int | None, int | None], Limits] = {}
         self._queues: dict[tuple[str, str | None], FairQueue[Exchange]] = {}
@@ -91,11 +91,18 @@ class Gateway:
         """Wall-clock milliseconds."""
         return time.time_ns() // 1_000_000
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run beside the loop's callbacks."""
+    def spawn(self, work: Coroutine[Any, Any, None], on_fault: Callable[[BaseException], None]) -> None:
+        """Run beside the loop's callbacks; `on_fault` is told what nobody foresaw."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                on_fault(error)
+
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(done)
 
     def limits_of(self, grant: KeyGrant) -> Limits:
         """The limits a key's requests are under."""
@@ -135,29 +142,46 @@ class Gateway:
     # --- requests -------------------------------------------------------------------------------------------------
 
     def handle(self, request: Request, reply: Connection) -> None:
-        """Start answering one request."""
+        """Start answering one request; whatever goes wrong, it gets an answer and the gateway goes on."""
+        try:
+            self._handle(request, reply)
+        except Exception as error:
+            self.fault(error, request, reply)
+
+    def fault(self, error: BaseException, request: Request, reply: Connection) -> None:
+        """Answer for what nobody foresaw."""
+        exchange = reply.listener
+        if isinstance(exchange, Exchange):
+            exchange.fault(error)
+            return
+        log.error("a request failed in a way nobody foresaw", extra={"fault": where(error)})
+        if reply.current is request:
+            self.answer(reply, INTERNAL)
+
+    def _handle(self, request: Request, reply: Connection) -> None:
         endpoint = ENDPOINTS.get(request.path)
         if endpoint is None:
-            self._other(request, reply)
+            self._pages.handle(request, reply)
             return
         if request.method != b"POST":
-            self._plain(reply, Refusal(405, "method_not_allowed", "this path takes POST"), b"allow: POST\r\n")
+            self.answer(reply, Refusal(405, "method_not_allowed", "this path takes POST"), b"allow: POST\r\n")
             return
         exchange = Exchange(self, request, reply, endpoint)
         reply.listener = exchange
         self.active.add(exchange)
-        bearer = _bearer(request)
-        refusal = self._closed() if bearer else _NO_KEY
+        bearer = bearer_of(request)
+        refusal = self.closed() if bearer else _NO_KEY
         if refusal is not None:
             exchange.refuse(refusal)
             return
         grant = self.keys.cached(bearer)
         if grant is None:
-            self.spawn(exchange.authenticate(bearer))
+            self.spawn(exchange.authenticate(bearer), exchange.fault)
         else:
             exchange.admit(grant)
 
-    def _closed(self) -> Refusal | None:
+    def closed(self) -> Refusal | None:
+        """Why nothing is admitted now, if so."""
         if not self.shipper.log.healthy:
             why = "this gateway cannot write its usage log (disk full?); nothing is admitted"
             return Refusal(503, "usage_log_unwritable", why, retry_after_seconds=5)
@@ -166,63 +190,8 @@ class Gateway:
             return Refusal(503, "ledger_unreachable", why, retry_after_seconds=30)
         return None
 
-    def _other(self, request: Request, reply: Connection) -> None:
-        path = request.path
-        if path == b"/healthz":
-            reply.respond(200, b'{"status":"ok"}')
-        elif path == b"/readyz":
-            ready = self.directory.table is not None and not self.draining and self._closed() is None
-            reply.respond(200 if ready else 503, b'{"status":"ready"}' if ready else b'{"status":"not_ready"}')
-        elif path == b"/v1/models" or path.startswith(b"/v1/models/") or path == b"/v1/usage":
-            if request.method in (b"GET", b"HEAD"):
-                self.spawn(self._for_key(request, reply))
-            else:
-                self._plain(reply, Refusal(405, "method_not_allowed", "this path takes GET"), b"allow: GET, HEAD\r\n")
-        else:
-            self._plain(reply, Refusal(404, "unknown_path", "there is no such path; the API is under /v1"))
-
-    async def _for_key(self, request: Request, reply: Connection) -> None:
-        """What a key may read about itself."""
-        bearer = _bearer(request)
-        try:
-            grant = (self.keys.cached(bearer) or await self.keys.load(bearer)) if bearer else None
-            if grant is None:
-                self._plain(reply, Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked"))
-            elif request.path == b"/v1/usage":
-                spent = await self._spending.spend(grant, utc_now())
-                reply.respond(200, msgspec.json.encode(spent))
-            else:
-                self._models(request, reply, grant)
-        except HeliuError as error:
-            self._plain(reply, refusal_for(error))
-
-    def _models(self, request: Request, reply: Connection, grant: KeyGrant) -> None:
-        rows = [
-            {
-                "id": name,
-                "object": "model",
-                "created": int((model if adapter is None else adapter).created_at.timestamp()),
-                "owned_by": model.owner if adapter is None else adapter.firm_id,
-                "root": model.name,
-                "parent": None if adapter is None else model.name,
-                "max_model_len": model.context_tokens,
-                "deprecated_at": model.deprecated_at,
-            }
-            for name, model, adapter in self.directory.names(grant.firm_id, grant.models)
-        ]
-        if request.path == b"/v1/models":
-            reply.respond(200, msgspec.json.encode({"object": "list", "data": rows}))
-            return
-        wanted = request.path.removeprefix(b"/v1/models/").decode("utf-8", "replace")
-        found = next((row for row in rows if row["id"] == wanted), None)
-        if found is None:
-            self._plain(
-                reply, Refusal(404, "model_not_found", f"the model `{wanted}` does not exist or is not yours", "model")
-            )
-        else:
-            reply.respond(200, msgspec.json.encode(found))
-
-    def _plain(self, reply: Connection, refusal: Refusal, extra: bytes = b"") -> None:
+    def answer(self, reply: Connection, refusal: Refusal, extra: bytes = b"") -> None:
+        """Refuse what never became an exchange."""
         self.metrics.refusals[refusal.code] += 1
         reply.respond(refusal.status, refusal.body(), refusal.headers() + extra)
 
@@ -287,7 +256,7 @@ class Gateway:
 
         while (exchange := queue.pop(ready)) is not None:
             self._waiting.pop(exchange, None)
-            exchange.send(found[exchange])
+            _guarded(exchange, exchange.send, found[exchange])
 
     def _expire_waiting(self) -> None:
         now_ms = self.now_ms()
@@ -296,14 +265,14 @@ class Gateway:
                 _, why = self._waiting.pop(exchange)
                 code, message = _NO_ROUTE[why]
                 waited = f"{message}; the request waited {self.settings.wait_seconds:g} s"
-                exchange.refuse(Refusal(503, code, waited, retry_after_seconds=5))
+                _guarded(exchange, exchange.refuse, Refusal(503, code, waited, retry_after_seconds=5))
 
     # --- what runs beside requests --------------------------------------------------------------------------------
 
     async def follow_routes(self) -> None:
         """Keep the route table fresh: on every notice, and at least once a second."""
         changed = asyncio.Event()
-        self.spawn(self._hear_routes(changed))
+        self.spawn(self._hear_routes(changed), _log_fault)
         while True:
             changed.clear()
             try:
@@ -336,7 +305,7 @@ class Gateway:
             await asyncio.sleep(COUNT_SECONDS)
             if self.shipper.log.healthy:
                 for exchange in list(self.streams):
-                    exchange.count()
+                    _guarded(exchange, exchange.count)
 
     async def note_adapters(self) -> None:
         """Pass on which adapters are wanted."""
@@ -357,7 +326,7 @@ class Gateway:
             now = time.monotonic()
             for exchange in list(self.active):
                 if exchange.deadline and exchange.deadline < now:
-                    exchange.overdue()
+                    _guarded(exchange, exchange.overdue)
 
     async def until_idle(self) -> None:
         """Return once nothing is being answered."""
@@ -383,12 +352,16 @@ class Gateway:
         self._meters = {key: meter for key, meter in self._meters.items() if meter.running or meter.minute == minute}
 
 
+def _guarded(exchange: Exchange, act: Callable[..., None], *arguments: object) -> None:
+    """A fault in what one request needs is that request's alone."""
+    try:
+        act(*arguments)
+    except Exception as error:
+        exchange.fault(error)
+
+
+def _log_fault(error: BaseException) -> None:
+    log.error("something beside requests failed", extra={"fault": where(error)})
+
+
 _NO_KEY = Refusal(401, "missing_api_key", "send your API key as `Authorization: Bearer hl_…`")
-
-
-def _bearer(request: Request) -> bytes:
-    authorization = request.headers.get(b"authorization")
-    if authorization is None:
-        return request.headers.get(b"x-api-key", b"").strip()
-    scheme, _, token = authorization.partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else b""

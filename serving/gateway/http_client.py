@@ -27,6 +27,10 @@ class Sink(Protocol):
         """It broke off. `began`: bytes of the answer had arrived. `reused`: the connection had served before."""
         ...
 
+    def fault(self, error: BaseException) -> None:
+        """Reading the answer raised what nobody foresaw: nothing more of it comes."""
+        ...
+
 
 class EngineConnection(asyncio.Protocol):
     """A connection to one engine; `sink` is set while a request runs on it."""
@@ -76,8 +80,14 @@ class EngineConnection(asyncio.Protocol):
                 self.transport.abort()  # nobody asked: never hand these bytes to the next request
             return
         self._began = True
+        sink = self.sink
         try:
             self.parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            self.sink = None
+            if self.transport is not None:
+                self.transport.abort()
+            sink.fault(error.__context__ or error)
         except httptools.HttpParserError as error:
             self._fail(f"the engine's answer is not HTTP: {type(error).__name__}")
             if self.transport is not None:
@@ -177,12 +187,15 @@ class EnginePool:
         except (OSError, TimeoutError) as error:
             sink.engine_failed(f"no connection to the engine: {type(error).__name__}", began=False, reused=False)
             return
-        if not begun(connection):
-            self.release(connection)
-        elif connection.transport is None:
-            sink.engine_failed("the engine closed the connection", began=False, reused=False)
-        else:
-            connection.request(data, sink)
+        try:
+            if not begun(connection):
+                self.release(connection)
+            elif connection.transport is None:
+                sink.engine_failed("the engine closed the connection", began=False, reused=False)
+            else:
+                connection.request(data, sink)
+        except Exception as error:
+            sink.fault(error)
 
     def release(self, connection: EngineConnection) -> None:
         """Keep a connection for the next request."""

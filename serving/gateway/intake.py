@@ -108,6 +108,10 @@ class Intake(ABC):
     def dispatch(self) -> None:
         """Go on with an admitted request."""
 
+    @abstractmethod
+    def fault(self, error: BaseException) -> None:
+        """Something nobody foresaw happened to this request."""
+
     async def authenticate(self, bearer: bytes) -> None:
         """Admit with a key that has to be looked up."""
         try:
@@ -129,7 +133,7 @@ class Intake(ABC):
             return
         held = self._gateway.purses.hold(grant.firm_id, self._reserve.micro_yuan)
         if isinstance(held, TopUp):
-            self._gateway.spawn(self._top_up(grant.firm_id))
+            self._gateway.spawn(self._top_up(grant.firm_id), self.fault)
         else:
             self._hold = held
             self.dispatch()

@@ -30,6 +30,7 @@ class GatewayMetrics:
         self.refusals: Counter[str] = Counter()  # code
         self.tokens: Counter[tuple[str, str]] = Counter()  # (model, kind)
         self.retries: Counter[str] = Counter()  # replica
+        self.uncounted: Counter[str] = Counter()  # replica
         self.first_byte: dict[str, Histogram] = {}  # model
         self.duration: dict[str, Histogram] = {}  # model
 
@@ -47,6 +48,7 @@ class GatewayMetrics:
         _counter(lines, "refusals_total", ("code",), (((code,), n) for code, n in self.refusals.items()))
         _counter(lines, "tokens_total", ("model", "kind"), self.tokens.items())
         _counter(lines, "retries_total", ("replica",), (((replica,), n) for replica, n in self.retries.items()))
+        _counter(lines, "uncounted_total", ("replica",), (((replica,), n) for replica, n in self.uncounted.items()))
         _histogram(lines, "first_byte_seconds", self.first_byte)
         _histogram(lines, "duration_seconds", self.duration)
         for name, value in gauges.items():

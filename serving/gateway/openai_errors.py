@@ -49,6 +49,9 @@ class Refusal:
         return b"" if self.retry_after_seconds is None else b"retry-after: %d\r\n" % self.retry_after_seconds
 
 
+INTERNAL = Refusal(500, "internal_error", "the gateway failed on this request, and has noted where; try again")
+
+
 def error_body(status: int, code: str, message: str, *, param: str | None = None, type: str | None = None) -> bytes:
     """The JSON body of a refusal with this status."""
     kind = type or _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")

@@ -68,6 +68,8 @@ class RunningGateway:
                 await gateway.until_idle()
         except TimeoutError:
             gateway.cutting = True
+            for exchange in [exchange for exchange in gateway.active if exchange.gone]:
+                exchange.client_gone()  # nobody waits for these: they were only let finish to be counted
         await drained
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):

@@ -29,3 +29,6 @@ class GatewaySettings(BaseSettings):
     drain_seconds: float = 25
     head_seconds_max: float = 15
     first_byte_seconds: float = 600
+    finish_seconds: float = Field(
+        default=60, description="an answer whose tokens are only known at its end is let finish this long unheard"
+    )

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from kit.errors import Conflict
+from serving.gateway.faults import where
 from serving.metering import Closed, Counted, Opened, Outcome, Record, Subject, Tokens
 
 log = logging.getLogger(__name__)
@@ -235,7 +236,10 @@ class UsageLog:
 
 def _call_all(done: list[Callable[[], None]]) -> None:
     for call in done:
-        call()
+        try:
+            call()
+        except Exception as error:  # one request's answer must not keep the others of its batch from theirs
+            log.error("a logged request could not be answered", extra={"fault": where(error)})
 
 
 def _fill(path: Path) -> None:

@@ -16,7 +16,7 @@ from quotas.vocabulary import FirmId, FirmState, KeyGrant, KeyId, ProjectId, Sco
 from serving.admission import Lease, Rate
 from serving.gateway.server import RunningGateway, build
 from serving.gateway.settings import GatewaySettings
-from serving.metering import Closed
+from serving.metering import Closed, Outcome, Tokens
 from serving.vocabulary import (
     AdapterId,
     AdapterRoute,
@@ -31,6 +31,7 @@ from serving.vocabulary import (
     ReplicaRoute,
     RouteTable,
 )
+from tests.support.until import until_async
 
 BORN = datetime(2026, 11, 1, tzinfo=UTC)
 KEY = "hl_key1_secret"
@@ -257,3 +258,13 @@ async def post(port: int, body: Any, **how: Any) -> Answer:
         return await client.answer()
     finally:
         await client.close()
+
+
+async def billed(plane: FakePlane, count: int = 1) -> list[tuple[Tokens, Outcome]]:
+    """What was shipped, once there are `count` records."""
+
+    async def shipped() -> bool:
+        return len(plane.records) >= count
+
+    await until_async(shipped, seconds=5, what="the usage to be shipped")
+    return [(record.tokens, record.outcome) for record in plane.records]

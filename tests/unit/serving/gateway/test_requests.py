@@ -7,7 +7,7 @@ import pytest
 
 from serving.gateway.server import RunningGateway
 from serving.metering import Outcome, Tokens
-from tests.support.gateways import KEY, MODEL, FakePlane, RawClient, chat, grant, post, request, running
+from tests.support.gateways import KEY, MODEL, FakePlane, RawClient, billed, chat, grant, post, request, running
 from tests.support.mock_engines import MockEngine, mock_engine
 from tests.support.until import until_async
 
@@ -27,14 +27,6 @@ def plane(engine: MockEngine) -> FakePlane:
 async def gateway(plane: FakePlane, tmp_path: Path) -> AsyncIterator[RunningGateway]:
     async with running(plane, tmp_path) as started:
         yield started
-
-
-async def billed(plane: FakePlane, count: int = 1) -> list[tuple[Tokens, Outcome]]:
-    async def shipped() -> bool:
-        return len(plane.records) >= count
-
-    await until_async(shipped, seconds=5, what="the usage to be shipped")
-    return [(record.tokens, record.outcome) for record in plane.records]
 
 
 async def test_a_plain_chat_answers_under_the_name_asked_for_and_is_billed_as_the_engine_counted(
@@ -128,44 +120,6 @@ async def test_counting_tokens_costs_nothing(gateway: RunningGateway, plane: Fak
         assert answer.status == 200
     assert plane.records == []
     assert gateway.gateway.shipper.backlog == 0
-
-
-async def test_a_client_that_leaves_stops_the_engine_and_pays_for_what_was_generated(
-    plane: FakePlane, tmp_path: Path
-) -> None:
-    with mock_engine("--interval-ms", "10") as slow:
-        plane.engines = [slow.url]
-        async with running(plane, tmp_path) as gateway:
-            client = await RawClient.to(gateway.port)
-            client.send(request(chat(stream=True, max_tokens=1000)))
-            await client.head()
-            for _ in range(20):
-                await client.chunk()
-            await client.close()
-            tokens, outcome = (await billed(plane))[0]
-            assert outcome is Outcome.CLIENT_LEFT
-            assert tokens.output >= 15
-            assert tokens.output == slow.counted("generation_tokens_total")
-            assert slow.counted("num_requests_running") == 0
-            assert not gateway.gateway.active
-
-
-async def test_a_plain_request_whose_client_leaves_stops_the_engine(plane: FakePlane, tmp_path: Path) -> None:
-    with mock_engine("--interval-ms", "10") as slow:
-        plane.engines = [slow.url]
-        async with running(plane, tmp_path) as gateway:
-            client = await RawClient.to(gateway.port)
-            client.send(request(chat(max_tokens=10_000)))
-
-            async def started() -> bool:
-                return slow.counted("num_requests_running") == 1
-
-            async def stopped() -> bool:
-                return slow.counted("num_requests_running") == 0 and not gateway.gateway.active
-
-            await until_async(started, seconds=5, what="the engine to start")
-            await client.close()
-            await until_async(stopped, seconds=5, what="the engine to stop")
 
 
 async def test_an_engine_that_breaks_off_is_said_so_and_billed_as_far_as_it_came(
