@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliu.client import ApiError as ApiError
+    from heliu.client import AwaitsApproval as AwaitsApproval
     from heliu.client import Client as Client
     from heliu.client import Unreachable as Unreachable
 
-__all__ = ["ApiError", "Client", "Unreachable"]
+__all__ = ["ApiError", "AwaitsApproval", "Client", "Unreachable"]
 
 
 def __getattr__(name: str) -> Any:

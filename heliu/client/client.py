@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Self
 
+from heliu.client.approvals import Approvals
 from heliu.client.jobs import Files, Fleet, Jobs
 from heliu.client.money import Money, Tariffs, Vouchers
 from heliu.client.people import Firms, Keys, Members, Quotas, Sessions
@@ -13,7 +14,8 @@ from heliu.client.transport import Transport
 class Client:
     """Everything a caller may do, grouped by noun.
 
-    Calls are repeated when that cannot act twice and may help; a refusal raises `ApiError` with its code and hint.
+    Calls are repeated when that cannot act twice and may help; a refusal raises `ApiError` with its code and hint. An
+    act on money that waits for a second administrator raises `AwaitsApproval`: nothing is done before that.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Client:
         self.tariffs = Tariffs(transport)
         self.vouchers = Vouchers(transport)
         self.money = Money(transport)
+        self.approvals = Approvals(transport)
         self.jobs = Jobs(transport)
         self.files = Files(transport)
         self.fleet = Fleet(transport)

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from heliu.client.approval_views import Proposal
+
 RETRY_SECONDS_MAX = 30.0
 SAFE_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
@@ -54,6 +56,14 @@ class Unreachable(Exception):
     """The platform did not answer. Whether it acted is unknown unless the call was safe to repeat."""
 
 
+class AwaitsApproval(Exception):
+    """Nothing is done yet: a second administrator must approve `proposal` first (`Client.approvals`)."""
+
+    def __init__(self, proposal: Proposal) -> None:
+        super().__init__(f"{proposal.action} waits for a second administrator: heliu approval approve {proposal.id}")
+        self.proposal = proposal
+
+
 class Transport:
     """Calls with a bearer. A call is repeated only when it cannot act twice: safe methods, and idempotency keys."""
 
@@ -91,11 +101,17 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """The JSON of a good answer, None when it has no body. Raises ApiError or Unreachable."""
+        """The JSON of a good answer, None when it has no body.
+
+        Raises ApiError, Unreachable, or AwaitsApproval for an act on money that needs a second administrator.
+        """
         answer = self.call(
             method, path, body=body, query=query, content=content, headers=headers, idempotency_key=idempotency_key
         )
-        return answer.json() if answer.content else None
+        said = answer.json() if answer.content else None
+        if answer.status_code == httpx.codes.ACCEPTED and isinstance(said, dict) and "proposed_by" in said:
+            raise AwaitsApproval(Proposal(**said))
+        return said
 
     def call(
         self,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from heliu.client.transport import ApiError, Unreachable
+from heliu.client.transport import ApiError, AwaitsApproval, Unreachable
 from kit.errors import HeliuError
 
 
@@ -35,7 +35,7 @@ class Stage:
         began = monotonic()
         try:
             yield
-        except (ApiError, Unreachable, HeliuError, OpenAIError, TimeoutError) as error:
+        except (ApiError, AwaitsApproval, Unreachable, HeliuError, OpenAIError, TimeoutError) as error:
             self.failed.append(f"{number}. {title}: {error}")
             self.console.print(f"  [red]✗ refused:[/red] {escape(str(error))}")
             raise Broken(str(error)) from error

@@ -10,12 +10,21 @@ from typing import Any
 
 import pytest
 
+from heliu import AwaitsApproval, Client
 from heliu.client.transport import ApiError, Transport, Unreachable, new_idempotency_key
 
 BUSY = (503, {"code": "unavailable", "detail": "the database does not answer", "hint": "wait", "retryable": True})
 REFUSED = (409, {"code": "no_quota", "detail": "the firm has no quota", "hint": "ask for one", "retryable": False})
 GOOD = (200, {"id": "job_1"})
 CUT = (0, {})
+PROPOSAL = {
+    "id": "prop_1",
+    "action": "top_up",
+    "firm_id": "firm_1",
+    "amount_micro_yuan": 10**12,
+    "proposed_by": "mem_1",
+    "proposed_at": "2026-11-02T02:00:00Z",
+}
 
 
 class Script:
@@ -108,6 +117,23 @@ def test_the_time_the_platform_asks_for_is_waited(server: tuple[Script, Transpor
     began = time.monotonic()
     assert transport.json("GET", "/api/jobs") == {"id": "job_1"}
     assert time.monotonic() - began >= 1
+
+
+def test_an_act_that_waits_for_a_second_administrator_is_not_taken_for_done(server: tuple[Script, Transport]) -> None:
+    script, transport = server
+    waiting = PROPOSAL | {"state": "open"}
+    script.answers = [(202, waiting), (200, waiting | {"state": "approved", "result_id": "top_1"})]
+    client = Client(transport=transport)
+    with pytest.raises(AwaitsApproval, match=r"top_up waits .* heliu approval approve prop_1") as caught:
+        client.money.top_up("firm_1", 10**12, evidence="slip 7")
+    assert caught.value.proposal.amount_micro_yuan == 10**12
+    assert client.approvals.approve("prop_1").result_id == "top_1"
+
+
+def test_what_was_only_taken_in_is_no_proposal(server: tuple[Script, Transport]) -> None:
+    script, transport = server
+    script.answers = [(202, {"id": "delivery_1"})]
+    assert transport.json("POST", "/api/deliveries/delivery_1/replay") == {"id": "delivery_1"}
 
 
 def test_nobody_there_is_unreachable_and_says_where() -> None:
