@@ -46,6 +46,7 @@ PORTS = {
     "HELIU_RAY_GCS_PORT": 6390,
     "HELIU_RAY_DASHBOARD_PORT": 8266,
 }
+RAY_PORT = "HELIU_RAY_GCS_PORT"
 DEBIAN = {"bwrap": "bubblewrap"}
 """Command to look for → package that brings it."""
 CPU_LEFTOVERS = ("torchaudio", "torchcodec", "torchvision")
@@ -104,25 +105,28 @@ def check_ports() -> None:
     if runs_here():
         note("ok", f"Heliu already runs from {HOME}")
         return
-    taken = {name: port for name, port in wanted_ports().items() if not is_free(port)}
+    wanted = wanted_ports()
+    taken = [(name, port) for name, port in wanted if not is_free(port)]
     if taken:
-        name, port = next(iter(taken.items()))
+        name, port = taken[0]
         raise Refusal(
-            f"port{'s' if len(taken) > 1 else ''} {', '.join(map(str, taken.values()))} on 127.0.0.1 "
+            f"port{'s' if len(taken) > 1 else ''} {', '.join(str(port) for _, port in taken)} on 127.0.0.1 "
             f"{'are' if len(taken) > 1 else 'is'} in use by another program; stop it, or choose another port, "
             f"for example {name}={port + 1000}"
         )
-    note("ok", f"ports {', '.join(map(str, wanted_ports().values()))} are free")
+    note("ok", f"ports {', '.join(str(port) for _, port in wanted)} are free")
 
 
-def wanted_ports() -> dict[str, int]:
-    """Variable → the port it chooses. Raises Refusal for something that is not a port."""
-    ports = {}
+def wanted_ports() -> list[tuple[str, int]]:
+    """Each port with the variable that chooses it. Raises Refusal for something that is not a port."""
+    ports = []
     for name, default in PORTS.items():
         value = os.environ.get(name, str(default))
         if not value.isdecimal() or not 0 < int(value) < 65536:
             raise Refusal(f"{name} is {value!r}; set it to a port number between 1 and 65535, or leave it unset")
-        ports[name] = int(value)
+        ports.append((name, int(value)))
+        if name == RAY_PORT:
+            ports.append((name, int(value) + 1))  # the Ray head's client server
     return ports
 
 

@@ -5,12 +5,14 @@ import shutil
 import socket
 from pathlib import Path
 
+from heliu.supervisor import ray_cluster
 from heliu.supervisor.records import InstanceRecord, RunFolder
-from kit.errors import Conflict, Refused, Unavailable
+from kit.errors import Conflict, InvalidInput, Refused, Unavailable
 from kit.settings import Settings
 
 FREE_BYTES_MIN = 1 << 30
 GATEWAY_METRICS_PORT = 8702
+PORT_MAX = 65535
 
 
 def check(settings: Settings) -> None:
@@ -59,20 +61,43 @@ def _need_room(home: Path) -> None:
 
 
 def _need_ports(settings: Settings) -> None:
-    wanted = {
-        "HELIU_API_PORT": settings.api_port,
-        "HELIU_GATEWAY_PORT": settings.gateway_port,
-        "HELIU_GATEWAY_METRICS_PORT": int(os.environ.get("HELIU_GATEWAY_METRICS_PORT", GATEWAY_METRICS_PORT)),
-        "HELIU_RAY_GCS_PORT": settings.ray_gcs_port,
-        "HELIU_RAY_DASHBOARD_PORT": settings.ray_dashboard_port,
-    }
-    for variable, port in wanted.items():
-        if not port_is_free(settings.host if "RAY" not in variable else "127.0.0.1", port):
+    metrics = _metrics_port()
+    wanted = [
+        ("HELIU_API_PORT", "the control plane", settings.host, settings.api_port),
+        ("HELIU_GATEWAY_PORT", "the gateway", settings.host, settings.gateway_port),
+        ("HELIU_GATEWAY_METRICS_PORT", "the gateway's metrics", "127.0.0.1", metrics),
+        ("HELIU_RAY_GCS_PORT", "the Ray head", "127.0.0.1", settings.ray_gcs_port),
+        ("HELIU_RAY_GCS_PORT", "the Ray head's client server", "127.0.0.1", ray_cluster.client_port(settings)),
+        ("HELIU_RAY_DASHBOARD_PORT", "the Ray dashboard", "127.0.0.1", settings.ray_dashboard_port),
+    ]
+    given: dict[int, str] = {}
+    for variable, what, host, port in wanted:
+        if port == 0:
+            continue  # a free one is chosen
+        if port in given:
+            raise Refused(
+                f"port {port} is meant for {given[port]} and for {what}",
+                code="port_twice",
+                hint=f"give {what} another one: {variable}={max(given) + 100} heliu up",
+            )
+        given[port] = what
+        if not port_is_free(host, port):
             raise Conflict(
-                f"port {port} is taken by another program",
+                f"port {port}, where {what} would listen, is taken by another program",
                 code="port_taken",
                 hint=f"stop that program, or choose another port: {variable}={port + 100} heliu up",
             )
+
+
+def _metrics_port() -> int:
+    text = os.environ.get("HELIU_GATEWAY_METRICS_PORT", str(GATEWAY_METRICS_PORT))
+    if not text.isdecimal() or int(text) > PORT_MAX:
+        raise InvalidInput(
+            f"HELIU_GATEWAY_METRICS_PORT is {text!r}, which is not a port number",
+            code="wrong_setting",
+            hint=f"set it to 0 (any free one) to {PORT_MAX}, or leave it unset",
+        )
+    return int(text)
 
 
 def port_is_free(host: str, port: int) -> bool:

@@ -39,16 +39,24 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 
 def node_environment(settings: Settings) -> dict[str, str]:
     """Variables of the Ray processes, which the programs of a workload inherit."""
+    return (
+        ray_environment(settings)
+        | _this_checkout()
+        | {
+            "HELIU_CONTROL_URL": settings.node_control_url,
+            "HELIU_HOME": str(settings.home.resolve()),
+            "HELIU_MODELS_DIR": str(settings.models.resolve()),
+            "HF_HUB_OFFLINE": "1",
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_enable_open_telemetry": "0",
+        }
+    )
+
+
+def _this_checkout() -> dict[str, str]:
+    """Nodes run the code of this checkout. An installed Heliu stands beside libraries that are not the node's."""
     root = Path(__file__).resolve().parent.parent.parent
-    return ray_environment(settings) | {
-        "PYTHONPATH": str(root),
-        "HELIU_CONTROL_URL": settings.node_control_url,
-        "HELIU_HOME": str(settings.home.resolve()),
-        "HELIU_MODELS_DIR": str(settings.models.resolve()),
-        "HF_HUB_OFFLINE": "1",
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_enable_open_telemetry": "0",
-    }
+    return {"PYTHONPATH": str(root)} if (root / "pyproject.toml").exists() else {}
 
 
 def temp_folder(home: Path) -> Path:
@@ -78,11 +86,16 @@ def prepare_temp_folder(home: Path) -> None:
     (folder / "ray_current_cluster").unlink(missing_ok=True)
 
 
+def client_port(settings: Settings) -> int:
+    """Where the head's client server listens: one above the head itself."""
+    return settings.ray_gcs_port + 1
+
+
 def head_command(settings: Settings) -> tuple[str, ...]:
     """The head runs no work: no CPUs, no slots; its dashboard and Jobs API listen on loopback."""
     options = {
         "--port": str(settings.ray_gcs_port),
-        "--ray-client-server-port": str(settings.ray_gcs_port + 1),
+        "--ray-client-server-port": str(client_port(settings)),
         "--include-dashboard": "true",
         "--dashboard-host": "127.0.0.1",
         "--dashboard-port": str(settings.ray_dashboard_port),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -103,13 +103,15 @@ def prepared_models() -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ports nobody listens on."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """So many different ports nobody listens on, each with a free one above it, which a Ray head takes too."""
+    with ExitStack() as probes:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = probes.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            with suppress(OSError, OverflowError):
+                probes.enter_context(socket.create_server(("127.0.0.1", port + 1)))
+                ports.append(port)
+        return ports
 
 
 @contextmanager

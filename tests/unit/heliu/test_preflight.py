@@ -1,7 +1,7 @@
 """What `heliu up` refuses before it starts anything, and where Ray keeps its sockets."""
 
+import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -9,8 +9,10 @@ import pytest
 
 from heliu.supervisor import preflight, ray_cluster
 from heliu.supervisor.records import InstanceRecord, ProcessRef, RunFolder
-from kit.errors import Conflict, Refused, Unavailable
+from kit.errors import Conflict, InvalidInput, Refused, Unavailable
 from kit.settings import Settings
+from tests.support.running_platform import free_ports
+from tests.support.sources import ROOT
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for program in ("python", "ray"):
         (tmp_path / "node" / "bin").mkdir(parents=True, exist_ok=True)
         (tmp_path / "node" / "bin" / program).touch()
-    ports = iter(_free_ports(5))
+    ports = iter(free_ports(5))
     monkeypatch.setenv("HELIU_GATEWAY_METRICS_PORT", str(next(ports)))
     return Settings(
         home=tmp_path / "home",
@@ -31,33 +33,53 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     )
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-@pytest.fixture
-def listener(settings: Settings) -> Iterator[socket.socket]:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", settings.gateway_port))
-        server.listen()
-        yield server
-
-
 def test_a_machine_that_has_everything_may_start(settings: Settings) -> None:
     preflight.check(settings)
 
 
-def test_a_taken_port_is_refused_with_the_variable_that_changes_it(settings: Settings, listener: socket.socket) -> None:
-    with pytest.raises(Conflict, match=f"port {settings.gateway_port} is taken") as caught:
+@pytest.mark.parametrize(
+    ("variable", "above", "what"),
+    [
+        ("HELIU_API_PORT", 0, "the control plane"),
+        ("HELIU_GATEWAY_PORT", 0, "the gateway"),
+        ("HELIU_GATEWAY_METRICS_PORT", 0, "the gateway's metrics"),
+        ("HELIU_RAY_GCS_PORT", 0, "the Ray head"),
+        ("HELIU_RAY_GCS_PORT", 1, "the Ray head's client server"),
+        ("HELIU_RAY_DASHBOARD_PORT", 0, "the Ray dashboard"),
+    ],
+)
+def test_a_taken_port_is_refused_with_what_needs_it_and_the_variable_that_changes_it(
+    settings: Settings, variable: str, above: int, what: str
+) -> None:
+    chosen = os.environ.get(variable) or getattr(settings, variable.removeprefix("HELIU_").lower())
+    port = int(chosen) + above
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(Conflict) as caught:
         preflight.check(settings)
-    assert caught.value.hint is not None
-    assert "HELIU_GATEWAY_PORT=" in caught.value.hint
+    assert caught.value.message == f"port {port}, where {what} would listen, is taken by another program"
+    assert f"{variable}=" in (caught.value.hint or "")
+
+
+def test_one_port_for_two_is_refused_with_both_names(settings: Settings) -> None:
+    twice = settings.model_copy(update={"gateway_port": settings.ray_gcs_port + 1})
+    with pytest.raises(Refused, match="for the gateway and for the Ray head's client server") as caught:
+        preflight.check(twice)
+    assert "HELIU_RAY_GCS_PORT=" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("value", ["http", "-1", "70000"])
+def test_what_is_no_port_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HELIU_GATEWAY_METRICS_PORT", value)
+    with pytest.raises(InvalidInput, match="HELIU_GATEWAY_METRICS_PORT is"):
+        preflight.check(settings)
+
+
+def test_an_installed_heliu_does_not_give_its_own_libraries_to_the_node(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ray_cluster.node_environment(settings)["PYTHONPATH"] == str(ROOT)
+    installed = tmp_path / "site-packages" / "heliu" / "supervisor" / "ray_cluster.py"
+    monkeypatch.setattr(ray_cluster, "__file__", str(installed))
+    assert "PYTHONPATH" not in ray_cluster.node_environment(settings)
 
 
 def test_a_missing_node_environment_is_refused_with_the_command_that_builds_it(settings: Settings) -> None:
