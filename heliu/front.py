@@ -17,21 +17,23 @@ from heliu.supervisor import preflight
 from heliu.supervisor import up as starting
 from heliu.supervisor.ray_cluster import ACCELERATOR, CENTRE, SLOTS
 from heliu.supervisor.records import RunFolder, ServiceRecord
-from kit.cli import UNREACHABLE, console, show
+from kit.cli import UNREACHABLE, console, show, show_line, tell
 from kit.settings import Settings
 
 SHOWN = ("ready", "done", "ended", "started again", "stopped")
 
 
-def up(*, detach: bool, plain: bool) -> None:
+def up(*, detach: bool, plain: bool, as_json: bool) -> None:
     """Start the platform; in the foreground this returns when it was stopped."""
     settings = Settings()
     began = monotonic()
-    progress = _plain_line if plain else _line
+    progress = _plain_line if plain else _silence if as_json else _line
 
     def ready() -> None:
         if plain:
             _plain_line("supervisor", "ready")
+        elif as_json:
+            show_line({"state": "ready", "addresses": addresses(settings), "admin_link": _admin_link(settings)})
         else:
             announce(settings, seconds=monotonic() - began, detached=detach)
 
@@ -40,17 +42,23 @@ def up(*, detach: bool, plain: bool) -> None:
         ready()
     else:
         asyncio.run(starting.run(settings, progress, ready))
-        _line("supervisor", "stopped")
+        if as_json:
+            show_line({"state": "down"})
+        else:
+            _line("supervisor", "stopped")
 
 
-def down() -> None:
+def down(*, as_json: bool) -> None:
     """Stop the platform of this home."""
     home = Settings().home
     if RunFolder(home).instance() is None and not RunFolder(home).services():
-        console.print(f"nothing runs in {home.resolve()}")
+        tell(f"nothing runs in {home.resolve()}", as_json=as_json, state="down", stopped=False, home=home.resolve())
         return
-    taking_down.take_down(home, lambda line: console.print(line, highlight=False))
-    console.print("[green]✓[/green] everything is stopped; its state is kept, heliu up finds it again")
+    taking_down.take_down(home, _silent if as_json else lambda line: console.print(line, highlight=False))
+    if not as_json:
+        console.print("[green]✓[/green] everything is stopped; its state is kept, heliu up finds it again")
+    else:
+        show({"state": "down", "stopped": True, "home": home.resolve()}, as_json=True)
 
 
 def addresses(settings: Settings) -> dict[str, str]:
@@ -65,8 +73,6 @@ def addresses(settings: Settings) -> dict[str, str]:
 
 def announce(settings: Settings, *, seconds: float, detached: bool) -> None:
     """Say that it is ready, where, and how the first administrator gets in."""
-    from heliu.main import admin_link
-
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -76,7 +82,13 @@ def announce(settings: Settings, *, seconds: float, detached: bool) -> None:
     table.add_row("Stop", "heliu down" if detached else "Ctrl-C, or heliu down")
     console.print(Panel(table, title=f"Heliu is ready in {seconds:.0f} s", border_style="green", expand=False))
     console.print("To become the administrator, open this link; it works once, for 15 minutes:")
-    console.print(f"[cyan]{admin_link(settings)}[/cyan]", soft_wrap=True)
+    console.print(f"[cyan]{_admin_link(settings)}[/cyan]", soft_wrap=True)
+
+
+def _admin_link(settings: Settings) -> str:
+    from heliu.main import admin_link
+
+    return admin_link(settings)
 
 
 def status(*, as_json: bool) -> None:
@@ -126,3 +138,11 @@ def _line(name: str, what: str) -> None:
 def _plain_line(name: str, what: str) -> None:
     sys.stdout.write(f"{name}: {what}\n")
     sys.stdout.flush()
+
+
+def _silence(_name: str, _what: str) -> None:
+    """Progress nobody asked for."""
+
+
+def _silent(_line: str) -> None:
+    """A sentence nobody asked for."""

@@ -1,6 +1,7 @@
 """What every `heliu` sub-command shares: calling the platform over HTTP, printing, exit codes.
 
 Exit codes: 0 done · 1 refused or failed · 2 wrong usage · 3 the platform cannot be reached · 4 not signed in.
+With `--json` an answer is JSON on standard output and a refusal is JSON on standard error: code, message, hint.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,7 +21,22 @@ from rich.table import Table
 
 REFUSED, USAGE, UNREACHABLE, SIGNED_OUT = 1, 2, 3, 4
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_json_is_asked: ContextVar[bool] = ContextVar("json_is_asked", default=False)
+
+
+def note_json(asked: bool) -> bool:
+    """Remember whether this command was asked for JSON."""
+    _json_is_asked.set(asked)
+    return asked
+
+
+JsonFlag = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON, also when refused.", callback=note_json, is_eager=True, show_default=False
+    ),
+]
+"""On every command; a refusal then is JSON too, from wherever it comes."""
 
 console = Console()
 complaints = Console(stderr=True)
@@ -74,8 +91,18 @@ def call(method: str, path: str, **options: Any) -> Any:
         with remote() as client:
             answer = client.request(method, path, **options)
     except httpx.TransportError as error:
-        fail(f"the platform does not answer at {api_url()} ({error})", hint="start it: heliu up", code=UNREACHABLE)
+        unreachable(error)
     return unwrap(answer)
+
+
+def unreachable(error: httpx.TransportError) -> NoReturn:
+    """Say that the platform did not answer and end the command."""
+    fail(
+        f"the platform does not answer at {api_url()} ({error})",
+        hint="start it: heliu up",
+        code="unreachable",
+        exit_code=UNREACHABLE,
+    )
 
 
 def unwrap(answer: httpx.Response) -> Any:
@@ -84,20 +111,49 @@ def unwrap(answer: httpx.Response) -> Any:
         return answer.json() if answer.content else None
     try:
         details = answer.json()
-        message, hint = details.get("detail", answer.text), details.get("hint")
-    except ValueError:
-        message, hint = f"HTTP {answer.status_code}: {answer.text[:200]}", None
+        message, hint, code = details.get("detail", answer.text), details.get("hint"), details.get("code")
+    except (ValueError, AttributeError):
+        message, hint, code = f"HTTP {answer.status_code}: {answer.text[:200]}", None, None
+    code = code or f"http_{answer.status_code}"
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        fail(message, hint=hint or "sign in: heliu login", code=SIGNED_OUT)
-    fail(message, hint=hint)
+        fail(message, hint=hint or "sign in: heliu login", code=code, exit_code=SIGNED_OUT)
+    fail(message, hint=hint, code=code)
 
 
-def fail(message: str, *, hint: str | None = None, code: int = REFUSED) -> NoReturn:
-    """Say what was wrong and what to do, on standard error, and end the command."""
-    complaints.print(f"[red]refused:[/red] {escape(str(message))}")
-    if hint:
-        complaints.print(f"[dim]{escape(hint)}[/dim]")
-    raise typer.Exit(code)
+def fail(message: str, *, hint: str | None = None, code: str = "refused", exit_code: int = REFUSED) -> NoReturn:
+    """Say what was wrong and what to do, on standard error, and end the command; `code` is stable, for programs."""
+    if _json_is_asked.get():
+        print_refusal(message, hint=hint, code=code)
+    else:
+        complaints.print(f"[red]refused:[/red] {escape(str(message))}", highlight=False)
+        if hint:
+            complaints.print(f"[dim]{escape(hint)}[/dim]", highlight=False)
+    raise typer.Exit(exit_code)
+
+
+def print_refusal(message: str, *, code: str, hint: str | None = None) -> None:
+    """A refusal as JSON, on standard error."""
+    refusal = {"code": code, "message": str(message), "hint": hint}
+    sys.stderr.write(json.dumps(refusal, ensure_ascii=False) + "\n")
+
+
+def wrong_usage(message: str) -> NoReturn:
+    """Refuse what was typed and end the command."""
+    fail(message, code="wrong_usage", exit_code=USAGE)
+
+
+def tell(sentence: str, *, as_json: bool, **facts: Any) -> None:
+    """Say in a sentence what was done where there is nothing to show; as JSON, its facts."""
+    if as_json:
+        show(facts, as_json=True)
+    else:
+        console.print(sentence, markup=False, highlight=False)
+
+
+def show_line(value: Mapping[str, Any]) -> None:
+    """One JSON object on one line, at once: for commands that print as things happen."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
 
 
 def show(value: Any, *, as_json: bool, columns: Mapping[str, str] | None = None, title: str | None = None) -> None:

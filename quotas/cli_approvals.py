@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kit.cli import USAGE, JsonFlag, call, console, fail, show
+from kit.cli import JsonFlag, call, console, show, wrong_usage
 from kit.errors import InvalidInput
 from kit.units import format_yuan, parse_yuan
 from quotas.vocabulary import ProposalState
@@ -84,7 +84,7 @@ def _yuan(text: str) -> int:
     try:
         return int(parse_yuan(text))
     except InvalidInput as error:
-        fail(str(error), code=USAGE)
+        wrong_usage(str(error))
 
 
 def _priced(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from kit.cli import REFUSED, UNREACHABLE, JsonFlag, api_url, call, console, fail, remote, show, unwrap
+from kit.cli import REFUSED, JsonFlag, call, console, remote, show, tell, unreachable, unwrap
 from quotas.vocabulary import ExportFormat
 
 app = typer.Typer()
@@ -53,8 +53,9 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
     format: Annotated[ExportFormat, typer.Option(help="JSON lines are the text that is hashed.")] = ExportFormat.JSONL,
     firm_id: FirmOption = None,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Take the whole log away, oldest first."""
+    """Take the whole log away, oldest first. With --json it says where it is; the log has its own --format."""
     params = {"format": format.value} | ({"firm_id": firm_id} if firm_id else {})
     try:
         with remote() as client, client.stream("GET", "/api/audit/export", params=params) as answer:
@@ -65,6 +66,6 @@ def export(
                 for chunk in answer.iter_bytes():
                     file.write(chunk)
     except httpx.TransportError as error:
-        fail(f"the platform does not answer at {api_url()} ({error})", hint="start it: heliu up", code=UNREACHABLE)
+        unreachable(error)
     if out is not None:
-        console.print(f"written: {out}", markup=False, highlight=False)
+        tell(f"written: {out}", as_json=as_json, file=str(out), format=format.value, size_bytes=out.stat().st_size)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kit.cli import USAGE, JsonFlag, call, fail, show
+from kit.cli import JsonFlag, call, show, tell, wrong_usage
 from kit.errors import InvalidInput
 from kit.units import format_yuan, parse_yuan
 from quotas.vocabulary import ChannelKind
@@ -51,7 +51,7 @@ def set_budget(
     try:
         micro = int(parse_yuan(amount))
     except InvalidInput as error:
-        fail(str(error), code=USAGE)
+        wrong_usage(str(error))
     body: dict[str, Any] = {"amount_micro_yuan": micro, "hard_stop": hard_stop}
     body |= {"project_id": project_id, "key_id": key_id, "firm_id": firm_id} | ({"thresholds": at} if at else {})
     _show([call("POST", "/api/budgets", json=body)], as_json, BUDGET_COLUMNS)
@@ -64,9 +64,10 @@ def list_budgets(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 
 @budget.command("end")
-def end_budget(budget_id: str) -> None:
+def end_budget(budget_id: str, as_json: JsonFlag = False) -> None:
     """End a budget; what it stopped goes on."""
     call("DELETE", f"/api/budgets/{budget_id}")
+    tell(f"budget {budget_id} is ended", as_json=as_json, id=budget_id, state="ended")
 
 
 @alert.command("to")
@@ -89,9 +90,10 @@ def list_channels(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None
 
 
 @alert.command("end")
-def end_channel(channel_id: str) -> None:
+def end_channel(channel_id: str, as_json: JsonFlag = False) -> None:
     """Send nothing there any more."""
     call("DELETE", f"/api/alert-channels/{channel_id}")
+    tell(f"{channel_id} gets no alerts any more", as_json=as_json, id=channel_id, state="ended")
 
 
 @alert.command("list")
@@ -101,9 +103,10 @@ def list_alerts(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 
 @alert.command("replay")
-def replay(delivery_id: str) -> None:
+def replay(delivery_id: str, as_json: JsonFlag = False) -> None:
     """Send a message again."""
     call("POST", f"/api/deliveries/{delivery_id}/replay")
+    tell(f"message {delivery_id} will be sent again", as_json=as_json, id=delivery_id, state="pending")
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool, columns: dict[str, str]) -> None:

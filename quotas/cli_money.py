@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from kit.cli import REFUSED, USAGE, JsonFlag, call, console, fail, show
+from kit.cli import REFUSED, JsonFlag, call, console, show, wrong_usage
 from kit.units import format_yuan, parse_yuan
 from quotas.cli_approvals import done
 
@@ -38,7 +38,7 @@ def _yuan(text: str) -> int:
     try:
         return int(parse_yuan(text))
     except Exception as error:
-        fail(str(error), code=USAGE)
+        wrong_usage(str(error))
 
 
 def _key(key: str | None) -> dict[str, str]:
@@ -70,7 +70,7 @@ def publish(
     try:
         body = json.loads(book.read_text())
     except ValueError as error:
-        fail(f"{book} is not JSON: {error}", code=USAGE)
+        wrong_usage(f"{book} is not JSON: {error}")
     _show_tariffs([done(call("POST", "/api/tariffs", json=body), as_json=as_json)], as_json)
 
 

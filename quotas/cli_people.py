@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kit.cli import JsonFlag, call, console, save_token, session_file, show
+from kit.cli import JsonFlag, call, console, save_token, session_file, show, tell
 from quotas.vocabulary import CLUSTER_NAMES, FirmState, IndustryCluster, ReviewStep, Role
 
 app = typer.Typer()
@@ -51,10 +51,11 @@ def login(
 
 
 @app.command()
-def logout() -> None:
+def logout(as_json: JsonFlag = False) -> None:
     """Sign out and forget the session."""
     call("DELETE", "/api/sessions/current")
     session_file().unlink(missing_ok=True)
+    tell("signed out", as_json=as_json, signed_in=False)
 
 
 @app.command()
@@ -197,9 +198,10 @@ def list_invitations(firm_id: FirmOption = None, as_json: JsonFlag = False) -> N
 
 
 @member.command("uninvite")
-def uninvite(invitation_id: str) -> None:
+def uninvite(invitation_id: str, as_json: JsonFlag = False) -> None:
     """Take an invitation back."""
     call("DELETE", f"/api/invitations/{invitation_id}")
+    tell(f"invitation {invitation_id} is taken back", as_json=as_json, id=invitation_id, state="revoked")
 
 
 @member.command("accept")

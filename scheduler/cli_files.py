@@ -8,7 +8,7 @@ import httpx
 import typer
 from rich.progress import Progress
 
-from kit.cli import UNREACHABLE, JsonFlag, call, complaints, console, fail, remote, show, unwrap
+from kit.cli import UNREACHABLE, JsonFlag, call, complaints, fail, remote, show, tell, unwrap
 
 app = typer.Typer()
 artifact = typer.Typer(help="What jobs made: list, show, get, link.", no_args_is_help=True)
@@ -40,10 +40,10 @@ def upload(
     if resume:
         made = call("GET", f"/api/uploads/{resume}")
         if (made["sha256"], made["size_bytes"]) != (sha256, size):
-            fail(f"{file} is not the file that {resume} began with")
+            fail(f"{file} is not the file that {resume} began with", code="another_file")
     else:
         made = call("POST", "/api/uploads", json={"name": name or file.name, "size_bytes": size, "sha256": sha256})
-    _send(made, file)
+    _send(made, file, quiet=as_json)
     show(call("POST", f"/api/uploads/{made['id']}/complete"), as_json=as_json, columns=UPLOAD_COLUMNS)
 
 
@@ -66,12 +66,13 @@ def show_artifact(artifact_id: ArtifactId, as_json: JsonFlag = False) -> None:
 def get(
     artifact_id: ArtifactId,
     to: Annotated[Path | None, typer.Option("--to", "-o", help="Where to; default: its own name, here.")] = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Download an artifact and check its hash."""
     known = call("GET", f"/api/artifacts/{artifact_id}")
     target = to or Path(known["name"].rpartition("/")[2])
     if target.exists():
-        fail(f"{target} exists already", hint="choose another place with --to")
+        fail(f"{target} exists already", hint="choose another place with --to", code="file_exists")
     digest, draft = hashlib.sha256(), target.with_name(f"{target.name}.part")
     try:
         with remote(timeout_seconds=300) as http, http.stream("GET", f"/api/artifacts/{artifact_id}/content") as answer:
@@ -84,12 +85,13 @@ def get(
                     file.write(chunk)
     except httpx.TransportError as error:
         draft.unlink(missing_ok=True)
-        fail(f"the download broke off ({error})", hint="try again", code=UNREACHABLE)
+        fail(f"the download broke off ({error})", hint="try again", code="broke_off", exit_code=UNREACHABLE)
     if digest.hexdigest() != known["sha256"]:
         draft.unlink()
-        fail("what arrived has another SHA-256 than the artifact", hint="try again")
+        fail("what arrived has another SHA-256 than the artifact", hint="try again", code="wrong_hash")
     draft.rename(target)
-    console.print(f"{target}  {known['size_bytes']:,} bytes, SHA-256 {known['sha256']}", highlight=False)
+    sentence = f"{target}  {known['size_bytes']:,} bytes, SHA-256 {known['sha256']}"
+    tell(sentence, as_json=as_json, file=str(target), size_bytes=known["size_bytes"], sha256=known["sha256"])
 
 
 @artifact.command("link")
@@ -102,10 +104,14 @@ def link(artifact_id: ArtifactId, as_json: JsonFlag = False) -> None:
     )
 
 
-def _send(made: dict[str, Any], file: Path) -> None:
+def _send(made: dict[str, Any], file: Path, *, quiet: bool) -> None:
     offset, size = made["received_bytes"], made["size_bytes"]
     try:
-        with remote(timeout_seconds=300) as http, file.open("rb") as content, Progress(console=complaints) as progress:
+        with (
+            remote(timeout_seconds=300) as http,
+            file.open("rb") as content,
+            Progress(console=complaints, disable=quiet) as progress,
+        ):
             task = progress.add_task(file.name, total=size, completed=offset)
             while offset < size:
                 content.seek(offset)
@@ -115,4 +121,5 @@ def _send(made: dict[str, Any], file: Path) -> None:
                 offset = unwrap(answer)["received_bytes"]
                 progress.update(task, completed=offset)
     except httpx.TransportError as error:
-        fail(f"the upload broke off ({error})", hint=f"continue it with --resume {made['id']}", code=UNREACHABLE)
+        hint = f"continue it with --resume {made['id']}"
+        fail(f"the upload broke off ({error})", hint=hint, code="broke_off", exit_code=UNREACHABLE)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from kit.cli import REFUSED, USAGE, JsonFlag, call, console, fail, show
+from kit.cli import REFUSED, JsonFlag, call, console, show, show_line, wrong_usage
 from kit.units import format_yuan, parse_yuan
 
 app = typer.Typer()
@@ -124,14 +124,21 @@ def show_job(job_id: JobId, as_json: JsonFlag = False) -> None:
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Print a job's log. With -f the exit code says whether it succeeded."""
+    """Print a job's log. With -f the exit code says whether it succeeded. JSON comes as one object a line."""
     for page in _pages(job_id, follow=follow):
         for line in page["lines"]:
-            console.print(escape(line["text"]), highlight=False, soft_wrap=True)
+            if as_json:
+                show_line(line)
+            else:
+                console.print(escape(line["text"]), highlight=False, soft_wrap=True)
     if follow:
         ended = call("GET", f"/api/jobs/{job_id}")
-        console.print(f"[bold]{ended['state']}[/bold] {escape(ended['message'] or '')}")
+        if as_json:
+            show_line({name: ended[name] for name in ("id", "state", "message")})
+        else:
+            console.print(f"[bold]{ended['state']}[/bold] {escape(ended['message'] or '')}")
         raise typer.Exit(0 if ended["state"] == "succeeded" else REFUSED)
 
 
@@ -203,7 +210,7 @@ def _request(
 def _pair(text: str, what: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        fail(f"--{what} {text!r} is not name=value", code=USAGE)
+        wrong_usage(f"--{what} {text!r} is not name=value")
     return name, value
 
 
@@ -212,7 +219,7 @@ def _value(text: str) -> Any:
     if text.startswith("@"):
         path = Path(text[1:])
         if not path.is_file():
-            fail(f"there is no file {path}", code=USAGE)
+            wrong_usage(f"there is no file {path}")
         text = path.read_text()
     try:
         return json.loads(text)
@@ -226,7 +233,7 @@ def _yuan(text: str | None) -> int | None:
     try:
         return int(parse_yuan(text))
     except Exception as error:
-        fail(str(error), code=USAGE)
+        wrong_usage(str(error))
 
 
 def _priced(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kit.cli import JsonFlag, call, fail, show
+from kit.cli import JsonFlag, call, show, tell, wrong_usage
 
 model = typer.Typer(help="Base models of the catalogue.", no_args_is_help=True)
 adapter = typer.Typer(help="Your firm's adapters.", no_args_is_help=True)
@@ -81,9 +81,10 @@ def register_adapter(
 
 
 @adapter.command("delete")
-def delete_adapter(name: Annotated[str, typer.Argument(help="Its name or id.")]) -> None:
+def delete_adapter(name: Annotated[str, typer.Argument(help="Its name or id.")], as_json: JsonFlag = False) -> None:
     """Delete an adapter: running requests finish, new ones are refused."""
     call("DELETE", f"/api/adapters/{name}")
+    tell(f"adapter {name} is deleted", as_json=as_json, adapter=name, state="deleted")
 
 
 @deploy.command("create")
@@ -165,4 +166,4 @@ def _json_file(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        fail(f"{path} is not JSON: {error}")
+        wrong_usage(f"{path} is not JSON: {error}")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from heliu.client import Client
+from heliu.client import ApiError, Client
 from heliu.client.people_views import Firm
 from heliu.demo.actors import MISTYPED_USCC, RIVAL, RIVAL_USCC, STUDIO, USCC, Account, new_account
 from heliu.demo.story import Story
@@ -11,6 +11,9 @@ SCOPES = (
     "inference", "jobs:read", "jobs:write", "artifacts:read", "artifacts:write",
     "models:read", "deployments:read", "billing:read", "quotas:read",
 )  # fmt: skip
+
+KEY_NAME = "demo"
+UNKNOWN_ACCOUNT = 401
 
 
 def firm_is_let_in(story: Story) -> None:
@@ -23,20 +26,29 @@ def firm_is_let_in(story: Story) -> None:
 
 
 def _administrator(story: Story) -> None:
-    if story.cast.administrator is None:
-        account = new_account("administrator")
-        token = _admin_token(story)
+    account = story.cast.administrator = story.cast.administrator or new_account("administrator")
+    story.memory.save()
+    known = _signed_in(story, account)
+    if known is None:
         claim = story.anyone.sessions.claim_administrator
-        session = claim(token, email=account.email, name="Demo administrator", password=account.password)
-        story.cast.administrator = account
-        story.memory.save()
+        session = claim(_admin_token(story), email=account.email, name="Demo administrator", password=account.password)
         story.administrator = story.anyone.acting_as(session.token)
         story.stage.did("the one-time administrator link was used; there is no default password", account.email)
     else:
-        story.administrator = story.sign_in(story.cast.administrator)
-        story.stage.did("the administrator signs in", story.cast.administrator.email)
+        story.administrator = known
+        story.stage.did("the administrator signs in", account.email)
     roles = story.administrator.sessions.me().roles
     story.stage.check("platform_admin" in roles, f"the platform knows the caller as {', '.join(roles)}")
+
+
+def _signed_in(story: Story, account: Account) -> Client | None:
+    """A session of this account; None while the platform does not know it: nobody came to use it."""
+    try:
+        return story.sign_in(account)
+    except ApiError as refusal:
+        if refusal.status != UNKNOWN_ACCOUNT:
+            raise
+        return None
 
 
 def _admin_token(story: Story) -> str:
@@ -88,14 +100,15 @@ def _doubtful_firm(story: Story) -> None:
 
 
 def _developer(story: Story) -> None:
-    if story.cast.developer is None:
-        account = new_account("developer")
+    account = story.cast.developer = story.cast.developer or new_account("developer")
+    story.memory.save()
+    known = _signed_in(story, account)
+    if known is None:
         invited = story.owner.members.invite(account.email, ["firm_developer"])
-        story.anyone.members.accept(invited.token, name="Lin Yue", password=account.password)
-        story.cast.developer = account
-        story.memory.save()
+        session = story.anyone.members.accept(invited.token, name="Lin Yue", password=account.password)
+        known = story.anyone.acting_as(session.token)
         story.stage.did("the owner invites a developer, who accepts", account.email)
-    story.developer = story.sign_in(story.cast.developer)
+    story.developer = known
     me = story.developer.sessions.me()
     story.stage.check(me.firm.id == story.firm_id and me.roles == ["firm_developer"], "the developer is one, no more")
 
@@ -103,7 +116,10 @@ def _developer(story: Story) -> None:
 def _key(story: Story) -> None:
     cast = story.cast
     if cast.key is None:
-        issued = story.owner.keys.issue("demo", SCOPES)
+        for left in story.owner.keys.list():
+            if left.name == KEY_NAME and left.revoked_at is None:
+                story.owner.keys.revoke(left.id, reason="an interrupted demo lost its secret")
+        issued = story.owner.keys.issue(KEY_NAME, SCOPES)
         cast.key, cast.key_id = issued.token, issued.key.id
         story.memory.save()
         story.stage.did("the owner issues an API key, shown once", f"{issued.token[:12]}… ({issued.key.id})")

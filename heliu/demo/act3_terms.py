@@ -9,6 +9,7 @@ from kit.units import MICRO_PER_YUAN, format_yuan
 SLOT = 1000
 QUOTA_SLOTS = 2
 SHARE_PPM = 500_000
+PROGRAMME_NAME = "算力券 Compute vouchers (demo)"
 TARIFF_NAME = "Demo price book"
 SLOT_HOUR_MICRO_YUAN = 3_600_000
 TOKENS = {"input": 2_000_000, "cached_input": 500_000, "output": 8_000_000}
@@ -61,13 +62,18 @@ def _quota(story: Story) -> None:
 def _programme_and_voucher(story: Story) -> None:
     vouchers, cast, stage = story.administrator.vouchers, story.cast, story.stage
     if cast.programme_id is None:
-        programme = vouchers.open_programme(
-            name="算力券 Compute vouchers (demo)",
-            funder="the city's demo fund",
-            share_ppm=SHARE_PPM,
-            pool_micro_yuan=1_000_000 * MICRO_PER_YUAN,
-            cap_per_firm_year_micro_yuan=200_000 * MICRO_PER_YUAN,
-            valid_until=datetime.now(UTC) + timedelta(days=365),
+        left = [one for one in vouchers.programmes() if one.name == PROGRAMME_NAME]
+        programme = (
+            left[0]
+            if left
+            else vouchers.open_programme(
+                name=PROGRAMME_NAME,
+                funder="the city's demo fund",
+                share_ppm=SHARE_PPM,
+                pool_micro_yuan=1_000_000 * MICRO_PER_YUAN,
+                cap_per_firm_year_micro_yuan=200_000 * MICRO_PER_YUAN,
+                valid_until=datetime.now(UTC) + timedelta(days=365),
+            )
         )
         cast.programme_id = programme.id
         story.memory.save()

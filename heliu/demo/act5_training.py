@@ -1,9 +1,8 @@
 """Act 5: admitted, placed, trained for real; loss and steps as they come, then the adapter and what it cost."""
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-from heliu.client.job_views import Event, JobDetail
+from heliu.client.job_views import JobDetail
 from heliu.demo.act4_quote import FineTune
+from heliu.demo.progress import follow
 from heliu.demo.story import Story
 from kit.units import format_yuan
 
@@ -13,7 +12,7 @@ LOG_LINES = 4
 
 def training_runs(story: Story, tune: FineTune) -> JobDetail:
     """Follow the job to its end; the job as it then stands."""
-    _watch(story, tune.job.id)
+    follow(story, tune.job.id, doing="training")
     job = story.developer.jobs.get(tune.job.id)
     lines = [line.text for line in story.developer.jobs.logs(job.id)]
     for text in lines[-LOG_LINES:]:
@@ -24,32 +23,6 @@ def training_runs(story: Story, tune: FineTune) -> JobDetail:
     _artifact(story, job)
     _settled(story, job, tune)
     return job
-
-
-def _watch(story: Story, job_id: str) -> None:
-    columns = (
-        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=story.stage.console) as progress:
-        task = progress.add_task("queued", total=None, loss="")
-        for event in story.developer.jobs.events(job_id):
-            _show(progress, task, event)
-
-
-def _show(progress: Progress, task: TaskID, event: Event) -> None:
-    match event.topic.removeprefix("job."):
-        case "progress":
-            body = event.body
-            loss = body.get("metrics", {}).get("loss")
-            total, shown = body.get("total_steps"), "" if loss is None else f"loss {loss:.3f}"
-            progress.update(task, description="training", completed=body["step"], total=total, loss=shown)
-        case "waiting":
-            progress.update(task, description=f"waits: {event.body.get('detail') or event.body.get('reason')}")
-        case verb if event.topic.startswith("job."):
-            progress.update(task, description=verb)
-        case _:
-            pass
 
 
 def _loss_fell(story: Story, job: JobDetail) -> None:

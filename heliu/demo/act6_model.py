@@ -18,7 +18,9 @@ def base_model_is_wanted(story: Story) -> Deployment:
     administrator, cast = story.administrator, story.cast
     active = {one.id: one for one in administrator.deployments.list() if one.state == "active"}
     if cast.deployment_id not in active:
-        made = administrator.deployments.create(BASE_MODEL, kind="shared", pool=POOL, replicas=1, replicas_min=1)
+        left = [one for one in active.values() if (one.model, one.kind, one.pool) == (BASE_MODEL, "shared", POOL)]
+        create = administrator.deployments.create
+        made = left[0] if left else create(BASE_MODEL, kind="shared", pool=POOL, replicas=1, replicas_min=1)
         cast.deployment_id = made.id
         story.memory.save()
     assert cast.deployment_id, "it was just made or found"

@@ -3,10 +3,9 @@
 import csv
 import json
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from heliu.client.job_views import JobDetail
 from heliu.demo.act4_quote import EXAMPLES
+from heliu.demo.progress import follow
 from heliu.demo.story import BASE_MODEL, POOL, Story
 from kit.units import format_yuan
 
@@ -29,24 +28,12 @@ def batch_runs(story: Story) -> JobDetail:
         idempotency_key=f"demo-batch-{story.firm_id}-{story.cast.runs}",
     )
     stage.did(f"text-batch on {PROMPTS.name} submitted", job.id)
-    _watch(story, job.id)
+    follow(story, job.id, doing="answering")
     done = jobs.get(job.id)
     stage.must(done.state == "succeeded", f"the job succeeded (it is {done.state}: {done.message})")
     _results(story, done)
     stage.did(f"it cost {format_yuan(done.charged_micro_yuan)}")
     return done
-
-
-def _watch(story: Story, job_id: str) -> None:
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=story.stage.console) as progress:
-        task = progress.add_task("queued", total=None)
-        for event in story.developer.jobs.events(job_id):
-            if event.topic == "job.progress":
-                total = event.body.get("total_steps")
-                progress.update(task, description="answering", completed=event.body["step"], total=total)
-            elif event.topic.startswith("job."):
-                progress.update(task, description=event.topic.removeprefix("job."))
 
 
 def _results(story: Story, job: JobDetail) -> None:

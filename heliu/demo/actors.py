@@ -3,7 +3,9 @@
 import secrets
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from kit.errors import Refused
 
 STUDIO = "九灯数字内容工作室 (Nine Lanterns Studio, a demo)"
 USCC = "91420100DEMR000012"
@@ -39,11 +41,24 @@ class Cast(BaseModel):
 
 
 class Memory:
-    """The cast on disk."""
+    """The cast on disk.
+
+    An account is saved before it is used, an id after it is known: whatever an interrupted run did without coming to
+    save it, the next run finds on the platform.
+    """
 
     def __init__(self, home: Path) -> None:
         self._file = home / "demo.json"
-        self.cast = Cast.model_validate_json(self._file.read_text()) if self._file.exists() else Cast()
+        try:
+            self.cast = Cast.model_validate_json(self._file.read_text())
+        except FileNotFoundError:
+            self.cast = Cast()
+        except ValidationError as error:
+            raise Refused(
+                f"{self._file.resolve()} is damaged ({error.error_count()} errors)",
+                code="demo_memory",
+                hint="remove it together with the state beside it, or choose another HELIU_HOME",
+            ) from None
 
     def save(self) -> None:
         """Write it, readable by its owner only, whole or not at all."""

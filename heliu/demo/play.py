@@ -1,5 +1,7 @@
 """`heliu demo`: the whole story against a real platform. It leaves the platform running unless told to stop it."""
 
+import signal
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -7,48 +9,81 @@ from heliu.client import Client
 from heliu.demo.act1_platform import platform_is_up
 from heliu.demo.act2_firm import firm_is_let_in
 from heliu.demo.act3_terms import terms_are_set
-from heliu.demo.act4_quote import quote_then_submit
+from heliu.demo.act4_quote import LORE, quote_then_submit
 from heliu.demo.act5_training import training_runs
 from heliu.demo.act6_model import base_model_is_wanted, model_is_served
 from heliu.demo.act7_openai import sdk_works
-from heliu.demo.act8_batch import batch_runs
+from heliu.demo.act8_batch import PROMPTS, batch_runs
 from heliu.demo.act9_money import money_adds_up
 from heliu.demo.actors import Memory
 from heliu.demo.stage import Broken, Stage
-from heliu.demo.story import Story
+from heliu.demo.story import BASE_MODEL, Story
+from heliu.front import addresses
 from heliu.supervisor import preflight
 from heliu.supervisor.down import take_down
 from kit.cli import console as terminal
+from kit.cli import show
+from kit.errors import Unavailable
 from kit.settings import Settings
 
 WIDTH = 118
 """Of what is printed into a file or a log; a terminal has its own."""
+INTERRUPTED = 130
 INTRODUCTION = """\
 A game studio brings its lore and leaves with a model of its own and a bill.
 Everything is real: PostgreSQL, Ray, peft, vLLM, weights, money in micro-yuan (of a demo)."""
 
 
-def play(*, stop_after: bool) -> int:
-    """Tell the story; returns the exit code: 0 when every promise held."""
+def play(*, stop_after: bool, as_json: bool = False) -> int:
+    """Tell the story; returns the exit code: 0 when every promise held, 130 when it was interrupted."""
     settings = Settings()
-    console = Console(width=None if terminal.is_terminal else WIDTH)
+    _need_what_it_plays_with(settings)
+    console = Console(width=None if terminal.is_terminal else WIDTH, stderr=as_json)
     stage = Stage(console)
+    ran_before = preflight.running_instance(settings.home) is not None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print(f"[bold]Heliu 合流[/bold]\n{INTRODUCTION}")
+    try:
+        _tell_all(settings, stage, stop_after=stop_after)
+    except KeyboardInterrupt:
+        console.print("\n[yellow]Interrupted.[/yellow] The next run goes on with the same firm.")
+        if not ran_before:
+            take_down(settings.home, stage.did)
+            stage.did("what this demo started is stopped; the state is kept")
+        return INTERRUPTED
+    code = stage.ending()
+    runs = preflight.running_instance(settings.home) is not None
+    if as_json:
+        told = {"held": stage.held, "failed": stage.failed, "seconds": stage.seconds, "running": runs}
+        show(told | {"addresses": addresses(settings)}, as_json=True)
+    elif runs:
+        _where_to_look(settings, console)
+    return code
+
+
+def _need_what_it_plays_with(settings: Settings) -> None:
+    """Raises Unavailable when the model or an example is not on this machine."""
+    wanted = {
+        settings.models / BASE_MODEL / "config.json": "make setup prepares it; HELIU_MODELS_DIR names its folder",
+        LORE: "it comes with Heliu: install it again",
+        PROMPTS: "it comes with Heliu: install it again",
+    }
+    for file, hint in wanted.items():
+        if not file.exists():
+            raise Unavailable(f"the demo needs {file.resolve()}, and it is not there", code="demo_lacks", hint=hint)
+
+
+def _tell_all(settings: Settings, stage: Stage, *, stop_after: bool) -> None:
     try:
         with stage.step(1, "The platform starts"):
             platform_is_up(settings, stage)
         _tell(settings, stage)
     except Broken as end:
-        console.print(f"[red]The story cannot go on: {escape(str(end))}[/red]")
-    finally:
-        if stop_after:
-            with stage.step(10, "Everything stops"):
-                take_down(settings.home, stage.did)
-                stage.did("stopped; the state is kept")
-    code = stage.ending()
-    if preflight.running_instance(settings.home):
-        _where_to_look(settings, console)
-    return code
+        stage.console.print(f"[red]The story cannot go on: {escape(str(end))}[/red]")
+    if stop_after:
+        with stage.step(10, "Everything stops"):
+            take_down(settings.home, stage.did)
+            stage.did("stopped; the state is kept")
 
 
 def _tell(settings: Settings, stage: Stage) -> None:

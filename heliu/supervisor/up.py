@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from heliu.supervisor import preflight, ray_cluster
-from heliu.supervisor.down import end_leftovers
+from heliu.supervisor.down import SUPERVISOR_SECONDS_MAX, end_leftovers
 from heliu.supervisor.keep import Supervisor, json_reporter
 from heliu.supervisor.services import Layout, services
 from kit.errors import Unavailable
@@ -66,7 +66,10 @@ async def _told_to_end() -> AsyncIterator[asyncio.Event]:
 
 
 def start_detached(settings: Settings, progress: Progress) -> None:
-    """Start the platform as a process of its own and return when it is ready. Raises Unavailable when it does not."""
+    """Start the platform as a process of its own and return when it is ready. Raises Unavailable when it does not.
+
+    Whatever else ends the wait, Ctrl-C included, ends what was started.
+    """
     home = settings.home.resolve()
     preflight.check(settings)
     end_leftovers(home, lambda line: progress("supervisor", line))
@@ -80,7 +83,12 @@ def start_detached(settings: Settings, progress: Progress) -> None:
             stderr=sink,
             start_new_session=True,
         )
-    _follow(process, home, log, progress)
+    try:
+        _follow(process, home, log, progress)
+    except BaseException:
+        process.terminate()
+        process.wait(SUPERVISOR_SECONDS_MAX)
+        raise
 
 
 def _follow(process: subprocess.Popen[bytes], home: Path, log: Path, progress: Progress) -> None:
@@ -97,6 +105,5 @@ def _follow(process: subprocess.Popen[bytes], home: Path, log: Path, progress: P
                 words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
                 raise Unavailable(f"the platform did not start: {' '.join(words[-2:])}", hint=f"its log: {log}")
             if time.monotonic() > deadline:
-                process.terminate()
                 raise Unavailable(f"the platform was not ready after {DETACHED_SECONDS_MAX} s", hint=f"its log: {log}")
             time.sleep(0.2)

@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from kit import cli
 
@@ -68,6 +69,26 @@ def test_a_refusal_is_printed_and_decides_the_exit_code(
     captured = capsys.readouterr()
     assert captured.out == "", "a script that reads standard output sees no complaint there"
     assert all(word in captured.err for word in words)
+
+
+def test_a_command_asked_for_json_refuses_in_json_with_the_platforms_own_code() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def ask(as_json: cli.JsonFlag = False) -> None:
+        cli.unwrap(httpx.Response(409, json={"detail": "no quota", "hint": "ask for it", "code": "no_quota"}))
+
+    asked = CliRunner().invoke(app, ["--json"])
+    assert (asked.exit_code, asked.stdout) == (cli.REFUSED, "")
+    assert json.loads(asked.stderr) == {"code": "no_quota", "message": "no quota", "hint": "ask for it"}
+    assert "refused: no quota" in CliRunner().invoke(app, []).stderr, "who asks for none gets none, also afterwards"
+
+
+def test_what_has_nothing_to_show_is_a_sentence_or_its_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.tell("budget bud_1 is ended", as_json=False, id="bud_1")
+    assert capsys.readouterr().out == "budget bud_1 is ended\n"
+    cli.tell("budget bud_1 is ended", as_json=True, id="bud_1")
+    assert json.loads(capsys.readouterr().out) == {"id": "bud_1"}
 
 
 def test_a_good_answer_is_its_json_or_nothing() -> None:
