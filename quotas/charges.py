@@ -16,11 +16,14 @@ from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import ChargeRow, ComputeHoldRow, ComputeUsageRow
 from quotas.cash import account_of, hold_gone
 from quotas.chart import AccountSpec
+from quotas.collecting import residue_moves
+from quotas.discounts import discounts_between
 from quotas.holds import expire_hold, hold_compute, locked_hold, parts_of
 from quotas.ledger import Leg, Refusal, post, posted, void
 from quotas.periods import billing_periods
-from quotas.pricing import Price, Segment, gpu_segments, price_gpu, share_of, spread
+from quotas.pricing import Price, Segment, priced, share_of, shown_rates
 from quotas.programmes import programme_ids
+from quotas.spending import take_turns
 from quotas.statements import service_period
 from quotas.tariffs import payout_ppm, tariffs_between
 from quotas.vocabulary import (
@@ -32,6 +35,8 @@ from quotas.vocabulary import (
     Hold,
     HoldId,
     HoldState,
+    KeyId,
+    Payer,
     Period,
     PoolName,
     ProgrammeId,
@@ -47,8 +52,12 @@ from quotas.vouchers import Allocation, paid_by, settle
 
 @dataclass(frozen=True, slots=True)
 class _Bill:
-    """What a usage costs: `price` at the tariff, `amount` what the firm is asked, `loss` what nobody pays."""
+    """What a usage costs: `listed` at the tariff, `price` by contract, `amount` what the firm is asked.
 
+    `loss` is what nobody pays. Centres are paid their part of the list price: a discount is the platform's.
+    """
+
+    listed: Price
     price: Price
     segments: tuple[Segment, ...]
     allocation: Allocation
@@ -56,6 +65,11 @@ class _Bill:
     loss: MicroYuan
     payout: Ppm
     payable: MicroYuan
+
+    @property
+    def discount(self) -> MicroYuan:
+        """What the firm's contract takes off the list price."""
+        return MicroYuan(self.listed.amount - self.price.amount)
 
     @property
     def residue(self) -> int:
@@ -139,29 +153,23 @@ async def _charged_before(tx: AsyncSession, usage: ComputeUsage, request: bytes)
 
 async def _bill(tx: AsyncSession, row: ComputeHoldRow, usage: ComputeUsage, *, now: datetime) -> _Bill:
     tariffs = await tariffs_between(tx, usage.started_at, usage.ended_at)
-    segments = gpu_segments(
-        tariffs,
-        pool=usage.pool,
-        qos=usage.qos,
-        start=usage.started_at,
-        end=usage.ended_at,
-    )
-    shares = spread(usage.gpu_ms, [(segment.start, segment.end) for segment in segments])
-    price = price_gpu([(GpuMs(share), segment.rate) for share, segment in zip(shares, segments, strict=True)])
+    contracts = await discounts_between(tx, [usage.firm_id], usage.started_at, usage.ended_at)
+    segments, listed, price = priced(usage, tariffs, contracts.get(usage.firm_id, ()))
     payout = await payout_ppm(tx, centre=usage.centre, at=usage.started_at)
-    payable = share_of(price.amount, payout)
+    payable = share_of(listed.amount, payout)
     if usage.firm_id == PLATFORM_FIRM:
         nothing = Allocation((), MicroYuan(0), ("the platform's own workload",))
-        return _Bill(price, segments, nothing, MicroYuan(0), MicroYuan(0), payout, payable)
+        return _Bill(listed, price, segments, nothing, MicroYuan(0), MicroYuan(0), payout, payable)
     if row.state == HoldState.OPEN:
         amount = MicroYuan(min(price.amount, row.amount))
         allocation = settle(amount, parts_of(row))
         assert allocation.cash <= row.cash, "what is settled is at most what was held, part by part"
-        return _Bill(price, segments, allocation, amount, MicroYuan(0), payout, payable)
+        return _Bill(listed, price, segments, allocation, amount, MicroYuan(0), payout, payable)
     there = max(0, (await account_of(tx, usage.firm_id)).available)
     amount = MicroYuan(min(price.amount, row.amount, there))
     allocation = Allocation((), amount, ("the hold had expired: cash pays what it can",))
     return _Bill(
+        listed,
         price,
         segments,
         allocation,
@@ -237,17 +245,10 @@ def _moves(
         moves.append((chart.LOSS, revenue, bill.loss))
         if expired:
             moves.append((chart.firm_cash(usage.firm_id), revenue, bill.allocation.cash))
-        moves += residue_moves(bill.residue)
+        moves += residue_moves(bill.residue, UsageKind.COMPUTE)
     elif expired:
         moves.append((chart.OWN_COST, chart.centre_payable(usage.centre), bill.payable))
     return [move for move in moves if move[2]]
-
-
-def residue_moves(residue: int) -> list[tuple[AccountSpec, AccountSpec, int]]:
-    """What rounding gave to the firm (residue above zero) or took from it, in its own tiny asset."""
-    if residue > 0:
-        return [(chart.RESIDUE_GIVEN, chart.RESIDUE_TAKEN, residue)]
-    return [(chart.RESIDUE_TAKEN, chart.RESIDUE_GIVEN, -residue)] if residue else []
 
 
 async def _record(
@@ -271,18 +272,22 @@ async def _record(
         period=period,
         service_period=service,
         tariff_id=bill.segments[0].tariff_id,
+        key_id=row.key_id,
         pool=usage.pool,
         centre=usage.centre,
         qos=usage.qos.value,
         gpu_ms=usage.gpu_ms,
         requests=1,
-        rates={f"{segment.tariff_id} {segment.window}".strip(): segment.rate for segment in bill.segments},
+        rates=shown_rates(bill.segments, contract=False),
+        contract_rates=shown_rates(bill.segments, contract=True),
+        discount=bill.discount,
+        discount_id=next((one.discount_id for one in bill.segments if one.discount_id), None),
         amount=bill.amount,
         voucher=bill.amount - bill.allocation.cash,
         cash=bill.allocation.cash,
         vouchers=dict(paid_by(bill.allocation.parts)),
         loss=bill.loss,
-        list_amount=bill.price.amount,
+        list_amount=bill.listed.amount,
         payout_ppm=bill.payout,
         payable=bill.payable,
         residue=bill.residue,
@@ -353,6 +358,7 @@ async def renew_compute(
     catch it, commit, and stop the replica. Again with the same slice returns the same next hold.
     """
     row = await locked_hold(tx, hold_id)
+    await take_turns(tx, Payer(FirmId(row.firm_id)))  # before any balance is touched: see there
     await settle_compute(tx, hold_id=hold_id, usage=usage_slice, now=now)
     return await hold_compute(
         tx,
@@ -364,5 +370,6 @@ async def renew_compute(
         qos=QoS(row.qos),
         gpu_milli=GpuMilli(row.gpu_milli),
         seconds_max=seconds_max,
+        key_id=None if row.key_id is None else KeyId(row.key_id),
         now=now,
     )

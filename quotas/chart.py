@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quotas.ledger import CNY, RESIDUE, gpu_asset, voucher_asset
+from quotas.ledger import CNY, RESIDUE, STORAGE_RESIDUE, gpu_asset, voucher_asset
 from quotas.vocabulary import CentreName, FirmId, PoolName, ProgrammeId, UsageKind, VoucherId
 
 
@@ -22,11 +22,20 @@ OWN_COST = AccountSpec("platform:cost:own-workloads", CNY, "platform")
 LOSS = AccountSpec("platform:loss", CNY, "platform")
 RESIDUE_GIVEN = AccountSpec("platform:residue", RESIDUE, "platform")
 RESIDUE_TAKEN = AccountSpec("firms:residue", RESIDUE, "platform")
+STORAGE_RESIDUE_GIVEN = AccountSpec("platform:residue:storage", STORAGE_RESIDUE, "platform")
+STORAGE_RESIDUE_TAKEN = AccountSpec("firms:residue:storage", STORAGE_RESIDUE, "platform")
 
 
 def revenue(kind: UsageKind) -> AccountSpec:
     """What the platform earned, by kind of usage."""
     return AccountSpec(f"platform:revenue:{kind}", CNY, "platform")
+
+
+def residue(kind: UsageKind) -> tuple[AccountSpec, AccountSpec]:
+    """(what rounding gave firms, what it took): byte-hours divide a micro-yuan more finely than the rest."""
+    if kind is UsageKind.STORAGE:
+        return STORAGE_RESIDUE_GIVEN, STORAGE_RESIDUE_TAKEN
+    return RESIDUE_GIVEN, RESIDUE_TAKEN
 
 
 def firm_cash(firm_id: FirmId) -> AccountSpec:

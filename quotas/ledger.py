@@ -16,6 +16,7 @@ from quotas.vocabulary import RefusalReason
 
 CNY = "CNY"
 RESIDUE = "RESIDUE"  # in RESIDUE_UNIT-ths of a micro-yuan: what rounding left over
+STORAGE_RESIDUE = "RESIDUE:storage"  # in BYTE_HOURS_PER_GB_MONTH-ths of a micro-yuan
 
 
 def gpu_asset(pool: str) -> str:

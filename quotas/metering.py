@@ -1,20 +1,26 @@
-"""Token usage as arithmetic: which line a record belongs to, and what a line costs. Data in, data out."""
+"""Usage as arithmetic: which line a record belongs to, and what a line costs. Data in, data out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from kit.errors import InvalidInput
 from kit.units import MAX_AMOUNT
-from quotas.pricing import Price, price_tokens
-from quotas.vocabulary import FirmId, Period, TariffId, TokenUsage
+from quotas.pricing import Price, price_tokens, price_units
+from quotas.vocabulary import DiscountId, FirmId, MeteredUsage, Period, TariffId, TokenUsage, UsageKind
 
 TOKENS_MAX = 2**40
+QUANTITY_MAX = 2**53
+UNIT = "unit"
+"""Name of the one rate of images, audio and storage."""
+
+UsageRecord = TokenUsage | MeteredUsage
+"""One request's tokens, or a number of images, milliseconds of audio, byte-hours."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class LineKey:
-    """What makes one line of a statement: everything that a price or a reader could depend on."""
+    """What makes one line of a statement: everything that a price or a reader could depend on. Empty: none."""
 
     firm_id: FirmId
     project_id: str
@@ -22,24 +28,26 @@ class LineKey:
     model: str
     base_model: str
     dedicated: bool
-    tariff_id: TariffId | None
+    tariff_id: TariffId
     window: str
     service_period: Period
     period: Period
+    kind: UsageKind
+    discount_id: DiscountId
 
     @property
     def text(self) -> str:
         """The key as it is stored; unique."""
         parts = (
             self.firm_id, self.project_id, self.key_id, self.model, self.base_model, str(int(self.dedicated)),
-            self.tariff_id or "", self.window, self.service_period, self.period,
+            self.tariff_id, self.window, self.service_period, self.period,
         )  # fmt: skip
-        return "tokens:" + "|".join(parts)
+        return f"{self.kind}:" + "|".join(parts) + (f"|{self.discount_id}" if self.discount_id else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantities:
-    """`input` contains `cached_input`; what is charged as input is the rest."""
+    """`input` contains `cached_input`; what is charged as input is the rest. `quantity` is of all that is no token."""
 
     input: int = 0
     cached_input: int = 0
@@ -47,6 +55,7 @@ class Quantities:
     requests: int = 0
     first_at: datetime | None = None
     last_at: datetime | None = None
+    quantity: int = 0
 
     def plus(self, other: "Quantities") -> "Quantities":
         """Both together, in any order the same."""
@@ -57,56 +66,80 @@ class Quantities:
             self.requests + other.requests,
             min((at for at in (self.first_at, other.first_at) if at), default=None),
             max((at for at in (self.last_at, other.last_at) if at), default=None),
+            self.quantity + other.quantity,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Micro-yuan per million tokens."""
-
-    input: int = 0
-    cached_input: int = 0
-    output: int = 0
+Rates = Mapping[str, int]
+"""Of tokens `input`, `cached_input` and `output`, micro-yuan per million; of anything else one `unit`."""
 
 
-def price_line(quantities: Quantities, rates: Rates) -> Price:
+def price_line(kind: UsageKind, quantities: Quantities, rates: Rates) -> Price:
     """The price of a whole line, rounded once however many batches it came in."""
+    if kind is not UsageKind.TOKENS:
+        return price_units(kind, quantities.quantity, rates.get(UNIT, 0))
     return price_tokens(
         (
-            (quantities.input - quantities.cached_input, rates.input),
-            (quantities.cached_input, rates.cached_input),
-            (quantities.output, rates.output),
+            (quantities.input - quantities.cached_input, rates.get("input", 0)),
+            (quantities.cached_input, rates.get("cached_input", 0)),
+            (quantities.output, rates.get("output", 0)),
         )
     )
 
 
-def check_records(records: Iterable[TokenUsage]) -> None:
+def kind_of(record: UsageRecord) -> UsageKind:
+    """What a record counts."""
+    return UsageKind.TOKENS if isinstance(record, TokenUsage) else record.kind
+
+
+def resource_of(record: UsageRecord) -> tuple[str, str]:
+    """(what the caller named, what it is priced as): for an adapter its base model."""
+    if isinstance(record, TokenUsage):
+        return record.model, record.base_model
+    return record.resource, record.base_resource
+
+
+def quantities_of(record: UsageRecord) -> Quantities:
+    """What one record adds to its line."""
+    if isinstance(record, TokenUsage):
+        return Quantities(record.input, record.cached_input, record.output, 1, record.at, record.at)
+    return Quantities(requests=1, first_at=record.at, last_at=record.at, quantity=record.quantity)
+
+
+def check_records(records: Iterable[UsageRecord]) -> None:
     """Raises InvalidInput naming the first record that cannot be right."""
     for record in records:
-        counts = (record.input, record.cached_input, record.output)
-        if any(not 0 <= count <= TOKENS_MAX for count in counts) or record.cached_input > record.input:
-            raise InvalidInput(
-                f"usage {record.id!r} of {record.source!r} counts {counts}; counts are 0 to 2^40, cached within input"
-            )
+        about = f"usage {record.id!r} of {record.source!r}"
+        if isinstance(record, TokenUsage):
+            counts = (record.input, record.cached_input, record.output)
+            if any(not 0 <= count <= TOKENS_MAX for count in counts) or record.cached_input > record.input:
+                raise InvalidInput(f"{about} counts {counts}; counts are 0 to 2^40, cached within input")
+        elif record.kind in (UsageKind.TOKENS, UsageKind.COMPUTE):
+            raise InvalidInput(f"{about} has one quantity; {record.kind} has records of its own")
+        elif not 0 <= record.quantity <= QUANTITY_MAX:
+            raise InvalidInput(f"{about} counts {record.quantity}; a quantity is 0 to 2^53")
         if not record.id or not record.source or record.at.tzinfo is None:
-            raise InvalidInput(f"usage {record.id!r} of {record.source!r} needs an id, a source and an aware time")
+            raise InvalidInput(f"{about} needs an id, a source and an aware time")
 
 
-def unique(records: Sequence[TokenUsage]) -> list[TokenUsage]:
+def unique(records: Sequence[UsageRecord]) -> list[UsageRecord]:
     """Each (source, id) once, the first time it appears, in an order that does not depend on how they arrived."""
-    first: dict[tuple[str, str], TokenUsage] = {}
+    first: dict[tuple[str, str], UsageRecord] = {}
     for record in records:
         first.setdefault((record.source, record.id), record)
     return [first[name] for name in sorted(first)]
 
 
-def summed(lines: Mapping[tuple[str, str], LineKey], records: Iterable[TokenUsage]) -> dict[LineKey, Quantities]:
-    """What each line grows by."""
-    growth: dict[LineKey, Quantities] = {}
+def summed(
+    lines: Mapping[tuple[str, str], LineKey],
+    records: Iterable[UsageRecord],
+    span: Callable[[UsageRecord], int] = lambda _: 0,
+) -> dict[tuple[LineKey, int], Quantities]:
+    """What each line grows by, apart for each `span` of time in which other vouchers are valid."""
+    growth: dict[tuple[LineKey, int], Quantities] = {}
     for record in records:
-        line = lines[record.source, record.id]
-        more = Quantities(record.input, record.cached_input, record.output, 1, record.at, record.at)
-        growth[line] = growth.get(line, Quantities()).plus(more)
+        part = lines[record.source, record.id], span(record)
+        growth[part] = growth.get(part, Quantities()).plus(quantities_of(record))
     return growth
 
 

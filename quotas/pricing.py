@@ -1,22 +1,25 @@
 """Prices: which rate applies when, and what a quantity costs. Integers only; a line is rounded once, half to even.
 
-Rates are micro-yuan per GPU-hour and per million tokens. A tariff is valid in [valid_from, valid_until); usage that
-crosses a boundary (another tariff, a valley or peak window) is split there.
+Rates are micro-yuan per GPU-hour, per million tokens, per image, per second of audio, and per gigabyte (10^9 bytes)
+stored for a month of 720 hours. A tariff is valid in [valid_from, valid_until); usage that crosses a boundary (another
+tariff, a valley or peak window, a discount) is split there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import StrEnum
 
 from kit.errors import Refused
 from kit.units import MS_PER_HOUR, PPM, GpuMs, MicroYuan, Ppm, div_half_even
-from quotas.vocabulary import RefusalReason, TariffId
+from quotas.vocabulary import ComputeUsage, DiscountId, FirmId, RefusalReason, TariffId, UsageKind
 
 SHANGHAI = timezone(timedelta(hours=8), "Asia/Shanghai")
 TOKENS_PER_RATE = 1_000_000
 RESIDUE_UNIT = 18_000_000
 """Least common multiple of MS_PER_HOUR and TOKENS_PER_RATE: every residue is a whole number of such parts."""
+MS_PER_SECOND = 1_000
+BYTE_HOURS_PER_GB_MONTH = 10**9 * 720
 ANY = "*"
 MINUTES_PER_DAY = 24 * 60
 MINUTE = timedelta(minutes=1)
@@ -29,6 +32,17 @@ class Meter(StrEnum):
     INPUT = "input"
     CACHED_INPUT = "cached_input"
     OUTPUT = "output"
+    IMAGE = "image"
+    AUDIO_SECOND = "audio_second"
+    STORAGE_GB_MONTH = "storage_gb_month"
+
+
+UNIT_METERS: Mapping[UsageKind, tuple[Meter, int]] = {
+    UsageKind.IMAGES: (Meter.IMAGE, 1),
+    UsageKind.AUDIO: (Meter.AUDIO_SECOND, MS_PER_SECOND),
+    UsageKind.STORAGE: (Meter.STORAGE_GB_MONTH, BYTE_HOURS_PER_GB_MONTH),
+}
+"""What is counted in one number → the meter of its rate, and how many of it the rate is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +98,47 @@ class Tariff:
 
 
 @dataclass(frozen=True, slots=True)
+class Discount:
+    """A firm's contract: so many millionths off the rates of a kind of usage in [valid_from, valid_until).
+
+    `resource` is a pool or model, or `*`; a named one goes before `*`.
+    """
+
+    id: DiscountId
+    firm_id: FirmId
+    kind: UsageKind
+    resource: str
+    off_ppm: Ppm
+    valid_from: datetime
+    valid_until: datetime | None
+
+    def covers(self, at: datetime) -> bool:
+        """Whether the discount is in force at an instant."""
+        return self.valid_from <= at and (self.valid_until is None or at < self.valid_until)
+
+
+def discount_at(discounts: Sequence[Discount], kind: UsageKind, resource: str, at: datetime) -> Discount | None:
+    """What a firm's contract says of a resource at an instant; at most one per resource is in force (a constraint)."""
+    found = {one.resource: one for one in discounts if one.kind == kind and one.covers(at)}
+    return found.get(resource) or found.get(ANY)
+
+
+def contract_rate(rate: int, discount: Discount | None) -> int:
+    """A rate under a contract, a whole number again: so a line is still rounded once, from whole rates."""
+    return rate if discount is None else scaled_rate(rate, PPM - discount.off_ppm)
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """A span of time at one price."""
+    """A span of time at one price; `rate` is the contract's, `list_rate` the tariff's."""
 
     start: datetime
     end: datetime
     tariff_id: TariffId
     window: str
     rate: int
+    list_rate: int
+    discount_id: DiscountId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +164,13 @@ def tariff_at(tariffs: Sequence[Tariff], at: datetime) -> Tariff | None:
 
 
 def gpu_segments(
-    tariffs: Sequence[Tariff], *, pool: str, qos: str, start: datetime, end: datetime
+    tariffs: Sequence[Tariff],
+    *,
+    pool: str,
+    qos: str,
+    start: datetime,
+    end: datetime,
+    discounts: Sequence[Discount] = (),
 ) -> tuple[Segment, ...]:
     """[start, end) cut at every change of price. Raises Refused (`no_tariff`) where no price is in force."""
     segments: list[Segment] = []
@@ -128,8 +181,12 @@ def gpu_segments(
         rate = tariff.rate(Meter.GPU_HOUR, pool, qos, window) if tariff else None
         if tariff is None or rate is None:
             raise no_tariff(f"pool {pool} at QoS {qos}", at)
-        until = min(end, tariff.valid_until or end, _window_change(tariff, at) or end)
-        segments.append(Segment(at, max(until, at), tariff.id, window, rate))
+        discount = discount_at(discounts, UsageKind.COMPUTE, pool, at)
+        until = min(
+            end, tariff.valid_until or end, _window_change(tariff, at) or end, _contract_change(discounts, at) or end
+        )
+        net, contract = contract_rate(rate, discount), discount.id if discount else None
+        segments.append(Segment(at, max(until, at), tariff.id, window, net, rate, contract))
         if until <= at:
             break
         at = until
@@ -145,6 +202,12 @@ def _window_change(tariff: Tariff, at: datetime) -> datetime | None:
     edges = {m for w in tariff.windows for m in (w.start_minute % MINUTES_PER_DAY, w.end_minute % MINUTES_PER_DAY)}
     instants = (midnight + (m + day * MINUTES_PER_DAY) * MINUTE for m in edges for day in (0, 1))
     return min((i for i in instants if i > at), default=None)
+
+
+def _contract_change(discounts: Sequence[Discount], at: datetime) -> datetime | None:
+    """The next instant after `at` at which a discount begins or ends."""
+    edges = (edge for one in discounts for edge in (one.valid_from, one.valid_until) if edge is not None)
+    return min((edge for edge in edges if edge > at), default=None)
 
 
 def spread(total: int, spans: Sequence[tuple[datetime, datetime]]) -> tuple[int, ...]:
@@ -177,6 +240,17 @@ def price_tokens(parts: Sequence[tuple[int, int]]) -> Price:
     return Price(MicroYuan(amount), (exact - amount * TOKENS_PER_RATE) * (RESIDUE_UNIT // TOKENS_PER_RATE))
 
 
+def price_units(kind: UsageKind, quantity: int, rate: int) -> Price:
+    """The price of images, milliseconds of audio or byte-hours, rounded once.
+
+    The residue is in 1/RESIDUE_UNIT micro-yuan, but for storage in 1/BYTE_HOURS_PER_GB_MONTH.
+    """
+    _, per = UNIT_METERS[kind]
+    amount = div_half_even(quantity * rate, per)
+    left = quantity * rate - amount * per
+    return Price(MicroYuan(amount), left if kind is UsageKind.STORAGE else left * (RESIDUE_UNIT // per))
+
+
 def share_of(amount: int, ppm: Ppm) -> MicroYuan:
     """`ppm` millionths of an amount, half to even: a centre's part, a discount."""
     return MicroYuan(div_half_even(amount * ppm, PPM))
@@ -187,11 +261,64 @@ def scaled_rate(rate: int, ppm: int) -> int:
     return div_half_even(rate * ppm, PPM)
 
 
-def rate_range(tariffs: Sequence[Tariff], *, pool: str, qos: str, start: datetime, end: datetime) -> tuple[int, int]:
+def rate_range(
+    tariffs: Sequence[Tariff],
+    *,
+    pool: str,
+    qos: str,
+    start: datetime,
+    end: datetime,
+    discounts: Sequence[Discount] = (),
+) -> tuple[int, int]:
     """Lowest and highest rate in [start, end), whenever in the day the work really runs."""
-    rates = [segment.rate for segment in gpu_segments(tariffs, pool=pool, qos=qos, start=start, end=end)]
+    segments = gpu_segments(tariffs, pool=pool, qos=qos, start=start, end=end, discounts=discounts)
+    rates = [segment.rate for segment in segments]
+    contracts = {discount_at(discounts, UsageKind.COMPUTE, pool, segment.start) for segment in segments}
     for tariff in tariffs:
         if tariff.valid_from < end and (tariff.valid_until is None or tariff.valid_until > start):
             found = (tariff.rate(Meter.GPU_HOUR, pool, qos, name) for name in ("", *(w.name for w in tariff.windows)))
-            rates += [rate for rate in found if rate is not None]
+            rates += [contract_rate(rate, contract) for rate in found if rate is not None for contract in contracts]
     return min(rates), max(rates)
+
+
+def unpriced_hours(rates: Iterable[RateKey]) -> list[RateKey]:
+    """Prices for a window only: where nothing says what the rest of the day costs, there would be a gap every day."""
+    known = set(rates)
+    return sorted(
+        key
+        for key in known
+        if key.window and not {RateKey(key.meter, name, key.qos) for name in (key.resource, ANY)} & known
+    )
+
+
+def lost_prices(before: Tariff, after: Tariff) -> list[RateKey]:
+    """What one version has a price for and its successor would not: the gap that publishing it would open."""
+    return sorted(
+        key for key in before.rates if not key.window and after.rate(key.meter, key.resource, key.qos) is None
+    )
+
+
+def priced(
+    usage: ComputeUsage, tariffs: Sequence[Tariff], discounts: Sequence[Discount]
+) -> tuple[tuple[Segment, ...], Price, Price]:
+    """(spans at one price each, the list price, the contract's). Raises Refused (`no_tariff`)."""
+    segments = gpu_segments(
+        tariffs,
+        pool=usage.pool,
+        qos=usage.qos,
+        start=usage.started_at,
+        end=usage.ended_at,
+        discounts=discounts,
+    )
+    shares = [GpuMs(share) for share in spread(usage.gpu_ms, [(one.start, one.end) for one in segments])]
+    listed = price_gpu([(share, one.list_rate) for share, one in zip(shares, segments, strict=True)])
+    return segments, listed, price_gpu([(share, one.rate) for share, one in zip(shares, segments, strict=True)])
+
+
+def shown_rates(segments: Sequence[Segment], *, contract: bool) -> dict[str, int]:
+    """The rates of a line by tariff, window and discount: those of the tariffs, or those that a contract changed."""
+    return {
+        " ".join(filter(None, (one.tariff_id, one.window, one.discount_id))): one.rate if contract else one.list_rate
+        for one in segments
+        if one.discount_id or not contract
+    }

@@ -1,6 +1,6 @@
 """Voucher programmes: open one, grant vouchers under it, see what they hold, book back what expired."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -271,6 +271,19 @@ async def _vouchers(tx: AsyncSession, where: str, value: str) -> list[Voucher]:
 async def usable_terms(tx: AsyncSession, firm_id: FirmId, *, at: datetime) -> list[VoucherTerms]:
     """The terms of a firm's vouchers that are not over and not used up."""
     return [one.terms for one in await vouchers_of(tx, firm_id) if one.terms.expires_at > at and one.terms.left > 0]
+
+
+async def usable_terms_by_firm(
+    tx: AsyncSession, firm_ids: Collection[FirmId], *, at: datetime
+) -> dict[FirmId, list[VoucherTerms]]:
+    """The same of many firms at once; a firm without such a voucher is missing."""
+    rows = await tx.execute(
+        text("SELECT DISTINCT firm_id FROM quotas.voucher WHERE firm_id = ANY(CAST(:firms AS text[]))"),
+        {"firms": sorted(firm_ids)},
+    )
+    holders = sorted(FirmId(row.firm_id) for row in rows)
+    found = {firm: await usable_terms(tx, firm, at=at) for firm in holders}
+    return {firm: terms for firm, terms in found.items() if terms}
 
 
 async def programme_ids(tx: AsyncSession, voucher_ids: Sequence[VoucherId]) -> dict[VoucherId, ProgrammeId]:

@@ -86,6 +86,8 @@ def _credit_note(row: ChargeRow, period: Period, reason: str) -> ChargeRow:
         pool=row.pool,
         qos=row.qos,
         rates={},
+        contract_rates={},
+        voucher_bases={},
         amount=-row.amount,
         voucher=-row.voucher,
         cash=-row.cash,

@@ -82,23 +82,13 @@ async def _computed(tx: AsyncSession, firm_id: FirmId, period: Period, now: date
         top_ups=MicroYuan(top_ups),
         closing=MicroYuan(opening + top_ups - cash),
         hash="",
+        discount=MicroYuan(sum(line.discount for line in lines)),
     )
     return replace(made, hash=statement_hash(made))
 
 
 def _line(row: ChargeRow) -> StatementLine:
-    compute = row.kind == UsageKind.COMPUTE
-    quantities = (
-        {"gpu_ms": row.gpu_ms}
-        if compute
-        else {
-            "input": row.input - row.cached_input,
-            "cached_input": row.cached_input,
-            "output": row.output,
-            "requests": row.requests,
-        }
-    )
-    about = {"pool": row.pool, "qos": row.qos} if compute else {"key_id": row.key_id, "model": row.model}
+    about = {"pool": row.pool, "qos": row.qos, "key_id": row.key_id, "model": row.model, "discount_id": row.discount_id}
     return StatementLine(
         charge_id=ChargeId(row.id),
         kind=UsageKind(row.kind),
@@ -109,7 +99,7 @@ def _line(row: ChargeRow) -> StatementLine:
         first_at=row.first_at,
         last_at=row.last_at,
         about={name: value for name, value in about.items() if value is not None},
-        quantities=quantities,
+        quantities=_quantities(row),
         rates=dict(row.rates),
         amount=MicroYuan(row.amount),
         voucher=MicroYuan(row.voucher),
@@ -117,7 +107,25 @@ def _line(row: ChargeRow) -> StatementLine:
         vouchers=dict(row.vouchers),
         explanation=tuple(row.explanation),
         note=row.note,
+        discount=MicroYuan(row.discount),
+        contract_rates=dict(row.contract_rates),
     )
+
+
+def _quantities(row: ChargeRow) -> dict[str, int]:
+    match UsageKind(row.kind):
+        case UsageKind.COMPUTE:
+            return {"gpu_ms": row.gpu_ms}
+        case UsageKind.TOKENS:
+            fresh = row.input - row.cached_input
+            counts = {"input": fresh, "cached_input": row.cached_input, "output": row.output}
+        case UsageKind.IMAGES:
+            counts = {"images": row.quantity}
+        case UsageKind.AUDIO:
+            counts = {"audio_ms": row.quantity}
+        case UsageKind.STORAGE:
+            return {"byte_hours": row.quantity}
+    return counts | {"requests": row.requests}
 
 
 async def centre_statement(tx: AsyncSession, centre: CentreName, period: str, now: datetime) -> CentreStatement:

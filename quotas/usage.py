@@ -1,12 +1,12 @@
-"""Usage in: token records in batches, each charged exactly once, on the line of its key, model, tariff and month.
+"""Usage in: records in batches, each charged exactly once, on the line of its key, model, tariff and month.
 
 Every record is kept. A batch moves money once per firm, however many requests it carries: lines grow by exact counts
 and are rounded as a whole, so the order, the repetition and the size of batches never change a charge.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import select, text
@@ -14,53 +14,54 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import InvalidInput
-from quotas import chart
-from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import ChargeRow
-from quotas.cash import account_of
-from quotas.charges import residue_moves
-from quotas.chart import AccountSpec
-from quotas.ledger import Leg, Refusal, post, posted
+from quotas.collecting import Due, Step, added, collect, residue_moves
+from quotas.discounts import discounts_between, discounts_by_id
 from quotas.metering import (
+    UNIT,
     LineKey,
     Quantities,
     Rates,
+    UsageRecord,
     check_records,
-    draw,
+    kind_of,
     price_line,
+    quantities_of,
+    resource_of,
     summed,
     unique,
 )
 from quotas.periods import billing_periods
-from quotas.pricing import Tariff, tariff_at
+from quotas.pricing import UNIT_METERS, Discount, Tariff, contract_rate, discount_at, tariff_at
+from quotas.programmes import usable_terms_by_firm
 from quotas.statements import period_of
 from quotas.tariffs import tariffs_between, token_rates
 from quotas.vocabulary import (
     PLATFORM_FIRM,
     ChargeId,
+    DiscountId,
     FirmId,
     IngestResult,
+    TariffId,
     TokenUsage,
     UsageKind,
 )
+from quotas.vouchers import validity_edges
 
 BATCH_MAX = 10_000
-
-
-@dataclass(slots=True)
-class _Due:
-    """What one firm owes for one batch."""
-
-    amount: int = 0
-    residue: int = 0
-    lines: list[tuple[ChargeRow, int]] | None = None
+TOKEN_RATES = ("input", "cached_input", "output")
 
 
 async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now: datetime) -> IngestResult:
+    """What gateways ship; as `ingest_usage`."""
+    return await ingest_usage(tx, records, now=now)
+
+
+async def ingest_usage(tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime) -> IngestResult:
     """Keep and charge a batch of at most 10,000 records; those seen before (same source and id) change nothing.
 
-    Money comes from the lease a record names, then from free cash; what neither covers is the platform's loss.
-    Raises InvalidInput naming the first bad record; then nothing is taken.
+    Money comes from vouchers, then from the lease a record names, then from free cash; what none covers is the
+    platform's loss. Raises InvalidInput naming the first bad record; then nothing is taken.
     """
     if len(records) > BATCH_MAX:
         raise InvalidInput(f"a batch carries at most {BATCH_MAX} records, not {len(records)}")
@@ -75,41 +76,57 @@ async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now:
     return IngestResult(accepted=len(new), duplicates=len(records) - len(new))
 
 
-async def _lines_of(tx: AsyncSession, records: Sequence[TokenUsage]) -> dict[tuple[str, str], LineKey]:
+async def _lines_of(tx: AsyncSession, records: Sequence[UsageRecord]) -> dict[tuple[str, str], LineKey]:
     """(source, id) → the line it belongs to."""
     instants = [record.at for record in records]
-    tariffs = await tariffs_between(tx, min(instants), max(instants))
+    first, last = min(instants), max(instants)
+    tariffs = await tariffs_between(tx, first, last)
+    contracts = await discounts_between(tx, {record.firm_id for record in records}, first, last)
     periods = await billing_periods(tx, {(record.firm_id, period_of(record.at)) for record in records})
     lines: dict[tuple[str, str], LineKey] = {}
     for record in records:
+        kind, (resource, priced_as) = kind_of(record), resource_of(record)
         tariff = None if free_of_charge(record) else _tariff_of(tariffs, record)
+        contract = discount_at(contracts.get(record.firm_id, ()), kind, priced_as, record.at) if tariff else None
         service = period_of(record.at)
         lines[record.source, record.id] = LineKey(
             record.firm_id,
             record.project_id,
             record.key_id,
-            record.model,
-            record.base_model,
+            resource,
+            priced_as,
             record.dedicated,
-            tariff.id if tariff else None,
+            tariff.id if tariff else TariffId(""),
             tariff.window_at(record.at) if tariff else "",
             service,
             periods[record.firm_id, service],
+            kind,
+            contract.id if contract else DiscountId(""),
         )
     return lines
 
 
-def free_of_charge(record: TokenUsage) -> bool:
-    """A dedicated deployment's tokens are paid by its GPU time; the platform does not charge itself."""
+def free_of_charge(record: UsageRecord) -> bool:
+    """What a dedicated deployment serves is paid by its GPU time; the platform does not charge itself."""
     return record.dedicated or record.firm_id == PLATFORM_FIRM
 
 
-def _tariff_of(tariffs: Sequence[Tariff], record: TokenUsage) -> Tariff | None:
+def _tariff_of(tariffs: Sequence[Tariff], record: UsageRecord) -> Tariff | None:
     """The tariff that prices a record. None: metered, unpriced, and a finding of the ledger check."""
     tariff = tariff_at(tariffs, record.at)
-    if tariff is None or token_rates(tariff, record.base_model, tariff.window_at(record.at)) is None:
+    if tariff is None or rates_in(tariff, kind_of(record), resource_of(record)[1], tariff.window_at(record.at)) is None:
         return None
     return tariff
+
+
+def rates_in(tariff: Tariff, kind: UsageKind, resource: str, window: str) -> Rates | None:
+    """What a tariff asks for a kind of usage of a resource; None where it says nothing."""
+    if kind is UsageKind.TOKENS:
+        rates = token_rates(tariff, resource, window)
+        return None if rates is None else dict(zip(TOKEN_RATES, rates, strict=True))
+    meter, _ = UNIT_METERS[kind]
+    rate = tariff.rate(meter, resource, window=window)
+    return None if rate is None else {UNIT: rate}
 
 
 def charge_id_of(line: LineKey) -> ChargeId:
@@ -119,31 +136,33 @@ def charge_id_of(line: LineKey) -> ChargeId:
 
 _KEEP = text("""
     INSERT INTO quotas.token_usage (source, id, firm_id, project_id, key_id, model, base_model, input, cached_input,
-        output, at, outcome, lease_id, dedicated, charge_id, ingested_at)
+        output, at, outcome, lease_id, dedicated, charge_id, kind, quantity, ingested_at)
     SELECT u.*, CAST(:now AS timestamptz) FROM unnest(
         CAST(:source AS text[]), CAST(:id AS text[]), CAST(:firm_id AS text[]), CAST(:project_id AS text[]),
         CAST(:key_id AS text[]), CAST(:model AS text[]), CAST(:base_model AS text[]), CAST(:input AS bigint[]),
         CAST(:cached_input AS bigint[]), CAST(:output AS bigint[]), CAST(:at AS timestamptz[]),
         CAST(:outcome AS text[]), CAST(:lease_id AS text[]), CAST(:dedicated AS boolean[]),
-        CAST(:charge_id AS text[])) AS u
+        CAST(:charge_id AS text[]), CAST(:kind AS text[]), CAST(:quantity AS bigint[])) AS u
     ON CONFLICT (source, id) DO NOTHING RETURNING source, id""")
-_FIELDS = (
-    "source", "id", "firm_id", "project_id", "key_id", "model", "base_model", "input", "cached_input", "output", "at",
-    "outcome", "lease_id", "dedicated",
-)  # fmt: skip
+_FIELDS = ("source", "id", "firm_id", "project_id", "key_id", "at", "outcome", "lease_id", "dedicated")
+_COUNTS = ("input", "cached_input", "output", "quantity")
 
 
 async def _keep(
     tx: AsyncSession,
-    records: Sequence[TokenUsage],
+    records: Sequence[UsageRecord],
     lines: Mapping[tuple[str, str], LineKey],
     *,
     now: datetime,
-) -> list[TokenUsage]:
+) -> list[UsageRecord]:
     """Store the records; returns those that were not there before. They come sorted, so two batches never deadlock."""
     ids = {line: charge_id_of(line) for line in set(lines.values())}
     columns: dict[str, object] = {field: [getattr(record, field) for record in records] for field in _FIELDS}
-    columns["charge_id"] = [ids[lines[record.source, record.id]] for record in records]
+    counts = [quantities_of(record) for record in records]
+    columns |= {name: [getattr(count, name) for count in counts] for name in _COUNTS}
+    of = [lines[record.source, record.id] for record in records]
+    columns |= {"model": [line.model for line in of], "base_model": [line.base_model for line in of]}
+    columns |= {"kind": [line.kind.value for line in of], "charge_id": [ids[line] for line in of]}
     rows = await tx.execute(_KEEP, columns | {"now": now})
     new = {(row.source, row.id) for row in rows}
     return [record for record in records if (record.source, record.id) in new]
@@ -151,25 +170,36 @@ async def _keep(
 
 async def _charge(
     tx: AsyncSession,
-    new: Sequence[TokenUsage],
+    new: Sequence[UsageRecord],
     lines: Mapping[tuple[str, str], LineKey],
     *,
     now: datetime,
 ) -> None:
-    growth = summed(lines, new)
-    rows = await _locked_lines(tx, sorted(growth), now=now)
-    due: dict[FirmId, _Due] = {}
-    for line, more in sorted(growth.items()):
-        row = rows[line.text]
-        step, residue = _grow(row, more)
-        owed = due.setdefault(line.firm_id, _Due(lines=[]))
-        owed.amount += step
-        owed.residue += residue
-        assert owed.lines is not None
-        owed.lines.append((row, step))
-    for firm_id, owed in sorted(due.items()):
+    firms = {record.firm_id for record in new}
+    terms = await usable_terms_by_firm(tx, firms - {PLATFORM_FIRM}, at=now)
+    edges = {firm: validity_edges(of_firm) for firm, of_firm in terms.items()}
+    growth = summed(lines, new, lambda record: bisect_right(edges.get(record.firm_id, ()), record.at))
+    rows = await _locked_lines(tx, sorted({line for line, _ in growth}), now=now)
+    dues: dict[FirmId, Due] = {}
+    for (line, _), more in sorted(growth.items(), key=lambda item: item[0]):
+        step, residue = _grow(rows[line.text], more)
+        assert more.last_at is not None, "a record has a time"
+        due = dues.setdefault(line.firm_id, Due())
+        due.steps.append(Step(rows[line.text], step, more.last_at))
+        due.moves += residue_moves(residue, line.kind)
+    for firm_id, due in sorted(dues.items()):
+        due.moves = added(due.moves)
         of_firm = [record for record in new if record.firm_id == firm_id]
-        await _collect(tx, firm_id, owed, of_firm, now=now)
+        await collect(
+            tx,
+            firm_id,
+            due,
+            scope="usage",
+            request=[[record.source, record.id] for record in of_firm],
+            lease_ids={record.lease_id for record in of_firm if record.lease_id},
+            terms=terms.get(firm_id, ()),
+            now=now,
+        )
     await tx.flush()
 
 
@@ -179,7 +209,8 @@ async def _locked_lines(tx: AsyncSession, lines: Sequence[LineKey], *, now: date
     missing = [line for line in lines if line.text not in rows]
     if missing:
         rates = await _rates_of(tx, missing)
-        begun = [_begun(line, rates[line], now) for line in missing]
+        contracts = await discounts_by_id(tx, {line.discount_id for line in missing if line.discount_id})
+        begun = [_begun(line, rates[line], contracts.get(line.discount_id), now) for line in missing]
         await tx.execute(insert(ChargeRow).values(begun).on_conflict_do_nothing(index_elements=["line_key"]))
         rows |= await _lock(tx, missing)
     return rows
@@ -198,37 +229,38 @@ async def _lock(tx: AsyncSession, lines: Sequence[LineKey]) -> dict[str, ChargeR
 
 
 async def _rates_of(tx: AsyncSession, lines: Sequence[LineKey]) -> dict[LineKey, Rates]:
-    priced = {line.tariff_id for line in lines if line.tariff_id is not None}
+    priced = {line.tariff_id for line in lines if line.tariff_id}
     tariffs = {t.id: t for t in await tariffs_between(tx, None, None) if t.id in priced} if priced else {}
     found: dict[LineKey, Rates] = {}
     for line in lines:
-        rates = token_rates(tariffs[line.tariff_id], line.base_model, line.window) if line.tariff_id else None
-        found[line] = Rates(*rates) if rates else Rates()
+        rates = rates_in(tariffs[line.tariff_id], line.kind, line.base_model, line.window) if line.tariff_id else None
+        found[line] = rates or dict.fromkeys(TOKEN_RATES if line.kind is UsageKind.TOKENS else (UNIT,), 0)
     return found
 
 
-def _begun(line: LineKey, rates: Rates, now: datetime) -> dict[str, object]:
+def _begun(line: LineKey, rates: Rates, discount: Discount | None, now: datetime) -> dict[str, object]:
+    words = [line.key_id, line.model] if line.key_id else [line.model]
+    contract = {} if discount is None else {name: contract_rate(rate, discount) for name, rate in rates.items()}
     return {
         "id": charge_id_of(line),
         "line_key": line.text,
-        "kind": UsageKind.TOKENS.value,
+        "kind": line.kind.value,
         "firm_id": line.firm_id,
         "project_id": line.project_id,
-        "subject": f"{line.key_id} {line.model}",
+        "subject": " ".join(words),
         "period": line.period,
         "service_period": line.service_period,
-        "tariff_id": line.tariff_id,
-        "key_id": line.key_id,
+        "tariff_id": line.tariff_id or None,
+        "key_id": line.key_id or None,
         "model": line.model,
-        "rates": {
-            "input": rates.input,
-            "cached_input": rates.cached_input,
-            "output": rates.output,
-        },
+        "rates": dict(rates),
+        "contract_rates": contract,
+        "discount_id": line.discount_id or None,
         "amount": 0,
         "voucher": 0,
         "cash": 0,
         "vouchers": {},
+        "voucher_bases": {},
         "list_amount": 0,
         "first_at": now,
         "last_at": now,
@@ -238,7 +270,8 @@ def _begun(line: LineKey, rates: Rates, now: datetime) -> dict[str, object]:
 
 
 def _grow(row: ChargeRow, more: Quantities) -> tuple[int, int]:
-    """Add counts to a line; returns by how much its amount and its residue changed."""
+    """Add counts to a line; returns by how much what it costs and its residue changed."""
+    kind = UsageKind(row.kind)
     before = Quantities(
         row.input,
         row.cached_input,
@@ -246,82 +279,16 @@ def _grow(row: ChargeRow, more: Quantities) -> tuple[int, int]:
         row.requests,
         row.first_at if row.requests else None,
         row.last_at if row.requests else None,
+        row.quantity,
     )
     after = before.plus(more)
-    price = price_line(after, Rates(**row.rates))
-    step, residue = price.amount - row.list_amount, price.residue - row.residue
+    listed = price_line(kind, after, row.rates)
+    price = price_line(kind, after, row.contract_rates) if row.discount_id else listed
+    step, residue = price.amount - (row.list_amount - row.discount), price.residue - row.residue
     assert step >= 0, "a line only grows"
-    row.input, row.cached_input, row.output, row.requests = (
-        after.input,
-        after.cached_input,
-        after.output,
-        after.requests,
-    )
+    row.input, row.cached_input, row.output = after.input, after.cached_input, after.output
+    row.requests, row.quantity = after.requests, after.quantity
     assert after.first_at is not None and after.last_at is not None, "a record has a time"
     row.first_at, row.last_at = after.first_at, after.last_at
-    row.list_amount, row.residue = price.amount, price.residue
+    row.list_amount, row.discount, row.residue = listed.amount, listed.amount - price.amount, price.residue
     return step, residue
-
-
-async def _collect(
-    tx: AsyncSession,
-    firm_id: FirmId,
-    owed: _Due,
-    records: Sequence[TokenUsage],
-    *,
-    now: datetime,
-) -> None:
-    """Take a batch's money from the leases its records name, then from cash, and book the rest as loss."""
-    cash, revenue = chart.firm_cash(firm_id), chart.revenue(UsageKind.TOKENS)
-    leases = await _leases(tx, {record.lease_id for record in records if record.lease_id}, firm_id, now=now)
-    free = (await account_of(tx, firm_id)).available if owed.amount > sum(left for _, left in leases) else 0
-    taken, from_cash, loss = draw(owed.amount, leases, free)
-    while True:
-        moves: list[tuple[AccountSpec, AccountSpec, int]] = [
-            (cash, revenue, from_cash),
-            (chart.LOSS, revenue, loss),
-        ]
-        moves = [move for move in moves if move[2]] + residue_moves(owed.residue)
-        ids = await ledger_store.accounts(tx, [spec for move in moves for spec in move[:2]], at=now)
-        legs: list[Leg] = [post(number, amount, final=False) for number, amount in taken]
-        legs += [posted(ids[debit], ids[credit], amount) for debit, credit, amount in moves]
-        if not legs:
-            return
-        names = [[record.source, record.id] for record in records]
-        posting = await ledger_store.post(
-            tx,
-            scope="usage",
-            key=ledger_store.request_hash([firm_id, names]).hex(),
-            request=names,
-            legs=legs,
-            at=now,
-        )
-        if not isinstance(posting, Refusal):
-            break
-        assert from_cash, f"only free cash can be gone: {posting}"
-        from_cash, loss = 0, loss + from_cash  # somebody spent it meanwhile
-    _spread_loss(owed, loss)
-
-
-def _spread_loss(owed: _Due, loss: int) -> None:
-    """Say on the lines what the firm paid; the loss falls on the last of them first."""
-    for row, step in reversed(owed.lines or []):
-        lost = min(step, loss)
-        loss -= lost
-        row.loss += lost
-        row.cash += step - lost
-        row.amount += step - lost
-
-
-async def _leases(tx: AsyncSession, lease_ids: set[str], firm_id: FirmId, *, now: datetime) -> list[tuple[int, int]]:
-    """(pending id, what is left) of the firm's open leases among these, locked."""
-    if not lease_ids:
-        return []
-    rows = await tx.execute(
-        text("""SELECT l.pending_id, p.amount_left FROM quotas.allowance_lease l
-            JOIN quotas.pending p ON p.id = l.pending_id AND p.expires_at > :now
-            WHERE l.id = ANY(CAST(:ids AS text[])) AND l.firm_id = :firm AND l.state = 'open'
-            ORDER BY l.id FOR UPDATE OF l, p"""),
-        {"ids": sorted(lease_ids), "firm": firm_id, "now": now},
-    )
-    return [(row.pending_id, row.amount_left) for row in rows]

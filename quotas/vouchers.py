@@ -25,6 +25,7 @@ class VoucherTerms:
     expires_at: datetime
     left: MicroYuan
     covers: frozenset[UsageKind] = frozenset({UsageKind.COMPUTE})
+    """The kinds of usage its programme pays for; `pools` narrows compute only."""
     pools: frozenset[str] | None = None
 
 
@@ -71,6 +72,78 @@ def allocate(
     return Allocation(tuple(parts), MicroYuan(cash), tuple(explanation))
 
 
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Who pays what a line grew by: `parts` are the vouchers' totals on the line, `paid` and `cash` the growth's."""
+
+    parts: tuple[VoucherPart, ...]
+    paid: Mapping[VoucherId, int]
+    cash: int
+
+
+def grow(
+    amount: int,
+    before: Sequence[VoucherPart],
+    vouchers: Sequence[VoucherTerms],
+    *,
+    kind: UsageKind,
+    pool: str | None = None,
+    at: datetime,
+) -> Growth:
+    """Share the growth of a line that is charged piece by piece, as if it had come at once.
+
+    A voucher's share is rounded down over all of the line that it has covered, so that neither the size nor the order
+    of the pieces changes who pays, until a voucher is used up or expires.
+    """
+    parts = {part.voucher_id: part for part in before}
+    paid: dict[VoucherId, int] = {}
+    open_cost = amount
+    for voucher in burn_order(vouchers):
+        if open_cost == 0:
+            break
+        if why_unused(voucher, kind=kind, pool=pool, at=at):
+            continue
+        known = parts.get(voucher.id)
+        base, had = (known.base, known.amount) if known else (0, 0)
+        whole = _part(base + open_cost, voucher.id, voucher.share_ppm, MicroYuan(had + voucher.left))
+        if whole.base > base:
+            parts[voucher.id] = whole
+            paid[voucher.id] = whole.amount - had
+            open_cost -= whole.base - base
+    cash = amount - sum(paid.values())
+    assert 0 <= cash <= amount, "vouchers never pay more than the cost"
+    return Growth(tuple(parts.values()), {name: part for name, part in paid.items() if part}, cash)
+
+
+def explained(
+    parts: Sequence[VoucherPart],
+    vouchers: Sequence[VoucherTerms],
+    *,
+    kind: UsageKind,
+    pool: str | None = None,
+    at: datetime,
+) -> tuple[str, ...]:
+    """Which voucher paid how much of a growing line, and why the others did not."""
+    said = [_paid_sentence(part) for part in parts]
+    known = {part.voucher_id for part in parts}
+    said += [
+        f"{voucher.id} does not pay: {why_unused(voucher, kind=kind, pool=pool, at=at) or 'nothing was left to pay'}"
+        for voucher in burn_order(vouchers)
+        if voucher.id not in known
+    ]
+    return tuple(said)
+
+
+def validity_edges(vouchers: Sequence[VoucherTerms]) -> list[datetime]:
+    """The instants between which the same vouchers are valid."""
+    return sorted({edge for voucher in vouchers for edge in (voucher.valid_from, voucher.expires_at)})
+
+
+def _paid_sentence(part: VoucherPart) -> str:
+    share = f" ({part.share_ppm / 10_000:g} %)" if part.share_ppm else ""
+    return f"{part.voucher_id} paid {part.amount} of {part.base} micro-yuan{share}"
+
+
 def settle(amount: MicroYuan, held: Sequence[VoucherPart]) -> Allocation:
     """Share what was really used between the vouchers that were held for it, in the same order, and cash.
 
@@ -87,7 +160,7 @@ def settle(amount: MicroYuan, held: Sequence[VoucherPart]) -> Allocation:
     return Allocation(
         tuple(parts),
         MicroYuan(cash),
-        tuple(f"{p.voucher_id} paid {p.amount} of {p.base} micro-yuan ({p.share_ppm / 10_000:g} %)" for p in parts),
+        tuple(_paid_sentence(part) for part in parts),
     )
 
 
@@ -99,7 +172,7 @@ def why_unused(voucher: VoucherTerms, *, kind: UsageKind, pool: str | None, at: 
         return f"expired at {voucher.expires_at.isoformat()}"
     if kind not in voucher.covers:
         return f"its programme does not pay for {kind}"
-    if voucher.pools is not None and pool not in voucher.pools:
+    if kind is UsageKind.COMPUTE and voucher.pools is not None and pool not in voucher.pools:
         return f"its programme does not pay for pool {pool}"
     if voucher.left <= 0:
         return "it is used up"
