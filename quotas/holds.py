@@ -18,6 +18,7 @@ from quotas.adapters import ledger_store
 from quotas.adapters.ledger_store import Posting
 from quotas.adapters.money_tables import ComputeHoldRow
 from quotas.cash import account_of, hold_gone, no_money
+from quotas.discounts import discounts_between
 from quotas.ledger import Leg, Refusal, expire, pending, void
 from quotas.pricing import price_gpu, rate_range, share_of, tariff_at
 from quotas.programmes import programme_ids, usable_terms
@@ -70,7 +71,7 @@ async def quote_compute(
 
     Raises Refused (`no_tariff`).
     """
-    price = await _price(tx, pool, qos, gpu_milli, seconds_min, seconds_max, at=at)
+    price = await _price(tx, firm_id, pool, qos, gpu_milli, seconds_min, seconds_max, at=at)
     terms = [] if firm_id == PLATFORM_FIRM else await usable_terms(tx, firm_id, at=now)
     most = allocate(price.most, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
     least = allocate(price.least, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
@@ -94,6 +95,7 @@ async def _price(
     tx: AsyncSession,
     pool: PoolName,
     qos: QoS,
+    firm_id: FirmId,
     milli: int,
     seconds_min: int,
     seconds_max: int,
@@ -104,7 +106,8 @@ async def _price(
         raise InvalidInput("GPU time is priced for at least one thousandth of a GPU and at least one second")
     end = at + timedelta(seconds=seconds_max)
     tariffs = await tariffs_between(tx, at, end)
-    low, high = rate_range(tariffs, pool=pool, qos=qos, start=at, end=end)
+    discounts = (await discounts_between(tx, [firm_id], at, end)).get(firm_id, ())
+    low, high = rate_range(tariffs, pool=pool, qos=qos, start=at, end=end, discounts=discounts)
     tariff = tariff_at(tariffs, at)
     assert tariff is not None, "rate_range found a price at the start"
     least = price_gpu([(gpu_ms(milli, seconds_min * 1000), low)]).amount
@@ -136,7 +139,7 @@ async def hold_compute(
     request = ledger_store.request_hash([firm_id, project_id, subject, pool, qos, gpu_milli, seconds_max])
     if known := await _known(tx, key, request):
         return known
-    price = await _price(tx, pool, qos, gpu_milli, 0, seconds_max, at=now)
+    price = await _price(tx, firm_id, pool, qos, gpu_milli, 0, seconds_max, at=now)
     amount = MicroYuan(price.most if cap_micro_yuan is None else min(price.most, cap_micro_yuan))
     expires_at = now + timedelta(seconds=seconds_max) + HOLD_SLACK
     allocation, posting = await _reserve(tx, key, firm_id, pool, amount, expires_at=expires_at, now=now)

@@ -6,7 +6,7 @@ Money is integer micro-yuan, GPU time integer GPU-milliseconds; a period is a Sh
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 from kit.units import GpuMs, MicroYuan, Ppm, Tokens
 from quotas.vocabulary_people import CLUSTER_NAMES as CLUSTER_NAMES
@@ -48,6 +48,7 @@ ChargeId = NewType("ChargeId", str)
 LeaseId = NewType("LeaseId", str)
 ProgrammeId = NewType("ProgrammeId", str)
 VoucherId = NewType("VoucherId", str)
+DiscountId = NewType("DiscountId", str)
 TariffId = NewType("TariffId", str)
 PoolName = NewType("PoolName", str)  # "<centre>/<accelerator>"
 CentreName = NewType("CentreName", str)
@@ -57,6 +58,11 @@ Period = NewType("Period", str)  # "2026-11": a month of Asia/Shanghai
 
 def centre_of(pool: PoolName) -> CentreName:
     """The centre that lends a pool: the part before the slash."""
+NO_KEY: Final = KeyId("")
+"""Of what no key used."""
+NOTHING: Final = MicroYuan(0)
+
+
     return CentreName(pool.split("/", 1)[0])
 
 
@@ -76,6 +82,9 @@ class UsageKind(StrEnum):
     TOKENS = "tokens"
 
 
+    IMAGES = "images"
+    AUDIO = "audio"
+    STORAGE = "storage"
 class HoldState(StrEnum):
     OPEN = "open"
     SETTLED = "settled"
@@ -247,6 +256,38 @@ class IngestResult:
 
 
 @dataclass(frozen=True, slots=True)
+class MeteredUsage:
+    """Images, audio or storage that was used. (source, id) names it for ever, whatever its kind.
+
+    `quantity` counts images, milliseconds of audio, or byte-hours; `resource` is the model, or what stores.
+    """
+
+    id: str
+    source: str
+    kind: UsageKind
+    firm_id: FirmId
+    project_id: ProjectId
+    resource: ModelName
+    base_resource: ModelName
+    quantity: int
+    at: datetime
+    key_id: KeyId = NO_KEY
+    outcome: str = "stop"
+    lease_id: LeaseId | None = None
+    dedicated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StorageMeasure:
+    """What a project's files took in the hour that ended at `hour`."""
+
+    firm_id: FirmId
+    project_id: ProjectId
+    stored_bytes: int
+    hour: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class OpenHold:
     """A ledger hold that is not resolved; `id` is a hold's or a lease's."""
 
@@ -290,8 +331,10 @@ class StatementLine:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A firm's month. `closing = opening + top_ups - cash`, to the micro-yuan."""
+    """A firm's month. `closing = opening + top_ups - cash`, to the micro-yuan; amounts are after `discount`."""
 
+    discount: MicroYuan = NOTHING
+    contract_rates: dict[str, int] = field(default_factory=dict)
     firm_id: FirmId
     period: Period
     starts_at: datetime
@@ -312,6 +355,7 @@ class Statement:
 class CentreLine:
     pool: PoolName
     payout_ppm: Ppm
+    discount: MicroYuan = NOTHING
     gpu_ms: GpuMs
     list_micro_yuan: MicroYuan
     payable: MicroYuan

@@ -105,14 +105,14 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         AND NOT EXISTS (SELECT FROM quotas.compute_hold h, jsonb_array_elements(h.parts) AS part
             WHERE (part ->> 'pending_id')::bigint = p.id)"""),
     ("L3", """
-        SELECT 'charge ' || c.id, 'its records count ' || u.input || '/' || u.cached || '/' || u.output || ', the line '
-            || c.input || '/' || c.cached_input || '/' || c.output
+        SELECT 'charge ' || c.id, 'its records count ' || u.input || '/' || u.cached || '/' || u.output || '/'
+            || u.quantity || ', the line ' || c.input || '/' || c.cached_input || '/' || c.output || '/' || c.quantity
         FROM quotas.charge c JOIN (
             SELECT charge_id, sum(input) AS input, sum(cached_input) AS cached, sum(output) AS output,
-                count(*) AS many
+                sum(quantity) AS quantity, count(*) AS many
             FROM quotas.token_usage GROUP BY charge_id) u ON u.charge_id = c.id
-        WHERE (u.input, u.cached, u.output, u.many)
-            IS DISTINCT FROM (c.input, c.cached_input, c.output, c.requests)"""),
+        WHERE (u.input, u.cached, u.output, u.quantity, u.many)
+            IS DISTINCT FROM (c.input, c.cached_input, c.output, c.quantity, c.requests)"""),
     ("L3", """
         SELECT 'charge ' || c.id, 'no usage stands behind it' FROM quotas.charge c
         WHERE c.reverses IS NULL AND NOT EXISTS (SELECT FROM quotas.token_usage t WHERE t.charge_id = c.id)
@@ -122,7 +122,7 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         WHERE NOT EXISTS (SELECT FROM quotas.charge c WHERE c.id = t.charge_id)"""),
     ("L3", """
         SELECT 'charge ' || c.id, c.requests || ' requests of ' || coalesce(c.model, '?') || ' have no price'
-        FROM quotas.charge c WHERE c.kind = 'tokens' AND c.tariff_id IS NULL AND c.reverses IS NULL
+        FROM quotas.charge c WHERE c.kind <> 'compute' AND c.tariff_id IS NULL AND c.reverses IS NULL
         AND c.note = '' AND c.firm_id <> 'firm_platform'"""),
     ("L3", """
         WITH booked AS (

@@ -86,6 +86,23 @@ class RateRow(_Row, table=True):
     micro_yuan: int = _number()
 
 
+class DiscountRow(_Row, table=True):
+    """What a firm's contract takes off the rates of a kind of usage."""
+
+    __tablename__ = "discount"
+    __table_args__ = {"schema": SCHEMA}
+
+    id: str = _text(key=True)
+    firm_id: str = _text(to="firm")
+    kind: str = _text()
+    resource: str = _text()
+    off_ppm: int = _number()
+    validity: Range[datetime] = _column(TSTZRANGE)
+    contract: str = _text()
+    granted_by: str = _text()
+    granted_at: datetime = _instant()
+
+
 class CentreContractRow(_Row, table=True):
     """What part of the list price a centre is paid."""
 
@@ -211,6 +228,11 @@ class ChargeRow(_Row, table=True):
     explanation: list[str] = _json()
     reverses: str | None = _text(to="charge", null=True, unique=True)
     note: str = _text(server_default="")
+    quantity: int = _number(server_default="0")
+    discount: int = _number(server_default="0")
+    discount_id: str | None = _text(to="discount", null=True)
+    contract_rates: dict[str, int] = _column(JSONB, server_default="{}")
+    voucher_bases: dict[str, int] = _column(JSONB, server_default="{}")
 
 
 class StatementRow(_Row, table=True):
@@ -294,7 +316,7 @@ class ComputeUsageRow(_Row, table=True):
 
 
 class TokenUsageRow(_Row, table=True):
-    """What one request used, and the line it is charged on."""
+    """What one request used, or storage in an hour, and the line it is charged on."""
 
     __tablename__ = "token_usage"
     __table_args__ = (
@@ -319,3 +341,5 @@ class TokenUsageRow(_Row, table=True):
     dedicated: bool = _column(Boolean)
     charge_id: str | None = _text(null=True)
     ingested_at: datetime = _instant()
+    kind: str = _text(server_default="tokens")
+    quantity: int = _number(server_default="0")
