@@ -93,9 +93,9 @@ async def quote_compute(
 
 async def _price(
     tx: AsyncSession,
+    firm_id: FirmId,
     pool: PoolName,
     qos: QoS,
-    firm_id: FirmId,
     milli: int,
     seconds_min: int,
     seconds_max: int,

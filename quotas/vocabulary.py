@@ -46,9 +46,9 @@ from quotas.vocabulary_people import Use as Use
 HoldId = NewType("HoldId", str)
 ChargeId = NewType("ChargeId", str)
 LeaseId = NewType("LeaseId", str)
+DiscountId = NewType("DiscountId", str)
 ProgrammeId = NewType("ProgrammeId", str)
 VoucherId = NewType("VoucherId", str)
-DiscountId = NewType("DiscountId", str)
 TariffId = NewType("TariffId", str)
 PoolName = NewType("PoolName", str)  # "<centre>/<accelerator>"
 CentreName = NewType("CentreName", str)
@@ -56,13 +56,13 @@ ModelName = NewType("ModelName", str)
 Period = NewType("Period", str)  # "2026-11": a month of Asia/Shanghai
 
 
-def centre_of(pool: PoolName) -> CentreName:
-    """The centre that lends a pool: the part before the slash."""
 NO_KEY: Final = KeyId("")
 """Of what no key used."""
 NOTHING: Final = MicroYuan(0)
 
 
+def centre_of(pool: PoolName) -> CentreName:
+    """The centre that lends a pool: the part before the slash."""
     return CentreName(pool.split("/", 1)[0])
 
 
@@ -80,11 +80,11 @@ class QoS(StrEnum):
 class UsageKind(StrEnum):
     COMPUTE = "compute"
     TOKENS = "tokens"
-
-
     IMAGES = "images"
     AUDIO = "audio"
     STORAGE = "storage"
+
+
 class HoldState(StrEnum):
     OPEN = "open"
     SETTLED = "settled"
@@ -250,12 +250,6 @@ class TokenUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class IngestResult:
-    accepted: int
-    duplicates: int
-
-
-@dataclass(frozen=True, slots=True)
 class MeteredUsage:
     """Images, audio or storage that was used. (source, id) names it for ever, whatever its kind.
 
@@ -285,6 +279,12 @@ class StorageMeasure:
     project_id: ProjectId
     stored_bytes: int
     hour: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    accepted: int
+    duplicates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,14 +327,14 @@ class StatementLine:
     vouchers: dict[str, int]
     explanation: tuple[str, ...] = ()
     note: str = ""
+    discount: MicroYuan = NOTHING
+    contract_rates: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
     """A firm's month. `closing = opening + top_ups - cash`, to the micro-yuan; amounts are after `discount`."""
 
-    discount: MicroYuan = NOTHING
-    contract_rates: dict[str, int] = field(default_factory=dict)
     firm_id: FirmId
     period: Period
     starts_at: datetime
@@ -349,13 +349,13 @@ class Statement:
     closing: MicroYuan
     hash: str
     closed_at: datetime | None = None
+    discount: MicroYuan = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class CentreLine:
     pool: PoolName
     payout_ppm: Ppm
-    discount: MicroYuan = NOTHING
     gpu_ms: GpuMs
     list_micro_yuan: MicroYuan
     payable: MicroYuan
