@@ -10,7 +10,7 @@ from heliu.client.job_views import Job, Quote
 from heliu.demo.story import BASE_MODEL, POOL, Story
 from kit.units import format_yuan
 
-EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+EXAMPLES = Path(__file__).parent / "examples"
 LORE = EXAMPLES / "lore.jsonl"
 STEPS = 30
 
