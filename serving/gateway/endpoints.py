@@ -4,8 +4,7 @@ The top level is decoded once into raw values, so that the engine sees each fiel
 copied, never rebuilt.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -14,7 +13,9 @@ import msgspec
 from msgspec import Raw
 
 from serving.admission import Shape
+from serving.gateway.media import Media, scan, with_images
 from serving.gateway.openai_errors import Refusal
+from serving.vocabulary import Capability
 
 CHOICES_MAX = 64
 PROMPTS_MAX = 2_048
@@ -96,10 +97,9 @@ _REFUSED = {
 }
 _STRIPPED = ("cache_salt", "request_id", "session_id", "store", "data_parallel_rank")
 _SPECIAL = _REFUSED.keys() | frozenset(_STRIPPED)
+_NO_TOOLS = (b"null", b"[]")
 _OFF = (b"null", b"false", b"0", b"{}")
 _USAGE_OPTIONS = Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
-_REMOTE = re.compile(r"^\s*(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
-_MEDIA_KEYS = re.compile(r"(url|uri|image|audio|video|file|source|data)$", re.IGNORECASE)
 
 _object = msgspec.json.Decoder(dict[str, Raw])
 _items = msgspec.json.Decoder(list[Raw])
@@ -124,7 +124,9 @@ _messages = msgspec.json.Decoder(list[_Message])
 class Asked:
     """A decoded request: its fields raw, and what decides about it."""
 
-    __slots__ = ("continuous_usage", "endpoint", "fields", "include_usage", "model", "shape", "stream")
+    __slots__ = (
+        "continuous_usage", "endpoint", "fields", "include_usage", "model", "remote_images", "shape", "stream",
+    )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, fields: dict[str, Raw], model: str, stream: bool, shape: Shape) -> None:
         self.endpoint = endpoint
@@ -134,6 +136,25 @@ class Asked:
         self.shape = shape
         self.include_usage = False
         self.continuous_usage = False
+        self.remote_images: tuple[str, ...] = ()
+
+    def bring_in(self, images: Mapping[str, str]) -> None:
+        """Put fetched images (address → data URL) in the place of their addresses."""
+        self.remote_images = ()
+        for name in self.endpoint.input_fields:
+            raw = bytes(self.fields.get(name, b""))
+            if raw.startswith((b"[", b"{")):
+                self.fields[name] = Raw(_encode(with_images(msgspec.json.decode(raw), images)))
+
+    def lacking(self, capabilities: Collection[str]) -> str | None:
+        """What this request needs and a model of these capabilities has not; None when it has it all."""
+        if self.endpoint.capability and self.endpoint.capability not in capabilities:
+            return "does not offer this endpoint"
+        if self.shape.images and Capability.VISION not in capabilities:
+            return "takes text only: it sees no images and hears no sound"
+        if self.shape.tools and Capability.TOOLS not in capabilities:
+            return "calls no tools; leave `tools` out"
+        return None
 
     def prompt(self) -> bytes:
         """What the prompt is made of, as JSON: equal beginnings of it are equal beginnings of the prompt."""
@@ -175,14 +196,17 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
     if refusal is not None:
         return refusal
     try:
-        images = _media(endpoint, fields)
-        shape = images if isinstance(images, Refusal) else _shape(endpoint, fields, len(body), images)
+        media = _media(endpoint, fields)
+        if isinstance(media, Refusal):
+            return media
+        shape = _shape(endpoint, fields, len(body) - media.bytes, media.number)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Refusal(400, "invalid_json", "a value inside the body is not valid JSON in UTF-8, or out of any range")
     if isinstance(shape, Refusal):
         return shape
     stream = endpoint.generates and bytes(fields.get("stream", b"")) == b"true"
     asked = Asked(endpoint, fields, model, stream, shape)
+    asked.remote_images = media.remote
     return _with_stream_options(asked) if stream and "stream_options" in fields else asked
 
 
@@ -234,7 +258,8 @@ def _shape(endpoint: Endpoint, fields: dict[str, Raw], body_bytes: int, images: 
     if endpoint.generates:
         given = (_whole(fields[name]) for name in endpoint.output_fields if name in fields)
         output = next((value for value in given if value is not None and value >= 0), endpoint.output_default)
-    return Shape(body_bytes, images, "tools" in fields, prompts, choices, output)
+    tools = bytes(fields.get("tools", b"null")) not in _NO_TOOLS
+    return Shape(body_bytes, images, tools, prompts, choices, output)
 
 
 def _count(raw: Raw) -> int:
@@ -254,21 +279,19 @@ def _whole(raw: Raw) -> int | None:
         return None
 
 
-def _media(endpoint: Endpoint, fields: dict[str, Raw]) -> int | Refusal:
-    """How many images (or sounds, or films) come with the request; a remote address among them is refused."""
-    count = 0
+def _media(endpoint: Endpoint, fields: dict[str, Raw]) -> Media | Refusal:
+    """The images (or sounds, or films) that come with the request; what is not taken is refused."""
+    media = Media()
     for name in endpoint.input_fields:
         raw = bytes(fields.get(name, b""))
         if not raw.startswith((b"[", b"{")):
             continue
         for part in _parts(name, raw):
-            found = _media_in(part)
-            if found < 0:
-                return Refusal(
-                    400, "remote_media_not_accepted", "send media as data: URLs; addresses are not fetched", name
-                )
-            count += found
-    return count
+            found = scan(part, name)
+            if isinstance(found, Refusal):
+                return found
+            media += found
+    return media
 
 
 def _parts(name: str, raw: bytes) -> list[Any]:
@@ -280,20 +303,3 @@ def _parts(name: str, raw: bytes) -> list[Any]:
         return [msgspec.json.decode(raw)]
     contents = (bytes(message.content) for message in messages)
     return [msgspec.json.decode(content) for content in contents if content.startswith((b"[", b"{"))]
-
-
-def _media_in(value: Any, key: str = "") -> int:
-    """Number of media in a decoded value; negative when one of them is a remote address."""
-    found = 0
-    pending: list[tuple[str, Any]] = [(key, value)]
-    while pending:
-        key, value = pending.pop()
-        if isinstance(value, dict):
-            pending.extend(value.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-        elif isinstance(value, list):
-            pending.extend((key, item) for item in value)  # pyright: ignore[reportUnknownVariableType]
-        elif isinstance(value, str) and _MEDIA_KEYS.search(key):
-            if _REMOTE.match(value[:64]):
-                return -1
-            found += 1
-    return found

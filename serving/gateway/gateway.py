@@ -9,6 +9,7 @@ from typing import Any
 
 from kit.clock import utc_now
 from kit.errors import HeliuError, Unavailable
+from kit.fetch import FetchPolicy
 from kit.ids import new_id
 from quotas.vocabulary import KeyGrant
 from serving.fairness import FairQueue
@@ -18,6 +19,7 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.faults import where
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.keys import KeyRing
+from serving.gateway.media import ImageFetcher
 from serving.gateway.metrics import GatewayMetrics
 from serving.gateway.openai_errors import INTERNAL, Refusal
 from serving.gateway.pages import Pages, bearer_of
@@ -62,6 +64,13 @@ class Gateway:
         self.shipper = shipper
         self.metrics = GatewayMetrics()
         self.directory = Directory()
+        self.images = ImageFetcher(
+            FetchPolicy(
+                settings.image_bytes_max, redirects_max=3, schemes=settings.image_schemes,
+                allowed=settings.image_networks,
+            ),
+            settings.images_bytes_max, asyncio.Semaphore(settings.image_fetches_max),
+        )  # fmt: skip
         self.active: set[Exchange] = set()
         self.streams: set[Exchange] = set()
         self.draining = False

@@ -136,6 +136,24 @@ class Intake(ABC):
             self._gateway.spawn(self._top_up(grant.firm_id), self.fault)
         else:
             self._hold = held
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Everything is reserved: fetch what the request names by address, then dispatch it."""
+        assert self._asked is not None
+        if self._asked.remote_images:
+            self._gateway.spawn(self._fetch_images(self._asked), self.fault)
+        else:
+            self.dispatch()
+
+    async def _fetch_images(self, asked: Asked) -> None:
+        fetched = await self._gateway.images.fetch(asked.remote_images)
+        if isinstance(fetched, Refusal):
+            self.refuse(fetched)
+        elif self.gone:
+            self._release(NOTHING)
+        else:
+            asked.bring_in(fetched)
             self.dispatch()
 
     def _check(self, grant: KeyGrant) -> Refusal | None:
@@ -152,8 +170,9 @@ class Intake(ABC):
         if destination is None:
             return Refusal(404, "model_not_found", f"the model `{asked.model}` does not exist or is not yours", "model")
         model = destination.service.model
-        if self._endpoint.capability and self._endpoint.capability not in model.capabilities:
-            return Refusal(400, "unsupported_by_model", f"`{asked.model}` does not offer this endpoint", "model")
+        cannot = asked.lacking(model.capabilities)
+        if cannot is not None:
+            return Refusal(400, "unsupported_by_model", f"`{asked.model}` {cannot}", "model")
         if self._endpoint.family is not Family.FREE:
             if destination.rate is None:
                 return Refusal(503, "no_tariff", f"no price is set for `{asked.model}`; tell the platform")
@@ -202,7 +221,7 @@ class Intake(ABC):
         if self.gone:
             self._release(NOTHING)
         else:
-            self.dispatch()
+            self._go_on()
 
     @property
     def firm_id(self) -> str:

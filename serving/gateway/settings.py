@@ -32,3 +32,8 @@ class GatewaySettings(BaseSettings):
     finish_seconds: float = Field(
         default=60, description="an answer whose tokens are only known at its end is let finish this long unheard"
     )
+    image_bytes_max: int = Field(default=8 << 20, description="of one image that a request names by address")
+    images_bytes_max: int = Field(default=16 << 20, description="of all such images of a request")
+    image_fetches_max: int = Field(default=16, description="images fetched at the same time")
+    image_schemes: tuple[str, ...] = ("https",)
+    image_networks: tuple[str, ...] = Field(default=(), description="networks (CIDR) images may come from, not public")

@@ -58,6 +58,7 @@ class FakePlane:
     money: dict[str, int] = field(default_factory=lambda: {"firm_1": 10**12, "firm_2": 10**12})
     rate: Rate | None = field(default_factory=lambda: Rate(1_000_000, 500_000, 2_000_000))
     context: int = 2048
+    capabilities: frozenset[Capability] = frozenset(Capability)
     max_concurrency: int = 64
     records: list[Closed] = field(default_factory=list)
     dedicated_to: str | None = None
@@ -97,9 +98,7 @@ class FakePlane:
         adapters = {
             names: AdapterRoute(AdapterId(id), names[1], names[0], name, BORN) for names, id in self.adapters.items()
         }
-        model = ModelRoute(
-            name, self.context, frozenset(set(Capability) - {Capability.VISION}), BORN, "platform", None, None
-        )
+        model = ModelRoute(name, self.context, self.capabilities, BORN, "platform", None, None)
         deployment = DeploymentRoute(DeploymentId("dep_1"), name, kind, self.dedicated_to)
         seen = repr((self.engines, sorted(self.loaded), self.adapters, self.max_concurrency, self.dedicated_to))
         version = hashlib.sha256(seen.encode()).hexdigest()
