@@ -13,13 +13,17 @@ import json
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import httptools
 import msgspec
 import uvloop
 
+from tests.support import mock_answers
+
 ERROR = {"message": "", "type": "BadRequestError", "param": None, "code": 400}
+Events = Iterator[tuple[str, dict[str, Any]]]
 _DROP_AFTER = re.compile(r"!drop-after-(\d+)")
 
 
@@ -33,6 +37,9 @@ class Body(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
+    documents: msgspec.Raw = msgspec.Raw(b"")
+    text_2: msgspec.Raw = msgspec.Raw(b"")
+    encoding_format: str | None = None
     n: int | None = None
 
 
@@ -152,18 +159,25 @@ class Connection(asyncio.Protocol):
             self.task = asyncio.get_running_loop().create_task(self.messages(asked, text))
         elif path == b"/v1/responses":
             self.task = asyncio.get_running_loop().create_task(self.responses(asked, text))
-        elif path == b"/v1/embeddings":
-            engine.prompt_tokens += self.size(text)
-            usage = {"prompt_tokens": self.size(text), "total_tokens": self.size(text), "completion_tokens": 0}
-            row = {"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}
-            answer = {"object": "list", "data": [row], "model": asked.model, "usage": usage}
-            self.reply(200, json.dumps(answer).encode())
+        elif path in (b"/v1/embeddings", b"/v1/rerank", b"/v1/score"):
+            self.pool(path, asked, text)
         elif path == b"/tokenize":
             self.reply(200, json.dumps({"count": self.size(text), "max_model_len": engine.context}).encode())
         elif path == b"/v1/messages/count_tokens":
             self.reply(200, json.dumps({"input_tokens": self.size(text)}).encode())
         else:
             self.refuse(404, "Not Found")
+
+    def pool(self, path: bytes, asked: Body, text: bytes) -> None:
+        tokens = self.size(text)
+        self.engine.prompt_tokens += tokens
+        if path == b"/v1/embeddings":
+            answer = mock_answers.embeddings(asked.model, mock_answers.many(text), tokens, asked.encoding_format)
+        else:
+            shape = mock_answers.rerank if path == b"/v1/rerank" else mock_answers.score
+            count = mock_answers.many(bytes(asked.documents) or bytes(asked.text_2))
+            answer = shape(asked.model, count, tokens)
+        self.reply(200, json.dumps(answer).encode())
 
     @staticmethod
     def size(text: bytes) -> int:
@@ -186,7 +200,8 @@ class Connection(asyncio.Protocol):
             "prompt_tokens": prompt, "completion_tokens": tokens * choices, "total_tokens": prompt + tokens * choices,
             "prompt_tokens_details": {"cached_tokens": prompt // 2},
         }  # fmt: skip
-        call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Wuhan"}'}}
+        function = {"name": mock_answers.TOOL, "arguments": mock_answers.ARGUMENTS}
+        call = {"id": "call_1", "type": "function", "function": function}
         message = {"role": "assistant", "content": None if tool else content, "tool_calls": [call] if tool else []}
         rows = [
             {"index": i, "finish_reason": "tool_calls" if tool else "length"}
@@ -211,11 +226,13 @@ class Connection(asyncio.Protocol):
                     engine.generation_tokens += choices
                 self.reply(200, self.whole(path, asked, prompt, tokens, choices, False))
                 return
-            await self.stream(path, asked, prompt, tokens, choices, drop_after)
+            await self.stream(path, asked, prompt, tokens, choices, drop_after, b"!tool" in text)
         finally:
             engine.running -= 1
 
-    async def stream(self, path: bytes, asked: Body, prompt: int, tokens: int, choices: int, drop_after: int) -> None:
+    async def stream(
+        self, path: bytes, asked: Body, prompt: int, tokens: int, choices: int, drop_after: int, tool: bool
+    ) -> None:
         engine, options = self.engine, asked.stream_options or {}
         usage, each = options.get("include_usage", False), options.get("continuous_usage_stats", False)
         chat = path == b"/v1/chat/completions"
@@ -223,9 +240,7 @@ class Connection(asyncio.Protocol):
             "id": f"chatcmpl-{next(engine.ids)}", "created": 1, "model": asked.model,
             "object": "chat.completion.chunk" if chat else "text_completion",
         }  # fmt: skip
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
+        self.begin_stream()
 
         def running(count: int) -> dict[str, Any]:
             return {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}
@@ -234,7 +249,8 @@ class Connection(asyncio.Protocol):
             for i in range(choices):
                 self.event(base | {"choices": [{"index": i, "delta": {"role": "assistant", "content": ""}}]}
                            | ({"usage": running(0)} if usage and each else {}))  # fmt: skip
-        for count in range(1, tokens + 1):
+        count = 0
+        for count, (delta, finish) in enumerate(mock_answers.chat_deltas(tokens, tool=tool and chat), 1):
             if count - 1 == drop_after:
                 self.transport.abort()
                 return
@@ -243,77 +259,55 @@ class Connection(asyncio.Protocol):
             await self.room.wait()
             for i in range(choices):
                 engine.generation_tokens += 1
-                end = {"finish_reason": "length" if count == tokens else None}
-                choice = {"index": i, **({"delta": {"content": "tok "}} if chat else {"text": "tok "}), **end}
+                part: dict[str, Any] = {"delta": delta} if chat else {"text": "tok "}
+                choice = {"index": i, **part, "finish_reason": finish}
                 self.event(base | {"choices": [choice]} | ({"usage": running(count)} if usage and each else {}))
         if usage:
-            final = running(tokens * choices) | {"prompt_tokens_details": {"cached_tokens": prompt // 2}}
+            final = running(count * choices) | {"prompt_tokens_details": {"cached_tokens": prompt // 2}}
             self.event(base | {"choices": [], "usage": final})
         self.chunk(b"data: [DONE]\n\n")
         self.transport.write(b"0\r\n\r\n")
 
     async def messages(self, asked: Body, text: bytes) -> None:
-        engine, prompt, tokens = self.engine, self.size(text), asked.max_tokens or 16
-        engine.prompt_tokens += prompt
-        head: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "model": asked.model}
-        usage = {"input_tokens": prompt - prompt // 2, "output_tokens": tokens, "cache_read_input_tokens": prompt // 2}
+        prompt, tokens, tool = self.size(text), asked.max_tokens or 16, b"!tool" in text
+        self.engine.prompt_tokens += prompt
         if not asked.stream:
-            engine.generation_tokens += tokens
-            block = [{"type": "text", "text": "tok " * tokens}]
-            done = {"content": block, "stop_reason": "max_tokens", "stop_sequence": None, "usage": usage}
-            self.reply(200, json.dumps(head | done).encode())
+            self.engine.generation_tokens += tokens
+            self.reply(200, json.dumps(mock_answers.message(asked.model, tokens, prompt, tool=tool)).encode())
             return
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        await self.events(
+            mock_answers.message_start(asked.model, prompt, tool=tool),
+            mock_answers.message_deltas(tokens, tool=tool),
+            mock_answers.message_end(tokens, prompt, tool=tool),
         )
-        start = head | {"content": [], "usage": {"input_tokens": prompt, "output_tokens": 0}}
-        start |= {"stop_reason": None, "stop_sequence": None}
-        self.event({"type": "message_start", "message": start}, "message_start")
-        block = {"type": "text", "text": ""}
-        self.event({"type": "content_block_start", "index": 0, "content_block": block}, "content_block_start")
-        for _ in range(tokens):
-            await asyncio.sleep(engine.interval)
-            engine.generation_tokens += 1
-            delta = {"type": "text_delta", "text": "tok "}
-            self.event({"type": "content_block_delta", "index": 0, "delta": delta}, "content_block_delta")
-        self.event({"type": "content_block_stop", "index": 0}, "content_block_stop")
-        stop = {"stop_reason": "max_tokens", "stop_sequence": None}
-        self.event({"type": "message_delta", "delta": stop, "usage": usage}, "message_delta")
-        self.event({"type": "message_stop"}, "message_stop")
-        self.transport.write(b"0\r\n\r\n")
 
     async def responses(self, asked: Body, text: bytes) -> None:
-        engine, prompt, tokens = self.engine, self.size(text), asked.max_output_tokens or 16
-        engine.prompt_tokens += prompt
-        base: dict[str, Any] = {
-            "id": "resp_1", "object": "response", "created_at": 1, "model": asked.model, "status": "in_progress",
-            "output": [], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
-        }  # fmt: skip
-        usage = {
-            "input_tokens": prompt, "output_tokens": tokens, "total_tokens": prompt + tokens,
-            "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
-        }  # fmt: skip
-        item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
-                "content": [{"type": "output_text", "text": "tok " * tokens, "annotations": []}]}  # fmt: skip
-        done = base | {"status": "completed", "output": [item], "usage": usage}
+        prompt, tokens = self.size(text), asked.max_output_tokens or 16
+        self.engine.prompt_tokens += prompt
+        response = mock_answers.Response(asked.model, tokens, prompt, tool=b"!tool" in text)
         if not asked.stream:
-            engine.generation_tokens += tokens
-            self.reply(200, json.dumps(done).encode())
+            self.engine.generation_tokens += tokens
+            self.reply(200, json.dumps(response.whole).encode())
             return
+        await self.events(response.start(), response.deltas(), response.end())
+
+    async def events(self, start: Events, deltas: Events, end: Events) -> None:
+        """A whole streamed answer of named events, one token each `--interval-ms`."""
+        self.begin_stream()
+        for name, fields in start:
+            self.event(fields, name)
+        for name, fields in deltas:
+            await asyncio.sleep(self.engine.interval)
+            self.engine.generation_tokens += 1
+            self.event(fields, name)
+        for name, fields in end:
+            self.event(fields, name)
+        self.transport.write(b"0\r\n\r\n")
+
+    def begin_stream(self) -> None:
         self.transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        numbers = itertools.count()
-        self.event({"type": "response.created", "response": base, "sequence_number": next(numbers)}, "response.created")
-        for _ in range(tokens):
-            await asyncio.sleep(engine.interval)
-            engine.generation_tokens += 1
-            where = {"item_id": "msg_1", "output_index": 0, "content_index": 0, "sequence_number": next(numbers)}
-            delta = {"type": "response.output_text.delta", "delta": "tok ", "logprobs": []}
-            self.event(delta | where, "response.output_text.delta")
-        last = {"type": "response.completed", "response": done, "sequence_number": next(numbers)}
-        self.event(last, "response.completed")
-        self.transport.write(b"0\r\n\r\n")
 
     def event(self, fields: dict[str, Any], name: str = "") -> None:
         head = b"event: %s\n" % name.encode() if name else b""
