@@ -52,6 +52,8 @@ class Share:
     minute: int
     requests: int = 0
     tokens: int = 0
+    others: tuple[int, int] = (0, 0)
+    """Requests and tokens that other gateways had when it was granted."""
 
 
 @dataclass(slots=True)
@@ -96,10 +98,16 @@ def give_back(meter: Meter, *, minute: int, reserved: int, used: int) -> None:
         meter.tokens = max(0, meter.tokens - reserved + used)
 
 
-def remaining(limits: Limits, meter: Meter, *, now_ms: int) -> tuple[int | None, int | None, int]:
-    """(requests left, tokens left, milliseconds until the window ends); None where there is no limit."""
+def remaining(
+    limits: Limits, meter: Meter, *, now_ms: int, others: tuple[int, int] = (0, 0)
+) -> tuple[int | None, int | None, int]:
+    """(requests left, tokens left, milliseconds until the window ends); None where there is no limit.
+
+    `others`: requests and tokens of this window that other gateways have.
+    """
     fresh = meter.minute != now_ms // WINDOW_MS
     requests, tokens = (0, 0) if fresh else (meter.requests, meter.tokens)
+    requests, tokens = requests + others[0], tokens + others[1]
     return (
         None if limits.requests_per_minute is None else max(0, limits.requests_per_minute - requests),
         None if limits.tokens_per_minute is None else max(0, limits.tokens_per_minute - tokens),

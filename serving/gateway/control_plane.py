@@ -10,11 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit.clock import utc_now
 from kit.db import Database, notify
 from kit.errors import Conflict, Forbidden, HeliuError, NoMoney, NotFound, Unauthenticated
+from kit.ids import new_id
 from kit.units import MicroYuan
 from kit.units import Tokens as TokenCount
 from quotas import api as quotas
 from quotas.vocabulary import (
     KEYS_CHANNEL,
+    RATES_CHANNEL,
     AllowanceLease,
     FirmId,
     KeyGrant,
@@ -22,6 +24,8 @@ from quotas.vocabulary import (
     LeaseId,
     ModelName,
     ProjectId,
+    RateAsk,
+    RateLease,
     TokenUsage,
 )
 from serving import api as serving
@@ -47,6 +51,7 @@ class ControlPlane:
         self._db = db
         self.holder = holder
         self._lease_seconds = lease_seconds
+        self._life = f"{holder}/{new_id('req')}"  # what an earlier life leased of a minute may have been used
         self._successors: dict[str, str] = {}  # a lease that was shrunk goes on under another id
 
     # --- keys -----------------------------------------------------------------------------------------------------
@@ -177,6 +182,31 @@ class ControlPlane:
             tx, lease_id=LeaseId(lease.id), holder=self.holder, top_up=top_up,
             lease_seconds=self._lease_seconds, now=utc_now(),
         )  # fmt: skip
+
+    # --- rate windows ---------------------------------------------------------------------------------------------
+
+    async def lease_windows(self, minute: int, asks: Sequence[RateAsk]) -> list[RateLease]:
+        """See ports.Rates."""
+        async with self._db.transaction() as tx:
+            return await quotas.lease_windows(tx, holder=self._life, minute=minute, asks=asks, now=utc_now())
+
+    async def return_windows(self, minute: int, keeps: Sequence[RateAsk]) -> list[RateLease]:
+        """See ports.Rates."""
+        async with self._db.transaction() as tx:
+            return await quotas.return_windows(tx, holder=self._life, minute=minute, keeps=keeps, now=utc_now())
+
+    async def recall_window(self, key_id: KeyId, minute: int) -> bool:
+        """See ports.Rates."""
+        async with self._db.transaction() as tx:
+            return await quotas.recall_windows(tx, holder=self._life, minute=minute, key_id=key_id) > 0
+
+    async def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
+        """See ports.Rates."""
+        async for _, payload in self._db.listen([RATES_CHANNEL]):
+            key_id, _, rest = payload.partition(" ")
+            minute, _, asker = rest.partition(" ")
+            if key_id and asker != self._life:
+                yield key_id, int(minute)
 
     # --- usage ----------------------------------------------------------------------------------------------------
 

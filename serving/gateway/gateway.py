@@ -27,6 +27,7 @@ from serving.gateway.ports import Routes, Spending
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
+from serving.gateway.windows import Windows
 from serving.limits import Limits, Meter
 from serving.metering import COUNT_EVERY_MS, Outcome, Tokens
 from serving.routing import Ask, NoRoute, Target, route
@@ -55,12 +56,14 @@ class Gateway:
         keys: KeyRing,
         routes: Routes,
         purses: Purses,
+        windows: Windows,
         shipper: Shipper,
         spending: Spending,
     ) -> None:
         self.settings = settings
         self.keys = keys
         self.purses = purses
+        self.windows = windows
         self.shipper = shipper
         self.metrics = GatewayMetrics()
         self.directory = Directory()

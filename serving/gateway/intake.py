@@ -18,13 +18,17 @@ from serving.gateway.endpoints import Asked, Endpoint, Family, decode
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.openai_errors import Refusal, refusal_for
-from serving.limits import WINDOW_MS, Limited, Limits, Meter, give_back, remaining, take
+from serving.limits import WINDOW_MS, Limited, Limits, Meter, Short, give_back
 from serving.metering import NOTHING, Subject, Tokens
 
 if TYPE_CHECKING:
     from serving.gateway.gateway import Gateway
 
 NO_LIMITS = Limits()
+_NO_WINDOW = Refusal(
+    503, "limits_unavailable", "this key's rate limit is shared with other gateways and cannot be asked for now",
+    retry_after_seconds=2,
+)  # fmt: skip
 _LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
 _REQUESTS_LEFT = _LEFT % ((b"requests",) * 3)
 _TOKENS_LEFT = _LEFT % ((b"tokens",) * 3)
@@ -127,10 +131,44 @@ class Intake(ABC):
     def admit(self, grant: KeyGrant) -> None:
         """Check what the request may do and may cost, then send it on its way or refuse it."""
         self._grant = grant
-        refusal = self._check(grant) or self._take_limits(grant)
+        refusal = self._check(grant)
         if refusal is not None:
             self.refuse(refusal)
             return
+        self._limits = self._gateway.limits_of(grant)
+        meter = self._gateway.meter_of(grant.key_id)
+        taken = self._gateway.windows.take(
+            grant.key_id, self._limits, meter, tokens=self._reserve.tokens, now_ms=self.at_ms
+        )
+        match taken:
+            case None:
+                self._counted(meter, self.at_ms)
+                self._hold_money(grant)
+            case Limited():
+                self._refuse_limited(taken)
+            case Short():
+                self._gateway.spawn(self._wait_for_window(grant, meter), self.fault)
+
+    def _counted(self, meter: Meter, now_ms: int) -> None:
+        self._meter, self._minute = meter, now_ms // WINDOW_MS
+
+    async def _wait_for_window(self, grant: KeyGrant, meter: Meter) -> None:
+        """Other gateways count the same key: have more of its minute leased to this one."""
+        try:
+            limited = await self._gateway.windows.take_or_lease(grant.key_id, tokens=self._reserve.tokens)
+        except (HeliuError, OSError):
+            self.refuse(_NO_WINDOW)
+            return
+        if limited is not None:
+            self._refuse_limited(limited)
+            return
+        self._counted(meter, meter.minute * WINDOW_MS)
+        if self.gone:
+            self._release(NOTHING)
+        else:
+            self._hold_money(grant)
+
+    def _hold_money(self, grant: KeyGrant) -> None:
         held = self._gateway.purses.hold(grant.firm_id, self._reserve.micro_yuan)
         if isinstance(held, TopUp):
             self._gateway.spawn(self._top_up(grant.firm_id), self.fault)
@@ -182,24 +220,17 @@ class Intake(ABC):
             self._gateway.adapter_wanted(destination.adapter.id)
         return None
 
-    def _take_limits(self, grant: KeyGrant) -> Refusal | None:
-        self._limits = self._gateway.limits_of(grant)
-        meter = self._gateway.meter_of(grant.key_id)
-        outcome = take(self._limits, meter, tokens=self._reserve.tokens, now_ms=self.at_ms)
-        match outcome:
-            case None:
-                self._meter, self._minute = meter, self.at_ms // WINDOW_MS
-                return None
-            case Limited(reason, limit, retry_after_ms):
-                return Refusal(
-                    429,
-                    str(reason),
-                    f"this key's limit is {limit} {str(reason).replace('_', ' ')}; this request reserves "
-                    f"{self._reserve.tokens} tokens",
-                    retry_after_seconds=-(-retry_after_ms // 1_000),
-                )
-            case _:
-                raise AssertionError("windows of one gateway have no shares")
+    def _refuse_limited(self, limited: Limited) -> None:
+        reason = str(limited.reason)
+        self.refuse(
+            Refusal(
+                429,
+                reason,
+                f"this key's limit is {limited.limit} {reason.replace('_', ' ')}; this request reserves "
+                f"{self._reserve.tokens} tokens",
+                retry_after_seconds=-(-limited.retry_after_ms // 1_000),
+            )
+        )
 
     async def _top_up(self, firm_id: str) -> None:
         try:
@@ -296,8 +327,7 @@ class Intake(ABC):
     def _limit_headers(self) -> bytes:
         limits, grant = self._limits, self._grant
         assert grant is not None
-        meter = self._gateway.meter_of(grant.key_id)
-        requests, tokens, ends_ms = remaining(limits, meter, now_ms=self._gateway.now_ms())
+        requests, tokens, ends_ms = self._gateway.windows.left(grant.key_id, limits, now_ms=self._gateway.now_ms())
         seconds = -(-ends_ms // 1_000)
         head = b""
         if requests is not None:

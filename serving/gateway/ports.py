@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from quotas.vocabulary import KeyGrant
+from quotas.vocabulary import KeyGrant, KeyId, RateAsk, RateLease
 from serving.admission import Lease, Rate
 from serving.metering import Closed
 from serving.vocabulary import RouteTable
@@ -62,6 +62,26 @@ class Treasury(Protocol):
 
     def recalls(self) -> AsyncIterator[str]:
         """Firms of which another gateway asks for unused leases. Raises Unavailable."""
+        ...
+
+
+class Rates(Protocol):
+    """Slices of the keys' rate windows; a window is a key's minute of UTC (minutes since 1970)."""
+
+    async def lease_windows(self, minute: int, asks: Sequence[RateAsk]) -> list[RateLease]:
+        """Have that much of each window in all, or what there is; asking again changes nothing. Raises Unavailable."""
+        ...
+
+    async def return_windows(self, minute: int, keeps: Sequence[RateAsk]) -> list[RateLease]:
+        """Keep that much of each, give back the rest. Raises Unavailable."""
+        ...
+
+    async def recall_window(self, key_id: KeyId, minute: int) -> bool:
+        """Ask other gateways for what they do not use of it; whether any has some."""
+        ...
+
+    def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
+        """(key, minute) that another gateway asks for. Raises Unavailable."""
         ...
 
 

@@ -13,11 +13,12 @@ from kit.errors import HeliuError
 from serving.gateway.gateway import Gateway
 from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
 from serving.gateway.keys import KeyRing
-from serving.gateway.ports import Keys, Ledger, Routes, Spending, Treasury
+from serving.gateway.ports import Keys, Ledger, Rates, Routes, Spending, Treasury
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
 from serving.gateway.usage_log import UsageLog
+from serving.gateway.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class RunningGateway:
         loop = asyncio.get_running_loop()
         for work in (
             gateway.follow_routes, gateway.keys.listen, gateway.count_streams, gateway.watch_time,
-            gateway.note_adapters, gateway.purses.tend, gateway.purses.hear,
+            gateway.note_adapters, gateway.purses.tend, gateway.purses.hear, gateway.windows.tend, gateway.windows.hear,
             partial(gateway.shipper.run, settings.ship_every_seconds),
         ):  # fmt: skip
             self._tasks.append(loop.create_task(_forever(work)))
@@ -118,6 +119,7 @@ def build(
     keys: Keys,
     routes: Routes,
     treasury: Treasury,
+    rates: Rates,
     ledger: Ledger,
     spending: Spending,
 ) -> RunningGateway:
@@ -129,6 +131,7 @@ def build(
         keys=KeyRing(keys, refresh_seconds=settings.key_seconds, offline_seconds=settings.offline_seconds),
         routes=routes,
         purses=Purses(treasury, shipper, lease_ms=settings.lease_seconds * 1_000, chunk=settings.lease_micro_yuan),
+        windows=Windows(rates, offline_seconds=settings.offline_seconds),
         shipper=shipper,
         spending=spending,
     )

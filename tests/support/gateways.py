@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import Unavailable
-from quotas.vocabulary import FirmId, FirmState, KeyGrant, KeyId, ProjectId, Scope
+from quotas.vocabulary import FirmId, FirmState, KeyGrant, KeyId, ProjectId, RateAsk, RateLease, Scope
 from serving.admission import Lease, Rate
 from serving.gateway.server import RunningGateway, build
 from serving.gateway.settings import GatewaySettings
@@ -66,6 +66,8 @@ class FakePlane:
     asked_adapters: set[str] = field(default_factory=set)
     notices: "asyncio.Queue[str]" = field(default_factory=asyncio.Queue)
     generation: int = 0
+    windows: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    elsewhere: tuple[int, int] = (0, 0)
 
     def _up(self) -> None:
         if self.down:
@@ -139,6 +141,38 @@ class FakePlane:
         await asyncio.Event().wait()
         yield ""
 
+    async def lease_windows(self, minute: int, asks: Sequence[RateAsk]) -> list[RateLease]:
+        self._up()
+        return [self._window(minute, ask, give_back=False) for ask in asks]
+
+    async def return_windows(self, minute: int, keeps: Sequence[RateAsk]) -> list[RateLease]:
+        self._up()
+        return [self._window(minute, keep, give_back=True) for keep in keeps]
+
+    def _window(self, minute: int, ask: RateAsk, *, give_back: bool) -> RateLease:
+        """A window of which other gateways have `elsewhere`."""
+        grant = next(known for known in self.grants.values() if known.key_id == ask.key_id)
+        had = self.windows.get((minute, ask.key_id), (0, 0))
+        limits = (grant.requests_per_minute, grant.tokens_per_minute)
+        has = [
+            min(mine, wanted) if give_back else max(mine, wanted if limit is None else min(wanted, limit - taken))
+            for mine, wanted, limit, taken in zip(had, (ask.requests, ask.tokens), limits, self.elsewhere, strict=True)
+        ]
+        self.windows[minute, ask.key_id] = (has[0], has[1])
+        free = [
+            None if limit is None else max(0, limit - mine - taken)
+            for limit, mine, taken in zip(limits, has, self.elsewhere, strict=True)
+        ]
+        return RateLease(ask.key_id, minute, "me", has[0], has[1], free[0], free[1])
+
+    async def recall_window(self, key_id: KeyId, minute: int) -> bool:
+        self._up()
+        return False
+
+    async def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
+        await asyncio.Event().wait()
+        yield "", 0
+
     async def ingest(self, records: Sequence[Closed]) -> None:
         self._up()
         known = {record.subject.id for record in self.records}
@@ -152,7 +186,7 @@ class FakePlane:
 async def running(plane: FakePlane, folder: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
     """A listening gateway over `plane`, stopped afterwards."""
     chosen = GatewaySettings(**{"metrics_port": 0, "drain_seconds": 2, "ship_every_seconds": 0.02} | settings)
-    gateway = build(chosen, folder, keys=plane, routes=plane, treasury=plane, ledger=plane, spending=plane)
+    gateway = build(chosen, folder, keys=plane, routes=plane, treasury=plane, rates=plane, ledger=plane, spending=plane)
     await gateway.start("127.0.0.1", 0)
     try:
         deadline = time.monotonic() + 5
