@@ -1,7 +1,8 @@
 """Allowance leases: a slice of a firm's money in a gateway's hands, so that it decides without asking.
 
-A lease is a hold in the ledger, so the sum of all leases never exceeds what is there. Its holder renews it, tops it
-up, returns it, or loses it when it dies.
+A lease is a hold in the ledger, so the sum of all leases never exceeds what is there, nor what hard budgets leave.
+Where a month's limit on tokens is over its payer, it carries tokens too. Its holder renews it, tops it up, returns it,
+or loses it when it dies.
 """
 
 from datetime import datetime, timedelta
@@ -9,6 +10,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import notify
 from kit.errors import InvalidInput, NotFound
 from kit.ids import new_id
 from kit.units import MicroYuan
@@ -17,7 +19,16 @@ from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import AllowanceLeaseRow
 from quotas.cash import account_of, hold_gone, no_money
 from quotas.ledger import Leg, Refusal, expire, extend, pending, void
-from quotas.vocabulary import AllowanceLease, FirmId, LeaseId, UsageKind
+from quotas.spending import UNBOUND, room_of, take_turns, used_up
+from quotas.vocabulary import (
+    ALLOWANCES_CHANNEL,
+    KEYS_CHANNEL,
+    AllowanceLease,
+    FirmId,
+    LeaseId,
+    Payer,
+    UsageKind,
+)
 
 LEASE_SECONDS_MAX = 3600
 RACES = 5
@@ -28,18 +39,30 @@ async def lease_allowance(
     *,
     holder: str,
     firm_id: FirmId,
-    amount: MicroYuan,
+    amount: int,
     lease_seconds: int,
+    payer: Payer | None = None,
+    tokens: int = 0,
+    kept: bool = False,
     now: datetime,
 ) -> AllowanceLease:
-    """Lease up to `amount` of what the firm has free: less when there is less, never nothing.
+    """Lease up to `amount` of what the firm has free and `payer`'s budgets leave: less when there is less.
 
-    Raises NoMoney when nothing is free; others' unused leases may then be recalled.
+    Money is granted or NoMoney raised, unless none is asked for; of `tokens` under the month's limits as many as are
+    left, which may be none. Others' unused leases may then be recalled. `kept`: it was leased before and is in use, so
+    a limit that was lowered meanwhile does not take it away.
     """
-    _check(amount, lease_seconds)
+    payer = payer or Payer(firm_id)
+    _check(amount or tokens, lease_seconds)
+    room = UNBOUND if kept else await room_of(tx, payer, now=now)
+    if amount and room.micro_yuan is not None and room.micro_yuan <= 0:
+        raise used_up(room.budget or {}, asked=amount)
+    amount, tokens = room.of(micro_yuan=amount, tokens=tokens)
     lease_id = LeaseId(new_id("lse"))
     expires_at = now + timedelta(seconds=lease_seconds)
-    number, granted = await _reserve(tx, lease_id, firm_id, amount, expires_at=expires_at, now=now)
+    number, granted = 0, MicroYuan(0)
+    if amount:
+        number, granted = await _reserve(tx, lease_id, firm_id, amount, expires_at=expires_at, now=now)
     row = AllowanceLeaseRow(
         id=lease_id,
         holder=holder,
@@ -48,6 +71,9 @@ async def lease_allowance(
         state="open",
         created_at=now,
         expires_at=expires_at,
+        project_id=payer.project_id,
+        key_id=payer.line_id,
+        tokens_left=tokens,
     )
     tx.add(row)
     await tx.flush()
@@ -98,6 +124,7 @@ def _view(row: AllowanceLeaseRow, left: int) -> AllowanceLease:
         MicroYuan(left),
         row.expires_at,
         row.recalled_at is not None,
+        row.tokens_left,
     )
 
 
@@ -114,15 +141,21 @@ async def renew_allowance(
     lease_id: LeaseId,
     holder: str,
     top_up: int = 0,
+    tokens_left: int | None = None,
+    more_tokens: int = 0,
     lease_seconds: int,
     now: datetime,
 ) -> AllowanceLease:
     """Keep a lease for another `lease_seconds` and add up to `top_up` to it, as far as money is free.
 
-    A recalled lease gets no more money: use what is left, ship its usage, return it. Raises NotFound, Conflict
-    (`hold_resolved`) when it was returned or has expired.
+    `tokens_left` tells how many of its tokens the holder may still use, or has used and not shipped; up to
+    `more_tokens` are added, as far as the month's limits leave any. A recalled lease gets nothing more: use what is
+    left, ship its usage, return it. Raises NotFound, Conflict (`hold_resolved`) when it was returned or has expired.
     """
     row = await _locked(tx, lease_id, holder)
+    payer = Payer.named(" ".join(filter(None, (row.firm_id, row.project_id, row.key_id))))
+    grows = (top_up > 0 or more_tokens > 0) and row.recalled_at is None
+    room = await room_of(tx, payer, now=now, but_lease=lease_id) if grows else UNBOUND
     if row.state == "open" and row.expires_at <= now:
         await _close(tx, row, "expired", now=now)
     if row.state != "open":
@@ -132,7 +165,11 @@ async def renew_allowance(
     left = (await ledger_store.pending_left(tx, [row.pending_id])).get(row.pending_id, 0)
     if left:
         await ledger_store.hold_until(tx, row.pending_id, row.expires_at)
-    if top_up > 0 and row.recalled_at is None:
+    if tokens_left is not None:
+        row.tokens_left = min(row.tokens_left, tokens_left)
+    if grows:
+        top_up, tokens = room.of(micro_yuan=top_up, tokens=row.tokens_left + more_tokens)
+        row.tokens_left = max(row.tokens_left, tokens)
         left += await _top_up(tx, row, left, top_up, now=now)
     await tx.flush()
     return _view(row, left)
@@ -161,6 +198,7 @@ async def return_allowance(tx: AsyncSession, *, lease_id: LeaseId, holder: str, 
     """Give back what a lease has left. Ship its usage first. Again is no change."""
     row = await _locked(tx, lease_id, holder)
     if row.state == "open":
+        await take_turns(tx, Payer(FirmId(row.firm_id)))  # what is kept of it is leased anew in the same transaction
         await _close(tx, row, "returned", now=now)
 
 
@@ -181,6 +219,22 @@ async def recall_allowances(tx: AsyncSession, *, firm_id: FirmId, except_holder:
         {"firm": firm_id, "holder": except_holder, "now": now},
     )
     return len(done.all())
+
+
+async def reach_gateways(tx: AsyncSession, firm_id: FirmId, *, now: datetime) -> None:
+    """A rule over spending changes: gateways ask again whom they lease for, and return all that they do not use."""
+    await recall_allowances(tx, firm_id=firm_id, except_holder="", now=now)
+    await notify(tx, KEYS_CHANNEL, "*")
+    await notify(tx, ALLOWANCES_CHANNEL, f"- {firm_id}")
+
+
+async def leased_elsewhere(tx: AsyncSession, *, firm_id: FirmId, except_holder: str) -> bool:
+    """Whether another holder has anything of the firm that it might return."""
+    query = text("""SELECT EXISTS (SELECT FROM quotas.allowance_lease l
+        LEFT JOIN quotas.pending p ON p.id = l.pending_id
+        WHERE l.firm_id = :firm AND l.holder <> :holder AND l.state = 'open'
+            AND (p.amount_left > 0 OR l.tokens_left > 0))""")
+    return bool((await tx.execute(query, {"firm": firm_id, "holder": except_holder})).scalar_one())
 
 
 async def open_leases(tx: AsyncSession, *, holder: str) -> list[AllowanceLease]:

@@ -9,6 +9,7 @@ from quotas.access import home_firm as home_firm
 from quotas.access import is_staff as is_staff
 from quotas.access import require as require
 from quotas.allowances import lease_allowance as lease_allowance
+from quotas.allowances import leased_elsewhere as leased_elsewhere
 from quotas.allowances import open_leases as open_leases
 from quotas.allowances import recall_allowances as recall_allowances
 from quotas.allowances import renew_allowance as renew_allowance
@@ -22,9 +23,9 @@ from quotas.applications import review as review
 from quotas.authentication import authenticate as authenticate
 from quotas.authentication import principal_of as principal_of
 from quotas.bearers import ip_allowed as ip_allowed
+from quotas.bearers import key_of as key_of
 from quotas.budgets import key_limits as key_limits
 from quotas.budgets import load_key as load_key
-from quotas.budgets import require_budget as require_budget
 from quotas.cash import account_of as account_of
 from quotas.cash import record_topup as record_topup
 from quotas.ceilings import effective_limits as effective_limits
@@ -56,6 +57,9 @@ from quotas.rate_windows import minute_of as minute_of
 from quotas.rate_windows import recall_windows as recall_windows
 from quotas.rate_windows import return_windows as return_windows
 from quotas.refunds import refund_charge as refund_charge
+from quotas.spending import payer_of as payer_of
+from quotas.spending import require_budget as require_budget
+from quotas.spending import room_of as room_of
 from quotas.statement_service import centre_statement as centre_statement
 from quotas.statement_service import statement as statement
 from quotas.statements import period_of as period_of

@@ -41,6 +41,11 @@ def parse_key(bearer: str) -> tuple[KeyId, str] | None:
     return KeyId(f"{_KEY_ID_PREFIX}{short_id}"), secret
 
 
+def key_of(principal_id: str) -> KeyId | None:
+    """The API key that a principal's id names; None for whoever is no key."""
+    return KeyId(principal_id) if principal_id.startswith(_KEY_ID_PREFIX) else None
+
+
 def valid_ranges(ranges: tuple[str, ...]) -> tuple[str, ...]:
     """`ranges` as CIDR networks in their usual form. Raises InvalidInput (`ip_range`) naming the bad one."""
     try:

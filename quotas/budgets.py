@@ -1,7 +1,7 @@
 """Monthly budgets per firm, project and key: thresholds that alert, and a hard stop where it is wanted."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -10,12 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit import events
 from kit.auth import Principal
 from kit.db import Database, notify
-from kit.errors import Conflict, Forbidden, InvalidInput, NoMoney, NotFound
+from kit.errors import Conflict, InvalidInput, NotFound
 from kit.ids import new_id
-from kit.units import format_yuan
 from quotas import audit, authentication
 from quotas.adapters import budget_store as store
+from quotas.adapters import people_store
 from quotas.alerts import HARD_STOP_AT, crossed
+from quotas.allowances import reach_gateways
 from quotas.applications import require_active
 from quotas.keys import key_not_found, key_row
 from quotas.projects import project_of
@@ -25,7 +26,7 @@ from quotas.vocabulary import KEYS_CHANNEL, FirmId, KeyGrant, KeyId, ProjectId
 
 @dataclass(frozen=True, slots=True)
 class BudgetSpec:
-    """A month's budget of a firm, or of one of its projects or keys (a key's counts its tokens)."""
+    """A month's budget of a firm, or of one of its projects or keys (a key's: of every key it is rotated into)."""
 
     firm_id: FirmId
     amount: int
@@ -44,20 +45,27 @@ async def set_budget(
         raise InvalidInput("A budget is a firm's, a project's or a key's.", code="budget_of_two")
     if spec.project_id is not None:
         await project_of(tx, spec.project_id, spec.firm_id)
-    if spec.key_id is not None and (await key_row(tx, spec.key_id)).firm_id != spec.firm_id:
-        raise key_not_found(spec.key_id)
+    line: str | None = None
+    if spec.key_id is not None:
+        key = await key_row(tx, spec.key_id)
+        if key.firm_id != spec.firm_id:
+            raise key_not_found(spec.key_id)
+        line = key.line_id
     thresholds = set(spec.thresholds) | ({HARD_STOP_AT} if spec.hard_stop else set())
     row = {
         "id": new_id("bud"),
         "firm_id": spec.firm_id,
         "project_id": spec.project_id,
-        "key_id": spec.key_id,
+        "key_id": line,
         "amount": spec.amount,
         "thresholds": sorted(thresholds),
         "hard_stop": spec.hard_stop,
         "created_by": by.id,
         "created_at": now,
     }
+    if spec.hard_stop:
+        await reach_gateways(tx, spec.firm_id, now=now)
+    await store.lock_spending(tx, spec.firm_id)
     if not await store.insert(tx, "budget", row):
         raise Conflict("It has a budget already.", code="budget_exists", hint="End that one first.")
     await audit.record(
@@ -83,36 +91,21 @@ async def end_budget(
     tx: AsyncSession, row: Mapping[str, Any], *, by: Principal, now: datetime, origin: str | None = None
 ) -> None:
     """End a budget; whatever it stopped goes on."""
+    await store.lock_spending(tx, row["firm_id"])
     await store.end(tx, "budget", row["id"], now=now)
     await audit.record(tx, "budget.end", row["id"], by=by, now=now, firm_id=row["firm_id"], origin=origin)
     await notify(tx, KEYS_CHANNEL, "*")
 
 
-async def require_budget(tx: AsyncSession, firm_id: FirmId, project_id: ProjectId, *, now: datetime) -> None:
-    """Return unless a hard budget of the firm or the project is used up by charges and holds.
-
-    Raises NoMoney (`budget_reached`).
-    """
-    for row in await store.budgets(tx, period=period_of(now), firm_id=firm_id):
-        if row["hard_stop"] and row["key_id"] is None and row["project_id"] in (None, project_id):
-            _refuse_if_used_up(row)
-
-
 async def load_key(tx: AsyncSession, bearer: str, *, now: datetime) -> KeyGrant:
-    """What an API key allows whoever spends by it: `authentication.load_key`, refused when a hard budget is used up."""
-    grant = await authentication.load_key(tx, bearer, now=now)
-    stopped = await _stopping(tx, grant, now=now)
-    if stopped is not None:
-        raise Forbidden(_used_up(stopped), code="budget_reached", hint="Raise the budget, or wait for the next month.")
-    return grant
+    """What an API key allows, as `authentication.load_key` says, and what of its spending is leased apart."""
+    return await _with_rules(tx, await authentication.load_key(tx, bearer, now=now), now=now)
 
 
-async def key_limits(tx: AsyncSession, key_id: KeyId, *, now: datetime | None = None) -> KeyGrant | None:
-    """What a key allows now; None when there is none, or (with `now`) when a hard budget over it is used up."""
+async def key_limits(tx: AsyncSession, key_id: KeyId, *, now: datetime) -> KeyGrant | None:
+    """What a key allows now, revoked and expired ones included (see `KeyGrant.usable`); None when there is none."""
     grant = await authentication.key_limits(tx, key_id)
-    if grant is None or now is None or await _stopping(tx, grant, now=now) is None:
-        return grant
-    return None
+    return None if grant is None else await _with_rules(tx, grant, now=now)
 
 
 async def watch_budgets(db: Database, now: datetime) -> int:
@@ -150,24 +143,13 @@ async def _raise(tx: AsyncSession, row: Mapping[str, Any], threshold: int, perio
         message = {"id": new_id("dlv"), "alert_id": alert["id"], "channel_id": channel["id"], "state": "waiting"}
         await store.insert(tx, "delivery", {**message, "next_at": now})
     await events.append(tx, "budget.reached", row["id"], alert, now=now, firm_id=row["firm_id"])
-    if row["hard_stop"] and threshold == HARD_STOP_AT:
-        await notify(tx, KEYS_CHANNEL, "*")
     return 1
 
 
-async def _stopping(tx: AsyncSession, grant: KeyGrant, *, now: datetime) -> Mapping[str, Any] | None:
-    for row in await store.budgets(tx, period=period_of(now), firm_id=grant.firm_id):
-        mine = row["project_id"] in (None, grant.project_id) and row["key_id"] in (None, grant.key_id)
-        if row["hard_stop"] and mine and row["spent"] >= row["amount"]:
-            return row
-    return None
-
-
-def _refuse_if_used_up(row: Mapping[str, Any]) -> None:
-    if row["spent"] + row["held"] >= row["amount"]:
-        raise NoMoney(_used_up(row), code="budget_reached", hint="Raise the budget, or wait for the next month.")
-
-
-def _used_up(row: Mapping[str, Any]) -> str:
-    whose = "project's" if row["project_id"] else "key's" if row["key_id"] else "firm's"
-    return f"The {whose} budget of {format_yuan(row['amount'])} a month is used up."
+async def _with_rules(tx: AsyncSession, grant: KeyGrant, *, now: datetime) -> KeyGrant:
+    if not await store.spending_is_ruled(tx, grant.firm_id):
+        return grant
+    line = await people_store.line_of(tx, grant.key_id) or grant.key_id
+    rules = await store.ruled_apart(tx, grant.firm_id, grant.project_id, line, now=now)
+    apart = (grant.project_id, line) if rules["key"] else (grant.project_id,) if rules["project"] else ()
+    return replace(grant, own_purse=apart, counts_tokens=rules["tokens"])

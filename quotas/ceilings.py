@@ -14,6 +14,7 @@ from quotas import audit
 from quotas.adapters import ceiling_store as store
 from quotas.adapters import people_store
 from quotas.adapters.ceiling_store import CeilingVersionRow
+from quotas.allowances import reach_gateways
 from quotas.applications import require_active
 from quotas.limits import NO_CEILINGS, NOTHING, first_overrun, tighter
 from quotas.projects import project_of
@@ -43,6 +44,8 @@ async def set_ceilings(
     start = effective_from or now
     if start < now:
         raise InvalidInput("A limit cannot change the past.", code="limit_backdated", hint="Leave the start out: now.")
+    if ceilings.tokens_per_period is not None:
+        await reach_gateways(tx, firm_id, now=now)
     await store.lock(tx, firm_id)
     before = {row.project_id: row for row in await store.in_force(tx, firm_id, at=start)}.get(project_id)
     row = CeilingVersionRow(

@@ -23,6 +23,7 @@ from quotas.ledger import Leg, Refusal, post, posted, void
 from quotas.periods import billing_periods
 from quotas.pricing import Price, Segment, priced, share_of, shown_rates
 from quotas.programmes import programme_ids
+from quotas.spending import take_turns
 from quotas.statements import service_period
 from quotas.tariffs import payout_ppm, tariffs_between
 from quotas.vocabulary import (
@@ -34,6 +35,8 @@ from quotas.vocabulary import (
     Hold,
     HoldId,
     HoldState,
+    KeyId,
+    Payer,
     Period,
     PoolName,
     ProgrammeId,
@@ -269,6 +272,7 @@ async def _record(
         period=period,
         service_period=service,
         tariff_id=bill.segments[0].tariff_id,
+        key_id=row.key_id,
         pool=usage.pool,
         centre=usage.centre,
         qos=usage.qos.value,
@@ -354,6 +358,7 @@ async def renew_compute(
     catch it, commit, and stop the replica. Again with the same slice returns the same next hold.
     """
     row = await locked_hold(tx, hold_id)
+    await take_turns(tx, Payer(FirmId(row.firm_id)))  # before any balance is touched: see there
     await settle_compute(tx, hold_id=hold_id, usage=usage_slice, now=now)
     return await hold_compute(
         tx,
@@ -365,5 +370,6 @@ async def renew_compute(
         qos=QoS(row.qos),
         gpu_milli=GpuMilli(row.gpu_milli),
         seconds_max=seconds_max,
+        key_id=None if row.key_id is None else KeyId(row.key_id),
         now=now,
     )

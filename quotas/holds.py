@@ -22,6 +22,7 @@ from quotas.discounts import discounts_between
 from quotas.ledger import Leg, Refusal, expire, pending, void
 from quotas.pricing import price_gpu, rate_range, share_of, tariff_at
 from quotas.programmes import programme_ids, usable_terms
+from quotas.spending import payer_of, require_room
 from quotas.tariffs import payout_ppm, tariffs_between
 from quotas.vocabulary import (
     PLATFORM_FIRM,
@@ -30,6 +31,7 @@ from quotas.vocabulary import (
     Hold,
     HoldId,
     HoldState,
+    KeyId,
     PoolName,
     ProjectId,
     QoS,
@@ -129,12 +131,14 @@ async def hold_compute(
     gpu_milli: GpuMilli,
     seconds_max: int,
     cap_micro_yuan: MicroYuan | None = None,
+    key_id: KeyId | None = None,
     now: datetime,
 ) -> Hold:
     """Put aside what a workload may cost, at most `cap_micro_yuan`: vouchers in burn order, then cash.
 
-    The same key returns the same hold. Raises NoMoney, Refused (`no_tariff`), Conflict (`key_reused`); after any of
-    them nothing has changed and `tx` may go on.
+    `key_id`: the API key that asked for it. The same key returns the same hold. Raises NoMoney (`budget_reached` for a
+    hard budget), Refused (`no_tariff`), Conflict (`key_reused`); after any of them nothing has changed and `tx` may go
+    on.
     """
     request = ledger_store.request_hash([firm_id, project_id, subject, pool, qos, gpu_milli, seconds_max])
     if known := await _known(tx, key, request):
@@ -142,6 +146,7 @@ async def hold_compute(
     price = await _price(tx, firm_id, pool, qos, gpu_milli, 0, seconds_max, at=now)
     amount = MicroYuan(price.most if cap_micro_yuan is None else min(price.most, cap_micro_yuan))
     expires_at = now + timedelta(seconds=seconds_max) + HOLD_SLACK
+    await require_room(tx, await payer_of(tx, firm_id, project_id, key_id), amount, now=now)
     allocation, posting = await _reserve(tx, key, firm_id, pool, amount, expires_at=expires_at, now=now)
     if posting and posting.replayed and (held := await _known(tx, key, request)):
         return held
@@ -167,6 +172,7 @@ async def hold_compute(
         "expires_at": expires_at,
         "request_key": key,
         "request_hash": request,
+        "key_id": key_id,
     }
     await tx.execute(insert(ComputeHoldRow).values(values).on_conflict_do_nothing(index_elements=["request_key"]))
     held = await _known(tx, key, request)

@@ -70,6 +70,7 @@ async def issue_key(
         created_by=by.id,
         created_at=now,
         expires_at=spec.expires_at,
+        line_id=key_id,
     )
     await _record_issue(tx, row, by=by, now=now, origin=origin, after=asdict(spec))
     return Issued(minted.token, row)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final, NewType
 
 from kit.units import GpuMs, MicroYuan, Ppm, Tokens
+from quotas.vocabulary_people import ALLOWANCES_CHANNEL as ALLOWANCES_CHANNEL
 from quotas.vocabulary_people import CLUSTER_NAMES as CLUSTER_NAMES
 from quotas.vocabulary_people import DEFAULT_PROJECT as DEFAULT_PROJECT
 from quotas.vocabulary_people import FIRM_ROLES as FIRM_ROLES
@@ -32,6 +33,7 @@ from quotas.vocabulary_people import LimitKind as LimitKind
 from quotas.vocabulary_people import MemberId as MemberId
 from quotas.vocabulary_people import MoneyAction as MoneyAction
 from quotas.vocabulary_people import Overrun as Overrun
+from quotas.vocabulary_people import Payer as Payer
 from quotas.vocabulary_people import ProjectId as ProjectId
 from quotas.vocabulary_people import ProjectView as ProjectView
 from quotas.vocabulary_people import ProposalState as ProposalState
@@ -219,7 +221,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class AllowanceLease:
-    """A slice of a firm's money in a gateway's hands: a ledger hold the holder must renew, return or lose."""
+    """A slice of a firm's money in a gateway's hands: a ledger hold the holder must renew, return or lose.
+
+    `tokens_left`: tokens of the month's limit that are its own, where there is such a limit.
+    """
 
     id: LeaseId
     holder: str
@@ -227,6 +232,7 @@ class AllowanceLease:
     amount_left: MicroYuan
     expires_at: datetime
     recalled: bool = False
+    tokens_left: int = 0
 
 
 @dataclass(frozen=True, slots=True)

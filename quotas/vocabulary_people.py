@@ -23,6 +23,10 @@ KEYS_CHANNEL = "heliu_keys"
 RATES_CHANNEL = "heliu_rates"
 """PostgreSQL NOTIFY; the payload is `<key id> <minute> <holder>`: that holder asks for what others do not use."""
 
+ALLOWANCES_CHANNEL = "heliu_allowances"
+"""PostgreSQL NOTIFY; the payload is `<holder> <firm id>`: that holder asks for unused leases of the firm; `-`: a rule
+over the firm's spending has changed."""
+
 
 class FirmKind(StrEnum):
     COMPANY = "company"
@@ -171,6 +175,24 @@ class ProjectView:
 
 
 @dataclass(frozen=True, slots=True)
+class Payer:
+    """Whose spending money is put aside for: a firm's, and where it matters a project's, and the line of a key's.
+
+    A key's line is its first key's id, the same through every rotation.
+    """
+
+    firm_id: FirmId
+    project_id: ProjectId | None = None
+    line_id: KeyId | None = None
+
+    @classmethod
+    def named(cls, name: str) -> "Payer":
+        """The payer that goes by a name: its ids, a space between."""
+        firm, project, line, *_ = (*name.split(" "), "", "")
+        return cls(FirmId(firm), ProjectId(project) if project else None, KeyId(line) if line else None)
+
+
+@dataclass(frozen=True, slots=True)
 class KeyGrant:
     """What a valid key allows; a gateway keeps it until it is told otherwise. None means: no limit of its own."""
 
@@ -185,6 +207,15 @@ class KeyGrant:
     expires_at: datetime | None
     revoked_at: datetime | None
     firm_state: FirmState
+    own_purse: tuple[str, ...] = ()
+    """Its project, and its line, where a rule is over just their spending: it is leased apart from the firm's."""
+    counts_tokens: bool = False
+    """Whether a month's limit on tokens is over it."""
+
+    @property
+    def payer(self) -> str:
+        """The name of whose spending its requests are; see `Payer.named`."""
+        return self.firm_id if not self.own_purse else " ".join((self.firm_id, *self.own_purse))
 
     def usable(self, *, now: datetime) -> bool:
         """Whether the key opens anything at `now`: not revoked, not expired, its firm active."""

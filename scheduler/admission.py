@@ -108,6 +108,7 @@ async def _hold(
         gpu_milli=GpuMilli(workload.workers * workload.gpu_milli),
         seconds_max=held_seconds(workload, terms),
         cap_micro_yuan=None if cap is None else MicroYuan(cap - workload.charged_micro_yuan),
+        key_id=quotas.key_of(workload.submitted_by),
         now=now,
     )
 

@@ -13,9 +13,8 @@ from scheduler.adapters.tables import WorkloadRow
 async def require_room(tx: AsyncSession, job: WorkloadRow, *, now: datetime) -> None:
     """Return if the job fits beside the firm's work that is not over; until commit no other job of it is taken.
 
-    Raises Refused (`limit_jobs_at_once`, `limit_gpus_at_once`, `limit_gpu_time`), NoMoney (`budget_reached`).
+    Raises Refused (`limit_jobs_at_once`, `limit_gpus_at_once`, `limit_gpu_time`).
     """
-    await quotas.require_budget(tx, FirmId(job.firm_id), ProjectId(job.project_id), now=now)
     limits = await quotas.effective_limits(tx, FirmId(job.firm_id), ProjectId(job.project_id), at=now, admitting=True)
     if limits.effective == Ceilings():
         return
@@ -24,6 +23,16 @@ async def require_room(tx: AsyncSession, job: WorkloadRow, *, now: datetime) -> 
         project = ProjectId(row.project_id)
         in_hand[project] = in_hand.get(project, Use()).plus(_use(row))
     await quotas.require_within(tx, limits, in_hand=in_hand, asked=_use(job))
+
+
+async def require_budget(tx: AsyncSession, job: WorkloadRow, least: int, *, now: datetime) -> None:
+    """Return if so much fits under the hard budgets once what is put aside for other work comes back.
+
+    Raises NoMoney (`budget_reached`). What may be put aside now, admission asks exactly.
+    """
+    key = quotas.key_of(job.submitted_by)
+    payer = await quotas.payer_of(tx, FirmId(job.firm_id), ProjectId(job.project_id), key)
+    await quotas.require_budget(tx, payer, least, now=now)
 
 
 def _use(row: WorkloadRow) -> Use:

@@ -26,7 +26,7 @@ from scheduler.admission import topic
 from scheduler.artifacts import artifact_view
 from scheduler.cycle import refusal
 from scheduler.facts import load_state
-from scheduler.firm_limits import require_room
+from scheduler.firm_limits import require_budget, require_room
 from scheduler.recipes import DataFile, Prepared, prepare
 from scheduler.snapshot import State, Waiting
 from scheduler.terms import Terms
@@ -320,11 +320,12 @@ async def _accept(
 async def _payable(tx: AsyncSession, job: WorkloadRow, spec: JobSpec, prepared: Prepared, *, now: datetime) -> None:
     """It must be affordable somewhere, or at least become so when money held for other work comes back."""
     offers = [await price(tx, spec, prepared, FirmId(job.firm_id), pool, now=now) for pool in spec.pools]
+    least = min(offer.max_micro_yuan for offer in offers)
+    await require_budget(tx, job, min(least, job.cap_micro_yuan or least), now=now)
     if any(offer.affordable for offer in offers):
         return
     if any(hold.firm_id == job.firm_id for hold in await quotas.open_holds(tx)):
         return  # it waits for money instead
-    least = min(offer.max_micro_yuan for offer in offers)
     raise NoMoney(
         f"This job may cost up to {least} micro-yuan and the firm's balance and vouchers do not cover that.",
         hint="top up, ask for a voucher, or set a shorter max_runtime_seconds",

@@ -10,13 +10,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 Row = Mapping[Any, Any]
 """Column → value."""
 
-# What a budget's month has cost so far, vouchers included: its firm's, its project's or its key's charges.
+# What a budget's month has cost so far, vouchers included: its firm's, its project's or its key's charges, jobs' and
+# tokens'; and what is put aside: open holds, and what gateways have leased. A key's budget is its whole line's, through
+# every rotation. One statement, so what turns from held into spent meanwhile is counted once.
 _SPENT = """
     SELECT b.*, coalesce((SELECT sum(c.amount) FROM quotas.charge c WHERE c.firm_id = b.firm_id
         AND c.period = :period AND (b.project_id IS NULL OR c.project_id = b.project_id)
-        AND (b.key_id IS NULL OR c.key_id = b.key_id)), 0)::bigint AS spent,
+        AND (b.key_id IS NULL OR c.key_id IN (SELECT k.id FROM quotas.api_key k WHERE k.line_id = b.key_id))),
+        0)::bigint AS spent,
         coalesce((SELECT sum(h.amount) FROM quotas.compute_hold h WHERE h.state = 'open' AND h.firm_id = b.firm_id
-        AND b.key_id IS NULL AND (b.project_id IS NULL OR h.project_id = b.project_id)), 0)::bigint AS held
+        AND (b.project_id IS NULL OR h.project_id = b.project_id)
+        AND (b.key_id IS NULL OR h.key_id IN (SELECT k.id FROM quotas.api_key k WHERE k.line_id = b.key_id))),
+        0)::bigint AS held,
+        coalesce((SELECT sum(p.amount_left) FROM quotas.allowance_lease l JOIN quotas.pending p ON p.id = l.pending_id
+        WHERE l.state = 'open' AND l.firm_id = b.firm_id AND (b.project_id IS NULL OR l.project_id = b.project_id)
+        AND (b.key_id IS NULL OR l.key_id = b.key_id)), 0)::bigint AS leased
     FROM quotas.budget b WHERE b.ended_at IS NULL"""
 
 
@@ -32,10 +40,41 @@ async def insert(tx: AsyncSession, table: str, row: Row) -> bool:
 
 
 async def budgets(tx: AsyncSession, *, period: str, firm_id: str | None = None) -> Sequence[Row]:
-    """Budgets in force with what their month has `spent` and what is on hold (`held`), of one firm or of all."""
+    """Budgets in force with what their month has `spent` and what is put aside (`held`, `leased`), of a firm or all."""
     query = _SPENT + (" AND b.firm_id = :firm" if firm_id else "") + " ORDER BY b.id"
     rows = await tx.execute(text(query), {"period": period} | ({"firm": firm_id} if firm_id else {}))
     return rows.mappings().all()
+
+
+async def spending_is_ruled(tx: AsyncSession, firm_id: str) -> bool:
+    """Whether a hard budget or a limit on tokens is over any of a firm's spending, or ever was set for it."""
+    query = text("""SELECT EXISTS (SELECT FROM quotas.budget WHERE firm_id = :firm AND hard_stop AND ended_at IS NULL)
+        OR EXISTS (SELECT FROM quotas.ceiling_version WHERE firm_id = :firm AND tokens_per_period IS NOT NULL)""")
+    return bool((await tx.execute(query, {"firm": firm_id})).scalar_one())
+
+
+async def lock_spending(tx: AsyncSession, firm_id: str) -> None:
+    """Let one thing at a time put aside money of a firm with rules."""
+    await tx.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended('quotas.spending:' || :firm, 0))"), {"firm": firm_id}
+    )
+
+
+async def ruled_apart(tx: AsyncSession, firm_id: str, project_id: str, line_id: str, *, now: datetime) -> Row:
+    """`key`, `project`: whether a hard budget or limit on tokens is over just these; `tokens`: over theirs at all."""
+    query = text("""
+        SELECT coalesce(bool_or(b.key_id IS NOT NULL), false) AS key,
+            coalesce(bool_or(b.project_id IS NOT NULL), false) OR limits.project AS project, limits.tokens
+        FROM (SELECT coalesce(bool_or(v.project_id IS NOT NULL AND v.tokens_per_period IS NOT NULL), false) AS project,
+                coalesce(bool_or(v.tokens_per_period IS NOT NULL), false) AS tokens
+            FROM (SELECT DISTINCT ON (project_id) project_id, tokens_per_period FROM quotas.ceiling_version
+                WHERE firm_id = :firm AND (project_id IS NULL OR project_id = :project) AND effective_from <= :now
+                ORDER BY project_id, effective_from DESC, seq DESC) v) limits
+        LEFT JOIN quotas.budget b ON b.firm_id = :firm AND b.hard_stop AND b.ended_at IS NULL
+            AND (b.key_id = :line OR b.project_id = :project)
+        GROUP BY limits.project, limits.tokens""")
+    names = {"firm": firm_id, "project": project_id, "line": line_id, "now": now}
+    return (await tx.execute(query, names)).mappings().one()
 
 
 async def one(tx: AsyncSession, table: str, row_id: str) -> Row | None:

@@ -72,3 +72,13 @@ async def used_in(tx: AsyncSession, firm_id: str, period: str) -> dict[str, tupl
         {"firm": firm_id, "period": period},
     )
     return {project_id: (int(gpu_ms), int(tokens)) for project_id, gpu_ms, tokens in rows}
+
+
+async def tokens_leased(tx: AsyncSession, firm_id: str, *, but: str | None = None) -> dict[str | None, int]:
+    """Project (None: the firm's own leases) → tokens that gateways may still use, or used and have not told."""
+    rows = await tx.execute(
+        text("""SELECT project_id, sum(tokens_left)::bigint FROM quotas.allowance_lease
+            WHERE firm_id = :firm AND state = 'open' AND id <> coalesce(:but, '') GROUP BY project_id"""),
+        {"firm": firm_id, "but": but},
+    )
+    return {project_id: int(tokens) for project_id, tokens in rows}

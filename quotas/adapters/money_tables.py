@@ -279,6 +279,7 @@ class ComputeHoldRow(_Row, table=True):
     close_reason: str | None = _text(null=True)
     request_key: str = _text(unique=True)
     request_hash: bytes = _column(LargeBinary)
+    key_id: str | None = _text(to="api_key", null=True)
 
 
 class AllowanceLeaseRow(_Row, table=True):
@@ -299,6 +300,9 @@ class AllowanceLeaseRow(_Row, table=True):
     expires_at: datetime = _instant()
     recalled_at: datetime | None = _instant(null=True)
     closed_at: datetime | None = _instant(null=True)
+    project_id: str | None = _text(to="project", null=True)
+    key_id: str | None = _text(to="api_key", null=True)
+    tokens_left: int = _number(server_default="0")
 
 
 class ComputeUsageRow(_Row, table=True):

@@ -209,6 +209,11 @@ async def key_with_firm(tx: AsyncSession, key_id: str) -> tuple[ApiKeyRow, FirmR
     return (row[0], row[1]) if row else None
 
 
+async def line_of(tx: AsyncSession, key_id: str) -> str | None:
+    """The first key of a key's line; None for no key."""
+    return (await tx.execute(select(ApiKeyRow.line_id).where(ApiKeyRow.id == key_id))).scalar_one_or_none()
+
+
 async def lock_key(tx: AsyncSession, key_id: str) -> ApiKeyRow | None:
     """A key that nobody else changes until the transaction ends."""
     return await tx.get(ApiKeyRow, key_id, with_for_update=True, populate_existing=True)

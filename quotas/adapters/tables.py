@@ -199,6 +199,7 @@ class ApiKeyRow(_Row, table=True):
     revoked_why: str | None = _text(nullable=True)
     replaced_by: str | None = _text(nullable=True, to="api_key.id")
     last_used_at: datetime | None = _instant(nullable=True)
+    line_id: str = _text(to="api_key.id")
 
 
 class QuotaRequestRow(_Row, table=True):

@@ -4,13 +4,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import SYSTEM
 from kit.clock import FixedClock
 from kit.db import Database
-from kit.errors import Forbidden, NoMoney
+from kit.errors import NoMoney
+from kit.units import MicroYuan
 from quotas import api
 from quotas.alert_channels import add_channel, alerts_of
 from quotas.alert_delivery import AlertSettings, Sender, deliver, webhook_policy
@@ -18,7 +21,7 @@ from quotas.alerts import RETRIES, signature, signing_secret
 from quotas.budgets import watch_budgets
 from quotas.cash import record_topup
 from quotas.usage import ingest_tokens
-from quotas.vocabulary import ChannelKind, FirmId, KeyId, ProjectId
+from quotas.vocabulary import AllowanceLease, ChannelKind, FirmId, KeyId, Payer, ProjectId
 from tests.api.quotas.conftest import Studio, World
 from tests.support.money import publish_prices, tokens, yuan
 
@@ -127,42 +130,49 @@ async def test_a_message_that_fails_is_tried_again_then_dead_then_replayed(
     assert len({headers["webhook-id"] for headers, _ in hook[0].came}) == 1
 
 
-async def test_a_hard_stop_refuses_jobs_and_keys_and_a_notice_does_not(
+async def test_a_hard_stop_refuses_jobs_and_leases_and_a_notice_does_not(
     world: World, db: Database, clock: FixedClock
 ) -> None:
     await publish_prices(db, now=clock.now())
     studio = await world.studio()
     issued = await world.key(studio)
-    project = ProjectId(issued["key"]["project_id"])
+    firm, project = FirmId(studio.firm_id), ProjectId(issued["key"]["project_id"])
     await spend(db, studio, issued["key"], range(2), clock)
 
-    async def refused() -> list[str]:
+    async def refused(payer: Payer) -> list[str]:
         codes: list[str] = []
         async with db.transaction() as tx:
-            try:
-                await api.require_budget(tx, FirmId(studio.firm_id), project, now=clock.now())
-            except NoMoney as no:
-                codes.append(f"job {no.code}")
-            try:
-                await api.load_key(tx, issued["token"], now=clock.now())
-            except Forbidden as no:
-                codes.append(f"key {no.code}")
-            if await api.key_limits(tx, KeyId(issued["key"]["id"]), now=clock.now()) is None:
-                codes.append("known key")
+            for name, work in (
+                ("job", api.require_budget(tx, payer, 1, now=clock.now())),
+                ("lease", lease(tx, payer, clock)),
+            ):
+                try:
+                    await work
+                except NoMoney as no:
+                    codes.append(f"{name} {no.code}")
         return codes
 
     body = {"amount_micro_yuan": 2 * COST}
+    mine, others = Payer(firm, project, KeyId(issued["key"]["id"])), Payer(firm, project)
     notice = (await studio.owner.post("/api/budgets", json=body)).json()["id"]
-    assert await refused() == []
+    assert await refused(mine) == []
     assert (await studio.owner.delete(f"/api/budgets/{notice}")).status_code == 204
     stop = (await studio.owner.post("/api/budgets", json=body | {"hard_stop": True})).json()["id"]
-    assert await refused() == ["job budget_reached", "key budget_reached", "known key"]
+    both = ["job budget_reached", "lease budget_reached"]
+    assert (await refused(mine), await refused(others)) == (both, both)
     assert (await studio.owner.delete(f"/api/budgets/{stop}")).status_code == 204
     of_key = body | {"hard_stop": True, "key_id": issued["key"]["id"]}
     assert (await studio.owner.post("/api/budgets", json=of_key)).status_code == 201
-    assert await refused() == ["key budget_reached", "known key"]
+    assert (await refused(mine), await refused(others)) == (both, [])
     clock.advance(timedelta(days=31))
-    assert await refused() == []
+    assert await refused(mine) == []
+
+
+async def lease(tx: AsyncSession, payer: Payer, clock: FixedClock, amount: int = 1, **how: Any) -> AllowanceLease:
+    return await api.lease_allowance(
+        tx, holder="gw", firm_id=payer.firm_id, payer=payer, amount=MicroYuan(amount), lease_seconds=60,
+        now=clock.now(), **how,
+    )  # fmt: skip
 
 
 async def test_channels_show_their_secret_and_refuse_private_addresses(world: World) -> None:
