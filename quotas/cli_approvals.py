@@ -8,12 +8,14 @@ import typer
 from kit.cli import JsonFlag, call, console, show, wrong_usage
 from kit.errors import InvalidInput
 from kit.units import format_yuan, parse_yuan
+from quotas.cli_options import WhyAsked
 from quotas.vocabulary import ProposalState
 
 app = typer.Typer()
 approval = typer.Typer(help="Four eyes on money: what waits for a second administrator.", no_args_is_help=True)
 app.add_typer(approval, name="approval")
 
+ProposalId = Annotated[str, typer.Argument(help="The id of what waits, as approval list shows it.")]
 COLUMNS = {
     "id": "proposal",
     "action": "what",
@@ -38,21 +40,24 @@ def done(answer: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
 
 
 @approval.command("list")
-def list_proposals(state: Annotated[ProposalState | None, typer.Option()] = None, as_json: JsonFlag = False) -> None:
+def list_proposals(
+    state: Annotated[ProposalState | None, typer.Option(help="Only proposals in this state.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """List what waits, and what became of earlier ones."""
     rows = call("GET", "/api/approvals", params={"state": state.value} if state else {})
     show(rows if as_json else [_priced(row) for row in rows], as_json=as_json, columns=COLUMNS)
 
 
 @approval.command("approve")
-def approve(approval_id: str, as_json: JsonFlag = False) -> None:
+def approve(approval_id: ProposalId, as_json: JsonFlag = False) -> None:
     """Let it happen, now. Never one's own."""
     row = call("POST", f"/api/approvals/{approval_id}/approve")
     show(row if as_json else _priced(row), as_json=as_json, columns=COLUMNS)
 
 
 @approval.command("refuse")
-def refuse(approval_id: str, reason: Annotated[str, typer.Option(prompt=True)], as_json: JsonFlag = False) -> None:
+def refuse(approval_id: ProposalId, reason: WhyAsked, as_json: JsonFlag = False) -> None:
     """Refuse it and say why; one's own is taken back this way."""
     row = call("POST", f"/api/approvals/{approval_id}/refuse", json={"reason": reason})
     show(row if as_json else _priced(row), as_json=as_json, columns=COLUMNS)

@@ -9,21 +9,20 @@ import httpx
 import typer
 
 from kit.cli import REFUSED, JsonFlag, call, console, remote, show, tell, unreachable, unwrap
+from quotas.cli_options import FirmOption
 from quotas.vocabulary import ExportFormat
 
 app = typer.Typer()
 audit = typer.Typer(help="The audit log.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 
-FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
-
 
 @audit.command("list")
 def list_audit(
     firm_id: FirmOption = None,
     subject: Annotated[str | None, typer.Option(help="Id of what it happened to.")] = None,
-    action: Annotated[str | None, typer.Option(help="E.g. firm.approve")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    action: Annotated[str | None, typer.Option(help="Only this, e.g. firm.approve.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many at most.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """List who did what, newest first."""

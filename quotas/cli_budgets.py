@@ -7,6 +7,7 @@ import typer
 from kit.cli import JsonFlag, call, show, tell, wrong_usage
 from kit.errors import InvalidInput
 from kit.units import format_yuan, parse_yuan
+from quotas.cli_options import FirmOption
 from quotas.vocabulary import ChannelKind
 
 app = typer.Typer()
@@ -15,7 +16,6 @@ alert = typer.Typer(help="Who hears of budgets, and what became of each message.
 app.add_typer(budget, name="budget")
 app.add_typer(alert, name="alert")
 
-FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
 BUDGET_COLUMNS = {
     "id": "budget",
     "project_id": "project",
@@ -40,7 +40,7 @@ ALERT_COLUMNS = {
 @budget.command("set")
 def set_budget(
     amount: Annotated[str, typer.Argument(help="Yuan a month.")],
-    project_id: Annotated[str | None, typer.Option("--project")] = None,
+    project_id: Annotated[str | None, typer.Option("--project", help="Counts the project's work.")] = None,
     key_id: Annotated[str | None, typer.Option("--key", help="Counts the key's tokens.")] = None,
     at: Annotated[list[int] | None, typer.Option(help="Per cent that alert; default 50, 80, 100.")] = None,
     hard_stop: Annotated[bool, typer.Option("--hard-stop", help="Refuse what comes after 100 %.")] = False,
@@ -64,7 +64,7 @@ def list_budgets(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 
 @budget.command("end")
-def end_budget(budget_id: str, as_json: JsonFlag = False) -> None:
+def end_budget(budget_id: Annotated[str, typer.Argument(help="A budget's id.")], as_json: JsonFlag = False) -> None:
     """End a budget; what it stopped goes on."""
     call("DELETE", f"/api/budgets/{budget_id}")
     tell(f"budget {budget_id} is ended", as_json=as_json, id=budget_id, state="ended")
@@ -72,8 +72,8 @@ def end_budget(budget_id: str, as_json: JsonFlag = False) -> None:
 
 @alert.command("to")
 def add_channel(
-    kind: ChannelKind,
-    target: Annotated[str, typer.Argument(help="https://… or an e-mail address")],
+    kind: Annotated[ChannelKind, typer.Argument(help="How they are sent.")],
+    target: Annotated[str, typer.Argument(help="https://… or an e-mail address.")],
     firm_id: FirmOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -90,7 +90,10 @@ def list_channels(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None
 
 
 @alert.command("end")
-def end_channel(channel_id: str, as_json: JsonFlag = False) -> None:
+def end_channel(
+    channel_id: Annotated[str, typer.Argument(help="A channel's id, as alert channels lists it.")],
+    as_json: JsonFlag = False,
+) -> None:
     """Send nothing there any more."""
     call("DELETE", f"/api/alert-channels/{channel_id}")
     tell(f"{channel_id} gets no alerts any more", as_json=as_json, id=channel_id, state="ended")
@@ -103,7 +106,10 @@ def list_alerts(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 
 @alert.command("replay")
-def replay(delivery_id: str, as_json: JsonFlag = False) -> None:
+def replay(
+    delivery_id: Annotated[str, typer.Argument(help="A message's id, as alert list shows it.")],
+    as_json: JsonFlag = False,
+) -> None:
     """Send a message again."""
     call("POST", f"/api/deliveries/{delivery_id}/replay")
     tell(f"message {delivery_id} will be sent again", as_json=as_json, id=delivery_id, state="pending")

@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from kit.cli import JsonFlag, call, console, show
 from kit.units import MILLI_PER_GPU
+from quotas.cli_options import Why
 from quotas.cli_quotas import thousandths
 
 app = typer.Typer()
@@ -20,9 +21,9 @@ app.add_typer(cohort, name="cohort")
 def place(
     node: Annotated[str, typer.Argument(help="A firm's id, or the name of a cohort; a new name makes one.")],
     parent: Annotated[str | None, typer.Option(help="The cohort above it; default: none, it is at the top.")] = None,
-    weight: Annotated[str, typer.Option(help="Its share among its siblings, e.g. 1.5")] = "1",
+    weight: Annotated[str, typer.Option(help="Its share among its siblings, e.g. 1.5.")] = "1",
     effective_from: Annotated[str | None, typer.Option("--from", help="Default: now.")] = None,
-    reason: Annotated[str | None, typer.Option()] = None,
+    reason: Why = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Hang a firm or a cohort below a cohort, now or from a day to come."""

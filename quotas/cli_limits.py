@@ -6,27 +6,27 @@ import typer
 
 from kit.cli import JsonFlag, call, show
 from kit.units import MILLI_PER_GPU, MS_PER_HOUR
+from quotas.cli_options import FirmId, FirmOption, Why
 from quotas.cli_quotas import thousandths
 
 app = typer.Typer()
 limit = typer.Typer(help="Limits per firm and project: at once, and per month.", no_args_is_help=True)
 app.add_typer(limit, name="limit")
 
-FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
 ProjectOption = Annotated[str | None, typer.Option("--project", help="Project id.")]
 NAMES = ("gpus_at_once", "jobs_at_once", "gpu_hours_a_month", "tokens_a_month")
 
 
 @limit.command("set")
 def set_limits(
-    firm_id: str,
+    firm_id: FirmId,
     project_id: ProjectOption = None,
     gpus: Annotated[str | None, typer.Option(help="GPUs at once, e.g. 4 or 0.5; default: any.")] = None,
     jobs: Annotated[int | None, typer.Option(min=0, help="Jobs at once; default: any.")] = None,
     gpu_hours: Annotated[str | None, typer.Option(help="GPU-hours a month; default: any.")] = None,
     tokens: Annotated[int | None, typer.Option(min=0, help="Tokens a month; default: any.")] = None,
     effective_from: Annotated[str | None, typer.Option("--from", help="Default: now.")] = None,
-    reason: Annotated[str | None, typer.Option()] = None,
+    reason: Why = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Set all limits of a firm or a project, from now or from a day to come; those left out are none."""

@@ -11,6 +11,7 @@ from rich.markup import escape
 from kit.cli import REFUSED, JsonFlag, call, console, show, wrong_usage
 from kit.units import format_yuan, parse_yuan
 from quotas.cli_approvals import done
+from quotas.cli_options import FirmId, FirmOption, WhyNeeded
 
 app = typer.Typer()
 tariff = typer.Typer(help="The price book: publish and list versions.", no_args_is_help=True)
@@ -29,7 +30,6 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 
-FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
 KeyOption = Annotated[str | None, typer.Option("--key", help="Idempotency key: the same key does it once.")]
 
 
@@ -114,12 +114,12 @@ PROGRAMME_COLUMNS = {
 
 @programme.command("create")
 def create_programme(
-    title: Annotated[str, typer.Argument(metavar="NAME")],
+    title: Annotated[str, typer.Argument(metavar="NAME", help="What the programme is called.")],
     funder: Annotated[str, typer.Option(help="Who pays.")],
     share: Annotated[float, typer.Option(min=0.0001, max=100, help="Per cent of the cost it pays.")],
     pool: Annotated[str, typer.Option(help="Yuan in all.")],
     cap: Annotated[str, typer.Option(help="Yuan per firm and year.")],
-    until: Annotated[str, typer.Option(help="E.g. 2027-12-31T00:00:00+08:00")],
+    until: Annotated[str, typer.Option(help="When it ends, e.g. 2027-12-31T00:00:00+08:00.")],
     days: Annotated[int, typer.Option(min=1, max=1100, help="How long a voucher is valid.")] = 365,
     as_json: JsonFlag = False,
 ) -> None:
@@ -159,10 +159,10 @@ VOUCHER_COLUMNS = {
 
 @voucher.command("grant")
 def grant(
-    programme_id: str,
-    firm_id: str,
+    programme_id: Annotated[str, typer.Argument(help="A programme's id.")],
+    firm_id: FirmId,
     amount: Annotated[str, typer.Argument(help="Yuan.")],
-    note: Annotated[str, typer.Option()] = "",
+    note: Annotated[str, typer.Option(help="What the firm reads with it.")] = "",
     key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -197,7 +197,7 @@ def show_account(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 @account.command("top-up")
 def top_up(
-    firm_id: str,
+    firm_id: FirmId,
     amount: Annotated[str, typer.Argument(help="Yuan.")],
     evidence: Annotated[str, typer.Option(help="What proves it: a bank slip's number.")],
     key: KeyOption = None,
@@ -212,7 +212,7 @@ def top_up(
 
 @account.command("withdraw")
 def withdraw(
-    firm_id: str,
+    firm_id: FirmId,
     amount: Annotated[str, typer.Argument(help="Yuan.")],
     evidence: Annotated[str, typer.Option(help="What proves it.")],
     key: KeyOption = None,
@@ -233,9 +233,9 @@ def payments(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 @account.command("credit-line")
 def credit_line(
-    firm_id: str,
+    firm_id: FirmId,
     amount: Annotated[str, typer.Argument(help="Yuan; 0 makes it prepaid again.")],
-    reason: Annotated[str, typer.Option()],
+    reason: WhyNeeded,
     as_json: JsonFlag = False,
 ) -> None:
     """Let a firm pay later, up to an amount."""
@@ -303,7 +303,9 @@ def _show_centre(month: Mapping[str, Any], as_json: bool) -> None:
 
 
 @charge.command("refund")
-def refund(charge_id: str, reason: Annotated[str, typer.Option()], as_json: JsonFlag = False) -> None:
+def refund(
+    charge_id: Annotated[str, typer.Argument(help="A charge's id.")], reason: WhyNeeded, as_json: JsonFlag = False
+) -> None:
     """Give a charge back by a credit note."""
     note = done(call("POST", f"/api/charges/{charge_id}/refund", json={"reason": reason}), as_json=as_json)
     columns = {"id": "credit note", "subject": "of", "amount": "amount", "voucher": "voucher", "cash": "cash"}

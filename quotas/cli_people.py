@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from kit.cli import JsonFlag, call, console, save_token, session_file, show, tell
+from quotas.cli_options import FirmId, FirmOption
 from quotas.vocabulary import CLUSTER_NAMES, FirmState, IndustryCluster, ReviewStep, Role
 
 app = typer.Typer()
@@ -26,8 +27,10 @@ NewPasswordOption = Annotated[
         help="10 characters or more; asked for when left out.",
     ),
 ]
-FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
 Reason = Annotated[str | None, typer.Option(help="Why; the firm reads it, and the audit log keeps it.")]
+
+MemberId = Annotated[str, typer.Argument(help="A member's id (mem_…).")]
+CLUSTERS = ", ".join(f"{one} ({CLUSTER_NAMES[one]})" for one in IndustryCluster)
 
 FIRM_COLUMNS = {
     "id": "firm",
@@ -43,7 +46,9 @@ MEMBER_COLUMNS = {"id": "member", "email": "e-mail", "name": "name", "roles": "r
 
 @app.command()
 def login(
-    email: Annotated[str, typer.Option(prompt="E-mail")], password: PasswordOption, as_json: JsonFlag = False
+    email: Annotated[str, typer.Option(prompt="E-mail", help="Your e-mail address; asked for when left out.")],
+    password: PasswordOption,
+    as_json: JsonFlag = False,
 ) -> None:
     """Sign in and keep the session for the commands that follow."""
     begun = call("POST", "/api/sessions", json={"email": email, "password": password})
@@ -75,15 +80,15 @@ def whoami(as_json: JsonFlag = False) -> None:
 @firm.command("apply")
 def apply(
     uscc: Annotated[str, typer.Option(help="18-character unified social credit code.")],
-    name: Annotated[str, typer.Option()],
-    cluster: Annotated[str, typer.Option(help=", ".join(f"{one} ({CLUSTER_NAMES[one]})" for one in IndustryCluster))],
-    district: Annotated[str, typer.Option()],
-    contact_name: Annotated[str, typer.Option()],
-    contact_email: Annotated[str, typer.Option()],
-    owner_name: Annotated[str, typer.Option()],
-    owner_email: Annotated[str, typer.Option()],
+    name: Annotated[str, typer.Option(help="The firm's registered name.")],
+    cluster: Annotated[str, typer.Option(help=f"Its industry: {CLUSTERS}.")],
+    district: Annotated[str, typer.Option(help="The district it is registered in.")],
+    contact_name: Annotated[str, typer.Option(help="Whom the platform writes to.")],
+    contact_email: Annotated[str, typer.Option(help="The contact's e-mail address.")],
+    owner_name: Annotated[str, typer.Option(help="The firm's first member, its owner.")],
+    owner_email: Annotated[str, typer.Option(help="The owner's e-mail address, for signing in.")],
     password: NewPasswordOption,
-    contact_phone: Annotated[str | None, typer.Option()] = None,
+    contact_phone: Annotated[str | None, typer.Option(help="The contact's telephone number.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Apply as a firm; the owner's account is made with it."""
@@ -124,43 +129,43 @@ def review_queue(as_json: JsonFlag = False) -> None:
 
 
 @firm.command("show")
-def show_firm(firm_id: str, as_json: JsonFlag = False) -> None:
+def show_firm(firm_id: FirmId, as_json: JsonFlag = False) -> None:
     """Show one firm."""
     show(call("GET", f"/api/firms/{firm_id}"), as_json=as_json)
 
 
 @firm.command("take")
-def take(firm_id: str, as_json: JsonFlag = False) -> None:
+def take(firm_id: FirmId, as_json: JsonFlag = False) -> None:
     """Take an application from the queue to look at it."""
     _review(firm_id, ReviewStep.TAKE, None, as_json)
 
 
 @firm.command("approve")
-def approve(firm_id: str, reason: Reason = None, as_json: JsonFlag = False) -> None:
+def approve(firm_id: FirmId, reason: Reason = None, as_json: JsonFlag = False) -> None:
     """Let a firm in. With open doubts, --reason says how they were resolved."""
     _review(firm_id, ReviewStep.APPROVE, reason, as_json)
 
 
 @firm.command("reject")
-def reject(firm_id: str, reason: Reason = None, as_json: JsonFlag = False) -> None:
+def reject(firm_id: FirmId, reason: Reason = None, as_json: JsonFlag = False) -> None:
     """Refuse an application."""
     _review(firm_id, ReviewStep.REJECT, reason, as_json)
 
 
 @firm.command("suspend")
-def suspend(firm_id: str, reason: Reason = None, as_json: JsonFlag = False) -> None:
+def suspend(firm_id: FirmId, reason: Reason = None, as_json: JsonFlag = False) -> None:
     """Stop a firm for now: its keys stop within two seconds."""
     _review(firm_id, ReviewStep.SUSPEND, reason, as_json)
 
 
 @firm.command("resume")
-def resume(firm_id: str, reason: Reason = None, as_json: JsonFlag = False) -> None:
+def resume(firm_id: FirmId, reason: Reason = None, as_json: JsonFlag = False) -> None:
     """Let a suspended firm work again."""
     _review(firm_id, ReviewStep.RESUME, reason, as_json)
 
 
 @firm.command("close")
-def close(firm_id: str, reason: Reason = None, as_json: JsonFlag = False) -> None:
+def close(firm_id: FirmId, reason: Reason = None, as_json: JsonFlag = False) -> None:
     """Close a firm for good."""
     _review(firm_id, ReviewStep.CLOSE, reason, as_json)
 
@@ -174,7 +179,7 @@ def list_members(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 @member.command("invite")
 def invite(
-    email: str,
+    email: Annotated[str, typer.Argument(help="Whom to invite: an e-mail address.")],
     role: Annotated[list[Role], typer.Option(help="May be repeated.")],
     firm_id: FirmOption = None,
     as_json: JsonFlag = False,
@@ -198,7 +203,10 @@ def list_invitations(firm_id: FirmOption = None, as_json: JsonFlag = False) -> N
 
 
 @member.command("uninvite")
-def uninvite(invitation_id: str, as_json: JsonFlag = False) -> None:
+def uninvite(
+    invitation_id: Annotated[str, typer.Argument(help="An invitation's id, as member invitations lists it.")],
+    as_json: JsonFlag = False,
+) -> None:
     """Take an invitation back."""
     call("DELETE", f"/api/invitations/{invitation_id}")
     tell(f"invitation {invitation_id} is taken back", as_json=as_json, id=invitation_id, state="revoked")
@@ -206,8 +214,8 @@ def uninvite(invitation_id: str, as_json: JsonFlag = False) -> None:
 
 @member.command("accept")
 def accept(
-    token: str,
-    name: Annotated[str, typer.Option(prompt=True)],
+    token: Annotated[str, typer.Argument(help="The token that came with the invitation.")],
+    name: Annotated[str, typer.Option(prompt=True, help="Your name; asked for when left out.")],
     password: NewPasswordOption,
     as_json: JsonFlag = False,
 ) -> None:
@@ -218,7 +226,7 @@ def accept(
 
 @member.command("roles")
 def set_roles(
-    member_id: str,
+    member_id: MemberId,
     role: Annotated[list[Role], typer.Option(help="All roles the member shall have; may be repeated.")],
     as_json: JsonFlag = False,
 ) -> None:
@@ -228,7 +236,7 @@ def set_roles(
 
 
 @member.command("remove")
-def remove(member_id: str, as_json: JsonFlag = False) -> None:
+def remove(member_id: MemberId, as_json: JsonFlag = False) -> None:
     """Let a member go; their sessions end."""
     show(call("DELETE", f"/api/members/{member_id}"), as_json=as_json, columns=MEMBER_COLUMNS)
 

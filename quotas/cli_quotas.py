@@ -7,6 +7,7 @@ import typer
 
 from kit.cli import JsonFlag, call, console, show
 from kit.units import MAX_AMOUNT, MILLI_PER_GPU
+from quotas.cli_options import FirmId, FirmOption, Why, WhyAsked, WhyNeeded
 from quotas.vocabulary import RequestState, Scope
 
 app = typer.Typer()
@@ -17,7 +18,9 @@ app.add_typer(key, name="key")
 app.add_typer(project, name="project")
 app.add_typer(quota, name="quota")
 
-FirmOption = Annotated[str | None, typer.Option("--firm", help="Another firm's id; default: your own.")]
+
+KeyId = Annotated[str, typer.Argument(help="A key's id, not its secret.")]
+RequestId = Annotated[str, typer.Argument(help="The id of a request for quota.")]
 
 KEY_COLUMNS = {
     "id": "key",
@@ -43,14 +46,14 @@ QUOTA_COLUMNS = {"firm_id": "firm", "pool": "pool", "gpus": "GPUs", "effective_f
 
 @key.command("issue")
 def issue(
-    name: str,
+    name: Annotated[str, typer.Argument(help="What you call the key.")],
     scope: Annotated[list[Scope], typer.Option(help="What it may be used for; may be repeated.")],
     project_id: Annotated[str | None, typer.Option("--project", help="Project id; default: the default one.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Only these models; may be repeated.")] = None,
     ip_range: Annotated[list[str] | None, typer.Option(help="Only from here, e.g. 203.0.113.0/24.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    expires_at: Annotated[str | None, typer.Option(help="E.g. 2027-01-31T00:00:00+08:00")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute; default: any.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Tokens a minute; default: any.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When it ends, e.g. 2027-01-31T00:00:00+08:00.")] = None,
     firm_id: FirmOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -76,13 +79,13 @@ def list_keys(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
 
 
 @key.command("show")
-def show_key(key_id: str, as_json: JsonFlag = False) -> None:
+def show_key(key_id: KeyId, as_json: JsonFlag = False) -> None:
     """Show one key, never its secret."""
     show(call("GET", f"/api/keys/{key_id}"), as_json=as_json)
 
 
 @key.command("revoke")
-def revoke(key_id: str, reason: Annotated[str, typer.Option()] = "revoked", as_json: JsonFlag = False) -> None:
+def revoke(key_id: KeyId, reason: WhyNeeded = "revoked", as_json: JsonFlag = False) -> None:
     """Stop a key everywhere within two seconds."""
     row = call("POST", f"/api/keys/{key_id}/revoke", json={"reason": reason})
     show(row, as_json=as_json, columns=KEY_COLUMNS)
@@ -90,7 +93,7 @@ def revoke(key_id: str, reason: Annotated[str, typer.Option()] = "revoked", as_j
 
 @key.command("rotate")
 def rotate(
-    key_id: str,
+    key_id: KeyId,
     overlap_seconds: Annotated[int, typer.Option(help="How long the old one goes on; 0: not at all.")] = 86_400,
     as_json: JsonFlag = False,
 ) -> None:
@@ -99,7 +102,11 @@ def rotate(
 
 
 @project.command("create")
-def create_project(name: str, firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
+def create_project(
+    name: Annotated[str, typer.Argument(help="What you call the project.")],
+    firm_id: FirmOption = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Make a project."""
     show(call("POST", "/api/projects", json={"name": name, **_of(firm_id)}), as_json=as_json)
 
@@ -112,13 +119,13 @@ def list_projects(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None
 
 @quota.command("set")
 def set_quota(
-    firm_id: str,
-    pool: Annotated[str, typer.Argument(help="<centre>/<accelerator>, e.g. optics-valley/cpu-slot")],
-    gpus: Annotated[str, typer.Argument(help="GPUs (or CPU slots), e.g. 2 or 0.5")],
+    firm_id: FirmId,
+    pool: Annotated[str, typer.Argument(help="<centre>/<accelerator>, e.g. optics-valley/cpu-slot.")],
+    gpus: Annotated[str, typer.Argument(help="GPUs (or CPU slots), e.g. 2 or 0.5.")],
     effective_from: Annotated[str | None, typer.Option("--from", help="Default: now.")] = None,
     borrowing: Annotated[str | None, typer.Option(help="GPUs it may use above its quota; default: any.")] = None,
     lending: Annotated[str | None, typer.Option(help="GPUs of it that others may use; default: all.")] = None,
-    reason: Annotated[str | None, typer.Option()] = None,
+    reason: Why = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Set what a firm may use of a pool, from now or from a day to come."""
@@ -148,7 +155,7 @@ def list_quotas(
 @quota.command("history")
 def quota_history(
     firm_id: FirmOption = None,
-    pool: Annotated[str | None, typer.Option()] = None,
+    pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List every version ever written, newest first."""
@@ -158,9 +165,9 @@ def quota_history(
 
 @quota.command("ask")
 def ask(
-    pool: Annotated[str, typer.Argument(help="<centre>/<accelerator>")],
-    gpus: Annotated[str, typer.Argument(help="GPUs (or CPU slots) in all, e.g. 2 or 0.5")],
-    reason: Annotated[str, typer.Option(prompt=True)],
+    pool: Annotated[str, typer.Argument(help="<centre>/<accelerator>.")],
+    gpus: Annotated[str, typer.Argument(help="GPUs (or CPU slots) in all, e.g. 2 or 0.5.")],
+    reason: WhyAsked,
     effective_from: Annotated[str | None, typer.Option("--from", help="Default: when it is granted.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -172,7 +179,7 @@ def ask(
 @quota.command("requests")
 def list_requests(
     firm_id: FirmOption = None,
-    state: Annotated[RequestState | None, typer.Option()] = None,
+    state: Annotated[RequestState | None, typer.Option(help="Only requests in this state.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List requests for quota, newest first."""
@@ -182,13 +189,13 @@ def list_requests(
 
 @quota.command("grant")
 def grant(
-    request_id: str,
+    request_id: RequestId,
     gpus: Annotated[str | None, typer.Option(help="Less than was asked; then say --reason.")] = None,
     effective_from: Annotated[str | None, typer.Option("--from", help="Another day than was asked.")] = None,
     borrowing: Annotated[str | None, typer.Option(help="GPUs it may use above its quota; default: any.")] = None,
     lending: Annotated[str | None, typer.Option(help="GPUs of it that others may use; default: all.")] = None,
-    condition: Annotated[str | None, typer.Option()] = None,
-    reason: Annotated[str | None, typer.Option()] = None,
+    condition: Annotated[str | None, typer.Option(help="What the firm must keep to.")] = None,
+    reason: Why = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Grant a request: whole, in part, from another day, under a condition."""
@@ -204,13 +211,13 @@ def grant(
 
 
 @quota.command("refuse")
-def refuse(request_id: str, reason: Annotated[str, typer.Option(prompt=True)], as_json: JsonFlag = False) -> None:
+def refuse(request_id: RequestId, reason: WhyAsked, as_json: JsonFlag = False) -> None:
     """Refuse a request and say why."""
     _show_requests(call("POST", f"/api/quota-requests/{request_id}/refuse", json={"reason": reason}), as_json)
 
 
 @quota.command("withdraw")
-def withdraw(request_id: str, as_json: JsonFlag = False) -> None:
+def withdraw(request_id: RequestId, as_json: JsonFlag = False) -> None:
     """Take a request back."""
     _show_requests(call("POST", f"/api/quota-requests/{request_id}/withdraw"), as_json)
 

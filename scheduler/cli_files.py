@@ -49,7 +49,7 @@ def upload(
 
 @artifact.command("list")
 def list_artifacts(
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many at most.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """List your firm's artifacts, newest first."""

@@ -34,7 +34,7 @@ QUOTE_COLUMNS = {
     "expires_at": "Holds until",
 }  # fmt: skip
 
-Recipe = Annotated[str, typer.Argument(help="lora-finetune, text-batch, script …")]
+Recipe = Annotated[str, typer.Argument(help="What is done: lora-finetune, text-batch or script.")]
 Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value; a value may be JSON.")]
 Inputs = Annotated[list[str] | None, typer.Option("--input", "-i", help="file name=upload or artifact id.")]
 Pools = Annotated[list[str], typer.Option("--pool", help="Acceptable pools, the best first.")]
@@ -99,7 +99,7 @@ def submit(
 def list_jobs(
     state: Annotated[list[str] | None, typer.Option(help="Only these states.")] = None,
     firm: Annotated[str | None, typer.Option(help="Another firm's id (the platform's staff).")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many at most.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
     """List your firm's jobs, newest first."""

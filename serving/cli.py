@@ -29,6 +29,8 @@ REPLICA_COLUMNS = {
     "id": "Replica", "model": "Model", "state": "State", "requests_running": "Running", "reason": "Why",
 }  # fmt: skip
 
+ModelName = Annotated[str, typer.Argument(help="A base model's name.")]
+DeploymentId = Annotated[str, typer.Argument(help="A deployment's id.")]
 FileArgument = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file as in `heliu model show --json`.")
 ]
@@ -41,7 +43,7 @@ def list_models(as_json: JsonFlag = False) -> None:
 
 
 @model.command("show")
-def show_model(name: str, as_json: JsonFlag = False) -> None:
+def show_model(name: ModelName, as_json: JsonFlag = False) -> None:
     """Show one base model."""
     show(call("GET", f"/api/models/{name}"), as_json=as_json)
 
@@ -53,7 +55,7 @@ def register_model(file: FileArgument, as_json: JsonFlag = False) -> None:
 
 
 @model.command("change")
-def change_model(name: str, file: FileArgument, as_json: JsonFlag = False) -> None:
+def change_model(name: ModelName, file: FileArgument, as_json: JsonFlag = False) -> None:
     """Change fields of a base model; what concerns the engine replaces its replicas one by one."""
     show(call("PATCH", f"/api/models/{name}", json=_json_file(file)), as_json=as_json)
 
@@ -89,9 +91,9 @@ def delete_adapter(name: Annotated[str, typer.Argument(help="Its name or id.")],
 
 @deploy.command("create")
 def create_deployment(
-    model_name: Annotated[str, typer.Argument(metavar="MODEL")],
+    model_name: Annotated[str, typer.Argument(metavar="MODEL", help="A base model's name.")],
     pool: Annotated[str, typer.Option(help="Where, as <centre>/<accelerator>.")],
-    replicas: Annotated[int, typer.Option(min=0, max=64)] = 1,
+    replicas: Annotated[int, typer.Option(min=0, max=64, help="How many engines, to begin with.")] = 1,
     most: Annotated[int | None, typer.Option("--max", min=1, max=64, help="The most replicas it may have.")] = None,
     shared: Annotated[
         bool, typer.Option("--shared", help="For everybody, at the platform's cost (administrators).")
@@ -120,14 +122,16 @@ def list_deployments(as_json: JsonFlag = False) -> None:
 
 
 @deploy.command("show")
-def show_deployment(deployment: str, as_json: JsonFlag = False) -> None:
+def show_deployment(deployment: DeploymentId, as_json: JsonFlag = False) -> None:
     """Show one deployment."""
     show(call("GET", f"/api/deployments/{deployment}"), as_json=as_json)
 
 
 @deploy.command("scale")
 def scale_deployment(
-    deployment: str, replicas: Annotated[int, typer.Argument(min=0, max=64)], as_json: JsonFlag = False
+    deployment: DeploymentId,
+    replicas: Annotated[int, typer.Argument(min=0, max=64, help="How many.")],
+    as_json: JsonFlag = False,
 ) -> None:
     """Change how many replicas there should be; its upper bound follows when it must."""
     bounds = call("GET", f"/api/deployments/{deployment}")
@@ -140,13 +144,13 @@ def scale_deployment(
 
 
 @deploy.command("restart")
-def restart_deployment(deployment: str, as_json: JsonFlag = False) -> None:
+def restart_deployment(deployment: DeploymentId, as_json: JsonFlag = False) -> None:
     """Replace its replicas one by one with fresh ones."""
     show(call("POST", f"/api/deployments/{deployment}/restart"), as_json=as_json)
 
 
 @deploy.command("stop")
-def stop_deployment(deployment: str, as_json: JsonFlag = False) -> None:
+def stop_deployment(deployment: DeploymentId, as_json: JsonFlag = False) -> None:
     """Drain and stop its replicas, for good."""
     show(call("POST", f"/api/deployments/{deployment}/stop"), as_json=as_json)
 

@@ -53,6 +53,12 @@ def test_every_command_says_in_a_sentence_what_it_does(name: str) -> None:
     assert said.endswith("."), said
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_and_argument_explains_itself(name: str) -> None:
+    shown = [one for one in COMMANDS[name].params if not getattr(one, "hidden", False)]
+    assert [one.name for one in shown if not (one.help or "").endswith(".")] == []
+
+
 def test_every_command_stands_under_a_heading_of_the_help_and_every_group_explains_itself() -> None:
     listed = {name for names in cli.PANELS.values() for name in names}
     assert set(WHOLE.commands) == listed
