@@ -1,6 +1,5 @@
 """A start becomes a fact: quota, money, placement and attempt in one transaction, or nothing and a reason."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,9 +14,9 @@ from quotas import api as quotas
 from quotas.vocabulary import FirmId, Hold, PoolName, ProjectId, QoS
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
-from scheduler.snapshot import QuotaKey
+from scheduler.sharing import Sharing
 from scheduler.terms import Terms
-from scheduler.vocabulary import AttemptId, AttemptState, JobState, Start, WaitReason, WorkloadKind
+from scheduler.vocabulary import AttemptId, AttemptState, JobState, Start, WaitReason, WorkloadId, WorkloadKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def attempt_token(key: bytes, attempt_id: str, fence: int) -> str:
 async def admit(
     tx: AsyncSession,
     start: Start,
-    nominal: Mapping[QuotaKey, GpuMilli],
+    sharing: Sharing,
     *,
     key: bytes,
     terms: Terms,
@@ -71,7 +70,7 @@ async def admit(
     try:
         async with tx.begin_nested():
             firm_id, pool = FirmId(workload.firm_id), start.placement.pool
-            if not await store.take(tx, firm_id, start.placement, nominal.get((firm_id, pool), GpuMilli(0))):
+            if not await store.take(tx, firm_id, start.placement, sharing):
                 raise _Lost
             hold = await _hold(tx, workload, attempt_id, pool, terms, now)
             await _record(tx, workload, start, attempt_id, hold, key, terms, now)
@@ -91,6 +90,24 @@ def held_seconds(workload: WorkloadRow, terms: Terms) -> int:
         return terms.replica_hold_seconds
     assert workload.max_runtime_seconds is not None, "a job has a maximum"
     return workload.max_runtime_seconds
+
+
+async def is_payable(tx: AsyncSession, workload_id: WorkloadId, pool: PoolName, *, terms: Terms, now: datetime) -> bool:
+    """Whether a waiting workload's money could be held now, tried and undone; if not, it waits for money."""
+    workload = await store.workload(tx, workload_id, lock=True)
+    if workload is None or workload.state != JobState.QUEUED:
+        return False
+    try:
+        async with tx.begin_nested() as tried:
+            await _hold(tx, workload, new_id("att"), pool, terms, now)
+            await tried.rollback()
+    except Refused as refusal:
+        reason = WaitReason.NO_MONEY if isinstance(refusal, NoMoney) else WaitReason.NO_PRICE
+        await tx.refresh(workload)
+        await _postpone(tx, workload, reason, refusal.message, terms, now)
+        return False
+    await tx.refresh(workload)
+    return True
 
 
 async def _hold(

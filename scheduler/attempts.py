@@ -140,6 +140,10 @@ async def end(
     await _settle(tx, workload, attempt, cause, now=now)
     placed = (await store.placements(tx, [attempt.id]))[attempt.id]
     await store.give_back(tx, FirmId(workload.firm_id), attempt.pool, placed)
+    if attempt.ran_ms and not cause.is_free:
+        used = workload.workers * workload.gpu_milli * attempt.ran_ms // 1000
+        half_life = terms.half_life_seconds
+        await store.count_usage(tx, workload.firm_id, attempt.pool, used, half_life_seconds=half_life, now=now)
     if cause is EndCause.DONE:
         await artifacts.publish(tx, workload, attempt, now=now)
     following = after_end(

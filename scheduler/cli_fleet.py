@@ -14,7 +14,8 @@ app.add_typer(pool, name="pool")
 
 QUEUE_COLUMNS = {
     "position": "Place", "id": "Workload", "name": "Name", "firm_id": "Firm", "priority": "Priority", "need": "Needs",
-    "pools": "Pools", "reason": "Waits for", "detail": "Because", "expected_start": "Expected start",
+    "pools": "Pools", "standing": "Stands", "reason": "Waits for", "detail": "Because",
+    "expected_start": "Expected start",
 }  # fmt: skip
 NODE_COLUMNS = {
     "id": "Node", "pool": "Pool", "address": "Address", "state": "State", "size": "Accelerators", "placed": "Placed",

@@ -3,10 +3,11 @@
 The cycle, in order:
 1. Work on a draining node is preempted.
 2. Waiting work is taken in order (`ordering`). What can never run is rejected; what backs off or lacks money waits.
-3. Each gets its earliest slot in the timeline (`timeline`): quota of its firm and room for the whole gang on nodes
-   (`placement`). A slot that begins now is a start; any other is a wait with its reason and expected time. The slot is
-   kept either way, so nobody later delays somebody earlier.
-4. Beyond `Policy.reservations` per pool nothing more is reserved: those may still start now where they delay nobody,
+3. Each gets its earliest slot in the timeline (`timeline`): quota, its own or borrowed (`sharing`), and room for the
+   whole gang on nodes (`placement`). A slot that begins now is a start; any other is a wait with its reason and
+   expected time. The slot is kept either way, so nobody later delays somebody earlier.
+4. What is promised its quota and would start sooner if borrowed work were stopped has it stopped (`preemption`).
+5. Beyond `Policy.reservations` per pool nothing more is reserved: those may still start now where they delay nobody,
    and their expected time is an estimate.
 """
 
@@ -14,10 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from quotas.vocabulary import PoolName
+from quotas.vocabulary import PoolName, QoS
 from scheduler.ordering import in_order
 from scheduler.placement import could_hold, place_gang
-from scheduler.snapshot import Change, QuotaKey, State, Waiting, apply
+from scheduler.preemption import DRAIN, RECLAIM, YIELD, Standings
+from scheduler.sharing import QuotaKey, Sharing
+from scheduler.snapshot import Change, Running, State, Waiting, apply
 from scheduler.timeline import Slot, Timeline
 from scheduler.vocabulary import (
     Decision,
@@ -39,6 +42,8 @@ class Policy:
 
     reservations: int = 100  # waiting workloads per pool that get a place in the timeline
     overrun_seconds: int = 30  # work past its expected end is expected to end this much from now
+    grace_seconds: int = 10  # from the wish to stop to the kill
+    minimum_seconds: int = 60  # work that began less than this ago is not stopped for others
 
 
 def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: datetime) -> tuple[State, list[Decision]]:
@@ -48,9 +53,11 @@ def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: date
     or all at once, gives the same ones.
     """
     seen = apply(state, changes)
-    decisions: list[Decision] = list(_drains(seen))
-    cycle = _Cycle(seen, policy, now)
-    decisions += [cycle.consider(workload) for workload in in_order(seen.waiting.values())]
+    sharing = Sharing(seen.quotas, seen.tree)
+    cycle = _Cycle(seen, sharing, policy, now)
+    decisions: list[Decision] = list(cycle.drain())
+    for turn in in_order(seen, sharing):
+        decisions += cycle.consider(turn.workload)
     check_decisions(seen, decisions)
     return seen, decisions
 
@@ -61,21 +68,23 @@ def refusal(workload: Waiting, state: State) -> Reject | None:
     if hopeless:
         return hopeless
     pools = {node.pool for node in state.nodes.values()}
-    for pool in workload.pools:
-        quota = state.nominal.get((workload.firm_id, pool), 0)
+    sharing = Sharing(state.quotas, state.tree)
+    most = {pool: _most(workload, pool, sharing) for pool in workload.pools}
+    for pool, quota in most.items():
         capacity = {node.id: int(node.gpu_milli) for node in state.nodes.values() if node.pool == pool}
         if pool in pools and quota >= workload.need and could_hold(capacity, workload.workers, workload.gpu_milli):
             return None
-    best = max(state.nominal.get((workload.firm_id, pool), 0) for pool in workload.pools)
+    best = max(most.values())
     if best < workload.need:
-        detail = f"it needs {gpus(workload.need)} and the firm's quota in {_either(workload.pools)} is {gpus(best)}"
+        what = "quota" if workload.qos is QoS.RESERVED else "quota with all it may borrow"
+        detail = f"it needs {gpus(workload.need)} and the firm's {what} in {_either(workload.pools)} is {gpus(best)}"
         return Reject(workload.id, RejectReason.NO_QUOTA, detail)
     detail = f"{_gang(workload)} fit on no set of nodes of {_either(workload.pools)}, even empty ones"
     return Reject(workload.id, RejectReason.TOO_LARGE, detail)
 
 
 def check_decisions(state: State, decisions: list[Decision]) -> None:
-    """S1 and S3 on the outcome of a cycle; AssertionError when one of them is broken."""
+    """S1, S3 and S4 on the outcome of a cycle; AssertionError when one of them is broken."""
     decided = [d.workload_id for d in decisions if not isinstance(d, Preempt)]
     assert sorted(decided) == sorted(state.waiting), "every waiting workload gets exactly one decision"
     used: dict[NodeId, int] = {}
@@ -89,6 +98,26 @@ def check_decisions(state: State, decisions: list[Decision]) -> None:
         for node in start.placement.nodes:
             assert state.nodes[node].is_open, "closed nodes take no work"
             assert used[node] <= state.nodes[node].gpu_milli, "a cycle cannot mint GPUs"
+    _check_quota(state, starts)
+
+
+def _check_quota(state: State, starts: list[Start]) -> None:
+    """Starts leave every firm under its ceiling and every tree within what its firms lend."""
+    sharing = Sharing(state.quotas, state.tree)
+    used: dict[QuotaKey, int] = {}
+    for work in state.running.values():
+        key = work.firm_id, work.placement.pool
+        used[key] = used.get(key, 0) + work.need
+    for start in starts:
+        work = state.waiting[start.workload_id]
+        key = work.firm_id, start.placement.pool
+        used[key] = used.get(key, 0) + work.need
+    for start in starts:
+        key = state.waiting[start.workload_id].firm_id, start.placement.pool
+        tree = {firm: milli for (firm, pool), milli in used.items() if pool == key[1]}
+        root = sharing.root(key[0])
+        mine = {firm: milli for firm, milli in tree.items() if sharing.root(firm) == root}
+        assert sharing.left(key, mine) >= 0 or mine[key[0]] <= sharing.quota(key).kept, "nobody uses what nobody lends"
 
 
 def gpus(milli: int) -> str:
@@ -99,37 +128,93 @@ def gpus(milli: int) -> str:
 class _Cycle:
     """The timeline as it fills up, and what is really free now: what runs, and what this cycle starts."""
 
-    def __init__(self, state: State, policy: Policy, now: datetime) -> None:
-        self._state, self._policy, self._now = state, policy, now
-        self._timeline = Timeline(state, now=now, overrun_seconds=policy.overrun_seconds)
-        self._facts = Timeline(state, now=now, overrun_seconds=policy.overrun_seconds)
+    def __init__(self, state: State, sharing: Sharing, policy: Policy, now: datetime) -> None:
+        self._state, self._sharing, self._policy, self._now = state, sharing, policy, now
+        self._grace = max(1, policy.grace_seconds)  # nothing is free before what holds it has gone
+        overrun = max(policy.overrun_seconds, self._grace + 1)  # to be late is no way to keep what was borrowed
+        self._timeline = Timeline(state, sharing, now=now, overrun_seconds=overrun)
+        self._facts = Timeline(state, sharing, now=now, overrun_seconds=overrun)
+        self._standings = Standings.of(state, sharing)
+        self._ready = now + timedelta(seconds=self._grace)  # when what is stopped now will have gone
         self._reserved: dict[PoolName, int] = {}
         self._work_ahead: dict[PoolName, int] = {}  # thousandths × seconds, of what waits before
         self._last: dict[PoolName, datetime] = {}
 
-    def consider(self, workload: Waiting) -> Decision:
-        """The decision for one workload, given those considered before it."""
+    def drain(self) -> Iterable[Preempt]:
+        """Stop what runs on draining nodes."""
+        draining = {node.id for node in self._state.nodes.values() if node.is_draining}
+        for work in sorted(self._state.running.values(), key=lambda r: r.id):
+            if not work.is_stopping and draining.intersection(work.placement.nodes):
+                self._standings.stop(work)
+                yield Preempt(work.id, DRAIN)
+
+    def consider(self, workload: Waiting) -> list[Decision]:
+        """The decision for one workload, given those considered before it, and what is stopped for it."""
         hopeless = _impossible(workload, self._state)
         if hopeless:
-            return hopeless
+            return [hopeless]
         if workload.held and workload.held_until and workload.held_until > self._now:
-            return self._held(workload, workload.held, workload.held_until)
+            return [self._held(workload, workload.held, workload.held_until)]
         if all(self._reserved.get(pool, 0) >= self._policy.reservations for pool in workload.pools):
             return self._beyond(workload)
         slot = self._timeline.earliest(workload)
+        if slot is None or slot.start > self._ready:
+            reclaimed = self._reclaim(workload)
+            if reclaimed:
+                return reclaimed
         if slot is None:
-            return self._wait(workload, eta=None)
+            return [self._wait(workload, eta=None)]
         self._timeline.reserve(workload, slot)
         if slot.start <= self._now:
-            return self._start(workload, slot.placement)
+            return [self._start(workload, slot.placement)]
         pool = slot.placement.pool
+        if slot.start <= self._ready and self._standings.is_promised(workload, pool):
+            self._standings.start(workload, pool)
         self._reserved[pool] = self._reserved.get(pool, 0) + 1
         self._last[pool] = max(slot.start, self._last.get(pool, slot.start))
-        return self._wait(workload, eta=slot.start)
+        return [self._wait(workload, eta=slot.start)]
 
     def _start(self, workload: Waiting, placement: Placement) -> Start:
         self._facts.reserve(workload, Slot(self._now, placement))
+        self._standings.start(workload, placement.pool)
         return Start(workload.id, placement)
+
+    def _reclaim(self, workload: Waiting) -> list[Decision]:
+        """Stop the borrowed work whose loss is least and whose room lets this promised workload start; or nothing."""
+        ready = self._ready
+        for pool in workload.pools:
+            if not self._standings.is_promised(workload, pool):
+                continue
+            victims = self._fewest(workload, pool, ready)
+            placement = self._timeline.fits_in(pool, workload, ready) if victims else None
+            if placement is None:
+                continue
+            for work in victims:
+                self._standings.stop(work)
+            self._standings.start(workload, pool)
+            self._timeline.reserve(workload, Slot(ready, placement))
+            detail = f"{len(victims)} borrowing in {pool} told to stop, with {self._grace} s of grace"
+            stops = [Preempt(v.id, YIELD if v.firm_id == workload.firm_id else RECLAIM, workload.id) for v in victims]
+            return [*stops, Wait(workload.id, WaitReason.RECLAIM, detail, ready)]
+        return []
+
+    def _fewest(self, workload: Waiting, pool: PoolName, ready: datetime) -> list[Running]:
+        """Enough work to stop, its slots released in the timeline from `ready` on, and none of it for nothing."""
+        minimum = timedelta(seconds=self._policy.minimum_seconds)
+        stopped: list[Running] = []
+        for work in self._standings.victims(workload, pool, now=self._now, minimum=minimum):
+            self._timeline.release(work, ready)
+            stopped.append(work)
+            if self._timeline.fits_in(pool, workload, ready):
+                break
+        needed: list[Running] = []
+        enough = self._timeline.fits_in(pool, workload, ready) is not None
+        for work in reversed(stopped):  # the last one made it fit; of those before, the dearest may be spared first
+            self._timeline.keep(work, ready)
+            if enough and not self._timeline.fits_in(pool, workload, ready):
+                self._timeline.release(work, ready)
+                needed.append(work)
+        return needed
 
     def _held(self, workload: Waiting, reason: WaitReason, until: datetime) -> Wait:
         if reason is not WaitReason.BACKOFF:  # nobody knows when money or a price comes
@@ -137,19 +222,19 @@ class _Cycle:
         slot = self._timeline.earliest(workload, not_before=until)
         return Wait(workload.id, reason, f"tried again at {until:%H:%M:%S} UTC", slot.start if slot else None)
 
-    def _beyond(self, workload: Waiting) -> Decision:
+    def _beyond(self, workload: Waiting) -> list[Decision]:
         placement = self._timeline.fits(workload, self._now)
         if placement:
             self._timeline.reserve(workload, Slot(self._now, placement))
-            return self._start(workload, placement)
+            return [self._start(workload, placement)]
         pool = workload.pools[0]
         capacity = sum(n.gpu_milli for n in self._state.nodes.values() if n.pool == pool and n.is_open)
         ahead = self._work_ahead.get(pool, 0)
         self._work_ahead[pool] = ahead + workload.need * (workload.seconds or 0)
         if not capacity or workload.seconds is None:
-            return self._wait(workload, eta=None)
+            return [self._wait(workload, eta=None)]
         start = self._last.get(pool, self._now) + timedelta(seconds=ahead // capacity)
-        return self._wait(workload, eta=start, estimated=True)
+        return [self._wait(workload, eta=start, estimated=True)]
 
     def _wait(self, workload: Waiting, *, eta: datetime | None, estimated: bool = False) -> Wait:
         """The rule that holds it, told for the pool that comes nearest to taking it."""
@@ -163,32 +248,48 @@ class _Cycle:
             return WaitReason.NO_NODE, f"{_gang(workload)}; {pool} has {len(capacity)} nodes up and open"
         key: QuotaKey = (workload.firm_id, pool)
         soon = self._now + timedelta(microseconds=1)
-        left, quota = self._facts.quota_left(key, self._now, soon), self._state.nominal.get(key, 0)
+        left = self._facts.quota_left(key, workload.qos, self._now, soon)
         if left < workload.need:
-            detail = (
-                f"it needs {gpus(workload.need)}; the quota in {pool} is {gpus(quota)}, {gpus(quota - left)} in use"
-            )
-            return WaitReason.NO_QUOTA, detail
+            return self._no_quota(workload, key, self._facts.used(key))
         free = self._facts.free(pool, self._now, soon)
         if place_gang(free, workload.workers, workload.gpu_milli) is None:
             total = gpus(sum(free.values()))
             return WaitReason.NO_ROOM, f"{_gang(workload)}; {total} of {gpus(sum(capacity.values()))} free in {pool}"
         return WaitReason.BEHIND, f"its place in {pool} is kept for earlier work"
 
+    def _no_quota(self, workload: Waiting, key: QuotaKey, used: int) -> tuple[WaitReason, str]:
+        quota, pool, root = self._sharing.quota(key), key[1], self._sharing.root(key[0])
+        needs = f"it needs {gpus(workload.need)}; the quota in {pool} is {gpus(quota.nominal)}, {gpus(used)} in use"
+        if root == key[0] or workload.qos is QoS.RESERVED:
+            return WaitReason.NO_QUOTA, needs
+        if used + workload.need > quota.ceiling:
+            return WaitReason.NO_QUOTA, f"{needs}, and it may borrow {gpus(quota.borrowing or 0)}"
+        if used + workload.need <= quota.nominal:
+            minimum = self._policy.minimum_seconds
+            return WaitReason.RECLAIM, f"{needs}; work that borrows the rest is stopped once it has run {minimum} s"
+        left = max(0, self._facts.lent_left(key))
+        return WaitReason.NOT_LENT, f"{needs}; {root} has {gpus(left)} of {gpus(self._sharing.lent(root, pool))} left"
 
-_NEARNESS = [WaitReason.BEHIND, WaitReason.NO_ROOM, WaitReason.NO_QUOTA, WaitReason.NO_NODE]
+
+_NEARNESS = [
+    WaitReason.BEHIND,
+    WaitReason.NO_ROOM,
+    WaitReason.RECLAIM,
+    WaitReason.NOT_LENT,
+    WaitReason.NO_QUOTA,
+    WaitReason.NO_NODE,
+]
 
 
-def _drains(state: State) -> Iterable[Preempt]:
-    draining = {node.id for node in state.nodes.values() if node.is_draining}
-    for work in sorted(state.running.values(), key=lambda r: r.id):
-        if not work.is_stopping and draining.intersection(work.placement.nodes):
-            yield Preempt(work.id, "drain")
+def _most(workload: Waiting, pool: PoolName, sharing: Sharing) -> int:
+    """What the workload's firm could use for it if nobody used anything."""
+    key = workload.firm_id, pool
+    return sharing.quota(key).nominal if workload.qos is QoS.RESERVED else sharing.most(key)
 
 
 def _impossible(workload: Waiting, state: State) -> Reject | None:
     known: set[PoolName] = {node.pool for node in state.nodes.values()}
-    known |= {pool for _, pool in state.nominal}
+    known |= {pool for _, pool in state.quotas}
     if known.isdisjoint(workload.pools):
         return Reject(workload.id, RejectReason.UNKNOWN_POOL, f"there is no pool {_either(workload.pools)}")
     return None

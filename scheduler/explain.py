@@ -7,13 +7,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
-from scheduler.facts import as_waiting
-from scheduler.ordering import in_order
+from scheduler.facts import load_state
+from scheduler.ordering import Standing, Turn, in_order
+from scheduler.sharing import Sharing
+from scheduler.terms import Terms
 from scheduler.vocabulary import JOB_OVER, JobState, WaitReason
 
 _REMEDIES = {
     WaitReason.NEW: "the next cycle, within a second or two",
     WaitReason.NO_QUOTA: "the end of the firm's own work in the pool, or a larger quota",
+    WaitReason.NOT_LENT: "the end of work in its cohort, or a larger quota of its own",
+    WaitReason.RECLAIM: "the end of work that borrows: it is told to stop, and has its minimum runtime and its grace",
     WaitReason.NO_ROOM: "the end of work that runs in the pool, or another pool in its list",
     WaitReason.NO_NODE: "a node that comes up or is opened again in one of its pools",
     WaitReason.BEHIND: "the start of the work before it; a shorter expected duration may let it in earlier",
@@ -31,6 +35,7 @@ class Explanation:
     sentence: str
     rule: str | None
     would_start: str | None
+    standing: str | None
     position: int | None
     waiting: int
 
@@ -41,26 +46,29 @@ class Place:
 
     position: int
     workload: WorkloadRow
+    standing: str
 
 
-async def queue(tx: AsyncSession) -> list[Place]:
+async def queue(tx: AsyncSession, terms: Terms, *, now: datetime) -> list[Place]:
     """Everything that waits, in the order in which it is considered."""
+    state = await load_state(tx, terms, now=now)
     rows = {row.id: row for row in await store.queued(tx)}
-    ordered = in_order(as_waiting(row) for row in rows.values())
-    return [Place(i, rows[waiting.id]) for i, waiting in enumerate(ordered, start=1)]
+    turns = [turn for turn in in_order(state, Sharing(state.quotas, state.tree)) if turn.workload.id in rows]
+    return [Place(i, rows[turn.workload.id], _standing(turn)) for i, turn in enumerate(turns, start=1)]
 
 
-async def why(tx: AsyncSession, job: WorkloadRow) -> Explanation:
+async def why(tx: AsyncSession, job: WorkloadRow, terms: Terms, *, now: datetime) -> Explanation:
     """The rule that holds a job, what would let it start and its place; for other states, what happened."""
-    places = await queue(tx)
-    position = next((place.position for place in places if place.workload.id == job.id), None)
+    places = await queue(tx, terms, now=now)
+    mine = next((place for place in places if place.workload.id == job.id), None)
     reason = WaitReason(job.wait_reason) if job.wait_reason else None
     return Explanation(
         job,
         _sentence(job, reason),
         reason.sentence if reason else None,
         _REMEDIES[reason] if reason else None,
-        position,
+        mine.standing if mine else None,
+        mine.position if mine else None,
         len(places),
     )
 
@@ -77,6 +85,14 @@ def expected_finish(job: WorkloadRow, *, now: datetime) -> datetime | None:
     if step and total:
         return job.started_at + (now - job.started_at) * (total / step)
     return max(now, job.started_at + timedelta(seconds=job.expected_seconds))
+
+
+def _standing(turn: Turn) -> str:
+    match turn.standing:
+        case Standing.PROMISED:
+            return f"within quota: with it and what is before it, its firm uses {turn.share:.0%} of its own"
+        case Standing.BORROWS:
+            return f"borrows: with it and what is before it, its firm has {turn.share:.0%} above its quota"
 
 
 def _sentence(job: WorkloadRow, reason: WaitReason | None) -> str:

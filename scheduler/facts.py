@@ -1,14 +1,17 @@
 """The state a decision sees, read from the database in one transaction."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from math import log
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.units import GpuMilli
 from quotas import api as quotas
-from quotas.vocabulary import FirmId, PoolName
+from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.adapters import store
-from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
+from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, WorkloadRow
+from scheduler.sharing import Quota, QuotaKey, Seat
 from scheduler.snapshot import Running, State, Waiting
 from scheduler.terms import Terms
 from scheduler.vocabulary import NodeId, Placement, WaitReason, WorkloadId
@@ -21,11 +24,15 @@ async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
     live = await store.live_attempts(tx)
     placed = await store.placements(tx, [attempt.id for attempt, _ in live])
     running = [as_running(w, a, placed[a.id], terms, now=now) for a, w in live]
+    limits = await quotas.quota_limits(tx, at=now)
+    tree = await quotas.cohort_tree(tx, at=now)
     return State(
         nodes=store.as_nodes(await store.nodes(tx)),
         waiting={w.id: w for w in (as_waiting(row) for row in await store.queued(tx))},
         running={r.id: r for r in running},
-        nominal=await quotas.quota_nominal(tx, at=now),
+        quotas={key: Quota(v.nominal, v.borrowing, v.lending) for key, v in limits.items()},
+        tree={node: Seat(seat.parent, seat.weight_milli) for node, seat in tree.items()},
+        lately=_lately(await store.usage_lately(tx), running, terms, now=now),
     )
 
 
@@ -43,6 +50,8 @@ def as_waiting(row: WorkloadRow) -> Waiting:
         seconds=row.expected_seconds,
         held=held,
         held_until=row.held_until if held else None,
+        qos=QoS(row.qos),
+        deadline=row.deadline,
     )
 
 
@@ -59,5 +68,31 @@ def as_running(
     elif workload.expected_seconds is not None:
         ends_at = (attempt.started_at or now) + timedelta(seconds=workload.expected_seconds)
     return Running(
-        WorkloadId(workload.id), FirmId(workload.firm_id), placement, ends_at, attempt.stop_requested_at is not None
+        WorkloadId(workload.id),
+        FirmId(workload.firm_id),
+        placement,
+        ends_at,
+        attempt.stop_requested_at is not None,
+        QoS(workload.qos),
+        attempt.started_at,
     )
+
+
+def _lately(
+    rows: Sequence[FirmUsageRow], running: Sequence[Running], terms: Terms, *, now: datetime
+) -> dict[QuotaKey, int]:
+    """Thousandths each firm held of each pool on average, weighing what was a half-life ago by half.
+
+    What runs counts from its start on with all it is expected to use, so that a burst does not come for free.
+    """
+    half_life = terms.half_life_seconds
+    used: dict[QuotaKey, float] = {}
+    for row in rows:
+        age = max(0.0, (now - row.as_of).total_seconds())
+        used[FirmId(row.firm_id), PoolName(row.pool)] = row.milli_seconds * 0.5 ** (age / half_life)
+    for work in running:
+        key = work.firm_id, work.placement.pool
+        begun = work.since or now
+        seconds = (max(now, work.ends_at or now) - begun).total_seconds()
+        used[key] = used.get(key, 0.0) + work.need * min(seconds, half_life)
+    return {key: round(amount * log(2) / half_life) for key, amount in used.items()}

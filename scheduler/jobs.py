@@ -66,6 +66,7 @@ class JobSpec:
     priority: int = 0
     max_runtime_seconds: int | None = None
     cap_micro_yuan: MicroYuan | None = None
+    deadline: datetime | None = None
 
     @property
     def gpu_milli(self) -> GpuMilli:
@@ -79,7 +80,8 @@ class JobSpec:
 
     def request_hash(self, project_id: str, quote_id: str | None) -> bytes:
         """Hash of the whole request; an idempotency key stands for this."""
-        return _hash([self.shape_hash(project_id).hex(), self.name, self.cap_micro_yuan, quote_id])
+        content = [self.shape_hash(project_id).hex(), self.name, self.cap_micro_yuan, quote_id]
+        return _hash(content if self.deadline is None else [*content, self.deadline.isoformat()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,16 @@ async def prepare_job(blobs: Blobs, spec: JobSpec, files: Sequence[InputRow], *,
 def as_candidate(spec: JobSpec, prepared: Prepared, firm_id: FirmId, *, id: str, now: datetime) -> Waiting:
     """The job as decisions would see it if it were submitted now."""
     return Waiting(
-        WorkloadId(id), firm_id, spec.pools, spec.workers, spec.gpu_milli, spec.priority, now, prepared.expected_seconds
+        WorkloadId(id),
+        firm_id,
+        spec.pools,
+        spec.workers,
+        spec.gpu_milli,
+        spec.priority,
+        now,
+        prepared.expected_seconds,
+        qos=spec.qos,
+        deadline=spec.deadline,
     )
 
 
@@ -273,6 +284,7 @@ def _row(
         expected_seconds=prepared.expected_seconds,
         max_runtime_seconds=prepared.max_runtime_seconds,
         cap_micro_yuan=spec.cap_micro_yuan,
+        deadline=spec.deadline,
         state=JobState.QUEUED,
         fence=0,
         failures=0,

@@ -14,18 +14,20 @@ from typing import assert_never
 
 from sqlalchemy.exc import DBAPIError
 
+from kit import events
 from kit.blobs import Blobs
 from kit.clock import Clock
 from kit.db import Database
 from kit.errors import HeliuError, Unavailable
+from quotas.vocabulary import PoolName
 from scheduler import artifacts, effects, fleet, leases, suspensions, uploads
 from scheduler.adapters import store
-from scheduler.admission import Admitted, Postponed, Stale, admit, record_wait
+from scheduler.admission import Admitted, Postponed, Stale, admit, is_payable, record_wait, topic
 from scheduler.attempts import finish_workload, request_stop
 from scheduler.cycle import decide
 from scheduler.facts import load_state
 from scheduler.ports import ClusterRuntime, NodeDirectory
-from scheduler.snapshot import State
+from scheduler.sharing import Sharing
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
     JOBS_CHANNEL,
@@ -36,6 +38,7 @@ from scheduler.vocabulary import (
     Start,
     Wait,
     WaitReason,
+    WorkloadId,
     WorkloadKind,
 )
 
@@ -104,17 +107,19 @@ async def cycle(controller: Controller) -> None:
     async with controller.db.transaction() as tx:
         state = await load_state(tx, controller.terms, now=now)
     _, decisions = decide(state, (), controller.terms.policy, now=now)
-    waits: list[Wait] = []
+    sharing, waits, poor = Sharing(state.quotas, state.tree), list[Wait](), set[WorkloadId | None]()
     for decision in decisions:
         match decision:
             case Start():
-                await _start(controller, decision, state)
+                await _start(controller, decision, sharing)
             case Preempt():
-                await _preempt(controller, decision)
+                if not await _preempt(controller, decision):
+                    poor.add(decision.by)
             case Reject():
                 await _reject(controller, decision)
             case Wait():
-                waits.append(decision)
+                if decision.workload_id not in poor:
+                    waits.append(decision)
             case _:
                 assert_never(decision)
     await _record_waits(controller, waits, now)
@@ -141,10 +146,10 @@ async def tidy(controller: Controller) -> None:
     await uploads.remove_expired(controller.db, controller.blobs, now=controller.clock.now())
 
 
-async def _start(controller: Controller, start: Start, state: State) -> None:
+async def _start(controller: Controller, start: Start, sharing: Sharing) -> None:
     async with controller.db.transaction() as tx:
         outcome = await admit(
-            tx, start, state.nominal, key=controller.token_key, terms=controller.terms, now=controller.clock.now()
+            tx, start, sharing, key=controller.token_key, terms=controller.terms, now=controller.clock.now()
         )
     match outcome:
         case Admitted(attempt_id):
@@ -157,12 +162,21 @@ async def _start(controller: Controller, start: Start, state: State) -> None:
             assert_never(outcome)
 
 
-async def _preempt(controller: Controller, preempt: Preempt) -> None:
+async def _preempt(controller: Controller, preempt: Preempt) -> bool:
+    """Tell it to stop. False when whom it should make room for could not pay: nobody is stopped for nothing."""
+    now = controller.clock.now()
     async with controller.db.transaction() as tx:
         workload = await store.workload(tx, preempt.workload_id, lock=True)
         attempt = await store.live_attempt(tx, preempt.workload_id)
-        if workload is not None and attempt is not None:
-            await request_stop(tx, attempt, EndCause.EVICTED, now=controller.clock.now())
+        if workload is None or attempt is None or attempt.stop_requested_at is not None:
+            return True
+        pool = PoolName(attempt.pool)
+        if preempt.by and not await is_payable(tx, preempt.by, pool, terms=controller.terms, now=now):
+            return False
+        await request_stop(tx, attempt, EndCause.EVICTED, now=now)
+        body = {"attempt_id": attempt.id, "rule": preempt.why}
+        await events.append(tx, topic(workload, "preempted"), workload.id, body, now=now, firm_id=workload.firm_id)
+        return True
 
 
 async def _reject(controller: Controller, reject: Reject) -> None:

@@ -14,6 +14,7 @@ from kit.secret_files import load_or_create
 from kit.settings import Settings
 from scheduler import loop
 from scheduler.adapters.ray_runtime import RayCluster, RayRuntime
+from scheduler.cycle import Policy
 from scheduler.terms import Terms
 from scheduler.web import file_routes, fleet_routes, internal, routes
 from scheduler.web.edge import Edge
@@ -27,6 +28,8 @@ class SchedulerSettings(BaseSettings):
     start_timeout_seconds: int = 180
     grace_seconds: int = 10
     firm_storage_bytes: int = 20 << 30
+    half_life_seconds: int = 86_400  # of what firms used, when they borrow
+    minimum_runtime_seconds: int = 60  # borrowed work that began less than this ago is not stopped for others
     node_python: Path | None = None  # the node environment's interpreter, as nodes see it
 
 
@@ -41,6 +44,8 @@ def terms_from(settings: Settings) -> Terms:
         start_timeout_seconds=own.start_timeout_seconds,
         upload_bytes_max=settings.upload_limit_bytes,
         firm_storage_bytes=own.firm_storage_bytes,
+        half_life_seconds=own.half_life_seconds,
+        policy=Policy(grace_seconds=own.grace_seconds, minimum_seconds=own.minimum_runtime_seconds),
     )
 
 

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import TypeAlias, assert_never
 
 from kit.units import GpuMilli
-from quotas.vocabulary import FirmId, PoolName
+from quotas.vocabulary import FirmId, PoolName, QoS
+from scheduler.sharing import NO_QUOTA, Member, Quota, QuotaKey, Seat
 from scheduler.vocabulary import NodeId, Placement, WaitReason, WorkloadId
 
 
@@ -38,6 +39,8 @@ class Waiting:
     seconds: int | None  # expected duration; None: until it is stopped
     held: WaitReason | None = None  # backoff, no_money, no_price: not looked at before held_until
     held_until: datetime | None = None
+    qos: QoS = QoS.STANDARD
+    deadline: datetime | None = None  # when its owner wants it to be over
 
     @property
     def need(self) -> int:
@@ -54,6 +57,8 @@ class Running:
     placement: Placement
     ends_at: datetime | None  # expected; None: until it is stopped
     is_stopping: bool = False
+    qos: QoS = QoS.STANDARD
+    since: datetime | None = None  # what it has done from then on would be lost; None: it has not begun
 
     @property
     def need(self) -> int:
@@ -61,17 +66,19 @@ class Running:
         return len(self.placement.nodes) * self.placement.gpu_milli
 
 
-QuotaKey: TypeAlias = tuple[FirmId, PoolName]
-
-
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything a decision may depend on. A workload is in `waiting` or in `running`, never in both."""
+    """Everything a decision may depend on. A workload is in `waiting` or in `running`, never in both.
+
+    `lately` is what each firm held of each pool on average, in thousandths, the more recent the more it weighs.
+    """
 
     nodes: Mapping[NodeId, Node] = field(default_factory=dict[NodeId, Node])
     waiting: Mapping[WorkloadId, Waiting] = field(default_factory=dict[WorkloadId, Waiting])
     running: Mapping[WorkloadId, Running] = field(default_factory=dict[WorkloadId, Running])
-    nominal: Mapping[QuotaKey, GpuMilli] = field(default_factory=dict[QuotaKey, GpuMilli])
+    quotas: Mapping[QuotaKey, Quota] = field(default_factory=dict[QuotaKey, Quota])
+    tree: Mapping[Member, Seat] = field(default_factory=dict[Member, Seat])
+    lately: Mapping[QuotaKey, int] = field(default_factory=dict[QuotaKey, int])
 
     def with_waiting(self, extra: Waiting) -> "State":
         """A copy in which `extra` waits too: for quotes and what-ifs."""
@@ -107,16 +114,29 @@ class Over:
 class QuotaSet:
     firm_id: FirmId
     pool: PoolName
-    nominal: GpuMilli
+    quota: Quota
 
 
-Change: TypeAlias = NodeSeen | NodeGone | Queued | Placed | Over | QuotaSet
+@dataclass(frozen=True, slots=True)
+class SeatSet:
+    member: Member
+    seat: Seat | None  # None: it stands in no tree any more
+
+
+@dataclass(frozen=True, slots=True)
+class LatelySet:
+    firm_id: FirmId
+    pool: PoolName
+    milli: int
+
+
+Change: TypeAlias = NodeSeen | NodeGone | Queued | Placed | Over | QuotaSet | SeatSet | LatelySet
 
 
 def apply(state: State, changes: Iterable[Change]) -> State:
     """The state after `changes`, in their order; `state` itself stays as it is."""
-    nodes, waiting = dict(state.nodes), dict(state.waiting)
-    running, nominal = dict(state.running), dict(state.nominal)
+    nodes, waiting, running = dict(state.nodes), dict(state.waiting), dict(state.running)
+    quotas, tree, lately = dict(state.quotas), dict(state.tree), dict(state.lately)
     for change in changes:
         match change:
             case NodeSeen(node):
@@ -133,10 +153,16 @@ def apply(state: State, changes: Iterable[Change]) -> State:
                 waiting.pop(workload_id, None)
                 running.pop(workload_id, None)
             case QuotaSet(firm_id, pool, quota):
-                nominal[firm_id, pool] = quota
+                quotas[firm_id, pool] = quota
+            case SeatSet(member, seat):
+                tree.pop(member, None)
+                if seat is not None:
+                    tree[member] = seat
+            case LatelySet(firm_id, pool, milli):
+                lately[firm_id, pool] = milli
             case _:
                 assert_never(change)
-    return State(nodes, waiting, running, nominal)
+    return State(nodes, waiting, running, quotas, tree, lately)
 
 
 def changes_between(before: State, after: State) -> list[Change]:
@@ -147,6 +173,10 @@ def changes_between(before: State, after: State) -> list[Change]:
     changes += [Over(id) for id in known if id not in after.waiting and id not in after.running]
     changes += [Queued(w) for id, w in after.waiting.items() if before.waiting.get(id) != w or id in before.running]
     changes += [Placed(r) for id, r in after.running.items() if before.running.get(id) != r or id in before.waiting]
-    quotas = {key: GpuMilli(0) for key in before.nominal} | dict(after.nominal)
-    changes += [QuotaSet(*key, value) for key, value in quotas.items() if before.nominal.get(key) != value]
+    quotas = dict.fromkeys(before.quotas, NO_QUOTA) | dict(after.quotas)
+    changes += [QuotaSet(*key, value) for key, value in quotas.items() if before.quotas.get(key) != value]
+    changes += [SeatSet(member, None) for member in before.tree if member not in after.tree]
+    changes += [SeatSet(member, seat) for member, seat in after.tree.items() if before.tree.get(member) != seat]
+    lately = dict.fromkeys(before.lately, 0) | dict(after.lately)
+    changes += [LatelySet(*key, milli) for key, milli in lately.items() if before.lately.get(key) != milli]
     return changes

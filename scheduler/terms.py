@@ -20,6 +20,7 @@ class Terms:
     replica_hold_seconds: int = 1800  # a replica's money is held for this long at once …
     replica_renew_seconds: int = 300  # … and settled and held anew this often
     quote_seconds: int = 900
+    half_life_seconds: int = 86_400  # what a firm used this long ago weighs half when it borrows
     upload_bytes_max: int = 1 << 30  # one file
     upload_seconds: int = 86_400  # an upload that is not complete by then is forgotten
     firm_storage_bytes: int = 20 << 30  # all uploads and artifacts of a firm

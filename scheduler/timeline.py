@@ -10,29 +10,39 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from quotas.vocabulary import FirmId, PoolName
+from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.placement import place_gang
-from scheduler.snapshot import QuotaKey, State, Waiting
+from scheduler.sharing import Member, QuotaKey, Sharing
+from scheduler.snapshot import Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement
 
 FOREVER = datetime.max.replace(tzinfo=UTC)
+_AT_ONCE = timedelta(seconds=1)
 
 
 class Profile:
-    """What is free of one thing (a node, a firm's quota) over time: a step function from `now` on."""
+    """An amount over time, a step function from `now` on: what is free of a node, or what a firm has in use."""
 
-    def __init__(self, now: datetime, capacity: int) -> None:
+    def __init__(self, now: datetime, level: int) -> None:
         self._times = [now]
-        self._levels = [capacity]
+        self._levels = [level]
 
-    def take(self, start: datetime, end: datetime, amount: int) -> None:
-        """Take `amount` in `[start, end)`."""
+    def add(self, start: datetime, end: datetime, amount: int) -> None:
+        """Raise (or lower) the level by `amount` in `[start, end)`."""
         first, last = self._cut(start), self._cut(end) if end < FOREVER else len(self._times)
         for i in range(first, last):
-            self._levels[i] -= amount
+            self._levels[i] += amount
+
+    def steps(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, int]]:
+        """The pieces of `[start, end)` on which the level is constant: from, to, level."""
+        i = max(bisect_right(self._times, start) - 1, 0)
+        while i < len(self._times) and (self._times[i] < end or i == 0):
+            until = self._times[i + 1] if i + 1 < len(self._times) else FOREVER
+            yield max(start, self._times[i]), min(end, until), self._levels[i]
+            i += 1
 
     def lowest(self, start: datetime, end: datetime) -> int:
-        """The least that is free at any time in `[start, end)`."""
+        """The lowest level at any time in `[start, end)`."""
         first = max(bisect_right(self._times, start) - 1, 0)
         lowest = self._levels[first]
         for i in range(first + 1, len(self._times)):
@@ -41,9 +51,17 @@ class Profile:
             lowest = min(lowest, self._levels[i])
         return lowest
 
+    def highest(self, start: datetime, end: datetime) -> int:
+        """The highest level at any time in `[start, end)`."""
+        return max(level for _, _, level in self.steps(start, end))
+
     def rises(self) -> Iterator[datetime]:
-        """When more becomes free than just before."""
+        """When the level is higher than just before."""
         return (self._times[i] for i in range(1, len(self._times)) if self._levels[i] > self._levels[i - 1])
+
+    def falls(self) -> Iterator[datetime]:
+        """When the level is lower than just before."""
+        return (self._times[i] for i in range(1, len(self._times)) if self._levels[i] < self._levels[i - 1])
 
     def _cut(self, at: datetime) -> int:
         i = bisect_right(self._times, at) - 1
@@ -67,28 +85,52 @@ class Slot:
 class Timeline:
     """The future of every pool. Mutable, made anew for one decision and gone with it."""
 
-    def __init__(self, state: State, *, now: datetime, overrun_seconds: int) -> None:
-        self._now = now
+    def __init__(self, state: State, sharing: Sharing, *, now: datetime, overrun_seconds: int) -> None:
+        self._now, self._sharing = now, sharing
+        self._overdue = now + timedelta(seconds=overrun_seconds)
         self._pools: dict[PoolName, list[NodeId]] = {}
         self._nodes: dict[NodeId, Profile] = {}
-        self._quotas: dict[QuotaKey, Profile] = {}
-        self._nominal = state.nominal
+        self._used: dict[QuotaKey, Profile] = {}  # what a firm has in use …
+        self._reserved: dict[QuotaKey, Profile] = {}  # … and of that its reserved work
+        self._lendable: dict[tuple[Member, PoolName], Profile] = {}  # what is free of what a tree lends together
         for node in sorted(state.nodes.values(), key=lambda n: n.id):
             self._nodes[node.id] = Profile(now, node.gpu_milli)
             if node.is_open:
                 self._pools.setdefault(node.pool, []).append(node.id)
-        overdue = now + timedelta(seconds=overrun_seconds)
         for work in sorted(state.running.values(), key=lambda r: r.id):
-            end = FOREVER if work.ends_at is None else max(work.ends_at, overdue)
-            self._take(work.firm_id, work.placement, now, end)
+            self._change(work.firm_id, work.qos, work.placement, now, self.end_of(work), +1)
+
+    def end_of(self, work: Running) -> datetime:
+        """When running work is expected to end: overdue work soon, what has been told to stop at once."""
+        if work.ends_at is None:
+            return FOREVER
+        return max(work.ends_at, self._now + _AT_ONCE if work.is_stopping else self._overdue)
 
     def free(self, pool: PoolName, start: datetime, end: datetime) -> Mapping[NodeId, int]:
         """What each open node of the pool has free throughout `[start, end)`."""
         return {node: self._nodes[node].lowest(start, end) for node in self._pools.get(pool, ())}
 
-    def quota_left(self, firm_pool: QuotaKey, start: datetime, end: datetime) -> int:
-        """What the firm's quota in the pool has left throughout `[start, end)`; negative when it was lowered."""
-        return self._quota(firm_pool).lowest(start, end)
+    def quota_left(self, key: QuotaKey, qos: QoS, start: datetime, end: datetime) -> int:
+        """How much more the firm may use throughout `[start, end)`: promised, borrowed and lent taken together.
+
+        Reserved work has the nominal quota and no more: what cannot be taken back is never borrowed.
+        """
+        quota, lendable = self._sharing.quota(key), self._lendable_of(key)
+        left = min(
+            min(quota.ceiling - used, max(0, quota.kept - used) + lendable.lowest(since, until))
+            for since, until, used in self._use_of(key).steps(start, end)
+        )
+        if qos is QoS.RESERVED:
+            left = min(left, quota.nominal - self._use_of(key, reserved=True).highest(start, end))
+        return left
+
+    def used(self, key: QuotaKey) -> int:
+        """What the firm uses now."""
+        return self._use_of(key).lowest(self._now, self._now)
+
+    def lent_left(self, key: QuotaKey) -> int:
+        """What the firm's tree has left to lend now; negative when quotas were lowered."""
+        return self._lendable_of(key).lowest(self._now, self._now)
 
     def earliest(self, workload: Waiting, *, not_before: datetime | None = None) -> Slot | None:
         """The first moment at which quota and nodes hold the whole gang for its duration.
@@ -100,42 +142,70 @@ class Timeline:
 
     def fits(self, workload: Waiting, start: datetime) -> Placement | None:
         """Its placement in the first acceptable pool that holds it from `start` on, or None."""
-        fitting = (self._fit(pool, workload, start) for pool in workload.pools)
+        fitting = (self.fits_in(pool, workload, start) for pool in workload.pools)
         return next((placement for placement in fitting if placement), None)
 
-    def reserve(self, workload: Waiting, slot: Slot) -> None:
-        """Keep the slot for this workload."""
-        self._take(workload.firm_id, slot.placement, slot.start, _end(slot.start, workload.seconds))
-
-    def _earliest_in(self, pool: PoolName, workload: Waiting, not_before: datetime) -> Slot | None:
-        nodes = self._pools.get(pool, ())
-        quota = self._quota((workload.firm_id, pool))
-        profiles: Iterable[Profile] = [*(self._nodes[node] for node in nodes), quota]
-        moments = {not_before, *(t for profile in profiles for t in profile.rises() if t > not_before)}
-        for start in sorted(moments):
-            placement = self._fit(pool, workload, start)
-            if placement:
-                return Slot(start, placement)
-        return None
-
-    def _fit(self, pool: PoolName, workload: Waiting, start: datetime) -> Placement | None:
+    def fits_in(self, pool: PoolName, workload: Waiting, start: datetime) -> Placement | None:
+        """Its placement in one pool from `start` on, or None."""
         end = _end(start, workload.seconds)
-        if self.quota_left((workload.firm_id, pool), start, end) < workload.need:
+        if self.quota_left((workload.firm_id, pool), workload.qos, start, end) < workload.need:
             return None
         nodes = place_gang(self.free(pool, start, end), workload.workers, workload.gpu_milli)
         return Placement(pool, nodes, workload.gpu_milli) if nodes else None
 
-    def _take(self, firm_id: FirmId, placement: Placement, start: datetime, end: datetime) -> None:
+    def reserve(self, workload: Waiting, slot: Slot) -> None:
+        """Keep the slot for this workload."""
+        end = _end(slot.start, workload.seconds)
+        self._change(workload.firm_id, workload.qos, slot.placement, slot.start, end, +1)
+
+    def release(self, work: Running, at: datetime) -> None:
+        """Running work will be gone from `at` on instead of at its expected end."""
+        self._change(work.firm_id, work.qos, work.placement, at, max(at, self.end_of(work)), -1)
+
+    def keep(self, work: Running, at: datetime) -> None:
+        """Take back a `release`."""
+        self._change(work.firm_id, work.qos, work.placement, at, max(at, self.end_of(work)), +1)
+
+    def _earliest_in(self, pool: PoolName, workload: Waiting, not_before: datetime) -> Slot | None:
+        key = (workload.firm_id, pool)
+        moments = {not_before}
+        moments.update(t for node in self._pools.get(pool, ()) for t in self._nodes[node].rises() if t > not_before)
+        moments.update(t for profile in self._quota_profiles(key) for t in profile if t > not_before)
+        for start in sorted(moments):
+            placement = self.fits_in(pool, workload, start)
+            if placement:
+                return Slot(start, placement)
+        return None
+
+    def _quota_profiles(self, key: QuotaKey) -> Iterable[Iterator[datetime]]:
+        """When more quota becomes free for the firm."""
+        return self._use_of(key).falls(), self._use_of(key, reserved=True).falls(), self._lendable_of(key).rises()
+
+    def _change(
+        self, firm_id: FirmId, qos: QoS, placement: Placement, start: datetime, end: datetime, sign: int
+    ) -> None:
         for node in placement.nodes:
             if node in self._nodes:
-                self._nodes[node].take(start, end, placement.gpu_milli)
-        key = (firm_id, placement.pool)
-        self._quota(key).take(start, end, len(placement.nodes) * placement.gpu_milli)
+                self._nodes[node].add(start, end, -sign * placement.gpu_milli)
+        key, amount = (firm_id, placement.pool), sign * len(placement.nodes) * placement.gpu_milli
+        quota, lendable = self._sharing.quota(key), self._lendable_of(key)
+        for since, until, used in list(self._use_of(key).steps(start, end)):
+            lendable.add(since, until, quota.shared(used) - quota.shared(used + amount))
+        self._use_of(key).add(start, end, amount)
+        if qos is QoS.RESERVED:
+            self._use_of(key, reserved=True).add(start, end, amount)
 
-    def _quota(self, key: QuotaKey) -> Profile:
-        if key not in self._quotas:
-            self._quotas[key] = Profile(self._now, self._nominal.get(key, 0))
-        return self._quotas[key]
+    def _use_of(self, key: QuotaKey, *, reserved: bool = False) -> Profile:
+        profiles = self._reserved if reserved else self._used
+        if key not in profiles:
+            profiles[key] = Profile(self._now, 0)
+        return profiles[key]
+
+    def _lendable_of(self, key: QuotaKey) -> Profile:
+        tree = self._sharing.root(key[0]), key[1]
+        if tree not in self._lendable:
+            self._lendable[tree] = Profile(self._now, self._sharing.lent(*tree))
+        return self._lendable[tree]
 
 
 def _end(start: datetime, seconds: int | None) -> datetime:

@@ -97,6 +97,8 @@ class WaitReason(StrEnum):
 
     NEW = "new"
     NO_QUOTA = "no_quota"
+    NOT_LENT = "not_lent"
+    RECLAIM = "reclaim"
     NO_ROOM = "no_room"
     NO_NODE = "no_node"
     BEHIND = "behind"
@@ -113,6 +115,8 @@ class WaitReason(StrEnum):
 _SENTENCES: Mapping[WaitReason, str] = {
     WaitReason.NEW: "It has just arrived and is looked at in the next cycle.",
     WaitReason.NO_QUOTA: "The firm's quota in this pool is taken by its own running work.",
+    WaitReason.NOT_LENT: "It would have to borrow, and the firms of its cohort have nothing left to lend.",
+    WaitReason.RECLAIM: "Others work on what its firm has lent; it is given back.",
     WaitReason.NO_ROOM: "The pool's nodes are busy: there is no room for all of its workers at once.",
     WaitReason.NO_NODE: "No node that is up and open for work could ever hold it in the pools it accepts.",
     WaitReason.BEHIND: "It would fit now, but starting it would delay work that comes before it.",
@@ -154,10 +158,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """Stop this running work with a grace period and queue it again. `why` is the named rule."""
+    """Stop this running work with a grace period and queue it again. `why` is the named rule, `by` who needs it."""
 
     workload_id: WorkloadId
     why: str
+    by: WorkloadId | None = None
 
 
 @dataclass(frozen=True, slots=True)

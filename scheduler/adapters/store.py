@@ -12,6 +12,7 @@ from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.adapters.tables import (
     AttemptRow,
+    FirmUsageRow,
     InputRow,
     LogLineRow,
     NodeRow,
@@ -20,7 +21,8 @@ from scheduler.adapters.tables import (
     QuoteRow,
     WorkloadRow,
 )
-from scheduler.snapshot import Node, QuotaKey
+from scheduler.sharing import QuotaKey, Sharing
+from scheduler.snapshot import Node
 from scheduler.vocabulary import JOB_OVER, AttemptState, JobState, NodeId, NodeState, Placement, WorkloadKind
 
 LIVE = (AttemptState.PLACED, AttemptState.CLAIMED, AttemptState.RUNNING)
@@ -162,10 +164,10 @@ async def renew_lease(tx: AsyncSession, attempt_id: str, fence: int, until: date
 # --- taking and giving back -------------------------------------------------------------------------------------------
 
 
-async def take(tx: AsyncSession, firm_id: FirmId, placement: Placement, nominal: GpuMilli) -> bool:
+async def take(tx: AsyncSession, firm_id: FirmId, placement: Placement, sharing: Sharing) -> bool:
     """Take a gang's room on its nodes and in its firm's quota, or nothing (then roll back to a savepoint).
 
-    Nodes first, in id order: every admission takes its locks in the same order.
+    Nodes first, in id order, then the firm's tree: every admission takes its locks in the same order.
     """
     for node, milli in _by_node(placement.nodes, placement.gpu_milli):
         done = await tx.execute(
@@ -178,16 +180,24 @@ async def take(tx: AsyncSession, firm_id: FirmId, placement: Placement, nominal:
         )
         if not _changed(done):
             return False
+    key, root = (firm_id, placement.pool), sharing.root(firm_id)
     need = len(placement.nodes) * placement.gpu_milli
-    done = await tx.execute(
-        text("""
-            INSERT INTO scheduler.quota_use AS u (firm_id, pool, used_milli)
-            SELECT :firm, :pool, :need WHERE :need <= :nominal
-            ON CONFLICT (firm_id, pool) DO UPDATE SET used_milli = u.used_milli + :need
-            WHERE u.used_milli + :need <= :nominal"""),
-        {"firm": firm_id, "pool": placement.pool, "need": need, "nominal": nominal},
+    await tx.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:tree, 0))"), {"tree": f"quota:{root}:{placement.pool}"}
     )
-    return _changed(done)
+    rows = await tx.execute(
+        text("SELECT firm_id, used_milli FROM scheduler.quota_use WHERE pool = :pool AND firm_id = ANY(:firms)"),
+        {"pool": placement.pool, "firms": [str(member) for member in sharing.members(root)]},
+    )
+    if sharing.left(key, {FirmId(firm): used for firm, used in rows}) < need:
+        return False
+    await tx.execute(
+        text("""
+            INSERT INTO scheduler.quota_use AS u (firm_id, pool, used_milli) VALUES (:firm, :pool, :need)
+            ON CONFLICT (firm_id, pool) DO UPDATE SET used_milli = u.used_milli + :need"""),
+        {"firm": firm_id, "pool": placement.pool, "need": need},
+    )
+    return True
 
 
 async def give_back(tx: AsyncSession, firm_id: str, pool: str, rows: Sequence[PlacementRow]) -> None:
@@ -251,6 +261,25 @@ async def quota_used(tx: AsyncSession) -> dict[QuotaKey, GpuMilli]:
     """What live attempts hold, by firm and pool."""
     rows = await tx.execute(text("SELECT firm_id, pool, used_milli FROM scheduler.quota_use"))
     return {(FirmId(firm), PoolName(pool)): GpuMilli(used) for firm, pool, used in rows}
+
+
+async def count_usage(
+    tx: AsyncSession, firm_id: str, pool: str, milli_seconds: int, *, half_life_seconds: int, now: datetime
+) -> None:
+    """Add to what a firm used lately; what was there before has lost weight meanwhile."""
+    await tx.execute(
+        text("""
+            INSERT INTO scheduler.firm_usage AS u (firm_id, pool, milli_seconds, as_of)
+            VALUES (:firm, :pool, :amount, :now)
+            ON CONFLICT (firm_id, pool) DO UPDATE SET as_of = :now, milli_seconds = :amount + u.milli_seconds
+                * power(0.5, greatest(0, extract(epoch FROM :now - u.as_of)) / :half_life)"""),
+        {"firm": firm_id, "pool": pool, "amount": milli_seconds, "now": now, "half_life": half_life_seconds},
+    )
+
+
+async def usage_lately(tx: AsyncSession) -> Sequence[FirmUsageRow]:
+    """What each firm used of each pool, as it weighed when it was last added to."""
+    return (await tx.execute(select(FirmUsageRow))).scalars().all()
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------

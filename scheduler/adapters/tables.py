@@ -3,7 +3,19 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, ForeignKey, Index, Integer, LargeBinary, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlmodel import Field, SQLModel
 
@@ -86,6 +98,18 @@ class QuotaUseRow(_Table, table=True):
     used_milli: int = _integer()
 
 
+class FirmUsageRow(_Table, table=True):
+    """What a firm used of a pool, in thousandths × seconds, each weighing half as much after a half-life."""
+
+    __tablename__ = "firm_usage"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    firm_id: str = _text(primary_key=True)
+    pool: str = _text(primary_key=True, to="pool.name")
+    milli_seconds: float = Field(default=None, sa_column=Column(Double, nullable=False))
+    as_of: datetime = _instant()
+
+
 class QuoteRow(_Table, table=True):
     """A price and a time that were told, and until when they bind."""
 
@@ -134,6 +158,7 @@ class WorkloadRow(_Table, table=True):
     max_runtime_seconds: int | None = _integer(nullable=True)
     cap_micro_yuan: int | None = _integer(nullable=True, big=True)
     quote_id: str | None = _text(nullable=True, to="quote.id")
+    deadline: datetime | None = _instant(nullable=True)
     state: str = _text()
     fence: int = _integer()
     failures: int = _integer()

@@ -9,6 +9,7 @@ from scheduler import explain, fleet
 from scheduler.adapters import store
 from scheduler.adapters.tables import NodeRow
 from scheduler.vocabulary import NodeState
+from scheduler.web.edge import EdgeOf
 from scheduler.web.schemas import CordonIn, NodeOut, PoolOut, QueueOut
 from scheduler.web.views import place_out
 
@@ -69,12 +70,12 @@ async def list_pools(principal: CurrentPrincipal, db: Db, now: Now) -> list[Pool
 
 
 @router.get("/queue")
-async def queue(principal: CurrentPrincipal, db: Db) -> QueueOut:
+async def queue(principal: CurrentPrincipal, db: Db, now: Now, edge: EdgeOf) -> QueueOut:
     """Who waits, in order, with the reason for each; a firm sees its own entries and how many there are in all."""
     firm = None if is_staff(principal) else home_firm(principal)
     require(principal, Action.QUEUE_READ, firm_id=firm)
     async with db.transaction() as tx:
-        places = await explain.queue(tx)
+        places = await explain.queue(tx, edge.terms, now=now)
         running = len(await store.live_attempts(tx))
     mine = [place for place in places if _sees(principal, place.workload.firm_id)]
     return QueueOut(waiting=len(places), running=running, entries=[place_out(place) for place in mine])

@@ -118,12 +118,12 @@ async def cancel(job_id: str, principal: CurrentPrincipal, db: Db, now: Now, edg
 
 
 @router.get("/jobs/{job_id}/why")
-async def why(job_id: str, principal: CurrentPrincipal, db: Db) -> WhyOut:
+async def why(job_id: str, principal: CurrentPrincipal, db: Db, now: Now, edge: EdgeOf) -> WhyOut:
     """Which rule holds it, what would let it start, and when."""
     async with db.transaction() as tx:
         job = await jobs.job_of(tx, job_id)
         may_touch(principal, Action.JOB_READ, job)
-        return why_out(await explain.why(tx, job))
+        return why_out(await explain.why(tx, job, edge.terms, now=now))
 
 
 @router.get("/jobs/{job_id}/artifacts")
@@ -205,4 +205,5 @@ def _spec(body: QuoteIn) -> jobs.JobSpec:
         priority=body.priority,
         max_runtime_seconds=body.max_runtime_seconds,
         cap_micro_yuan=MicroYuan(cap) if cap is not None else None,
+        deadline=body.deadline,
     )

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 from kit.web import Body, View
 from quotas.vocabulary import QoS
@@ -24,6 +24,12 @@ def _printable(text: str) -> str:
     return text
 
 
+def _sensible(instant: datetime) -> datetime:
+    if not 2000 <= instant.year < 3000:
+        raise ValueError("a deadline is between the years 2000 and 3000")
+    return instant
+
+
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 Id = Annotated[str, StringConstraints(max_length=64)]
 Pool = Annotated[str, StringConstraints(max_length=120, pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
@@ -32,6 +38,11 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FirmQuery = Annotated[str | None, Query(alias="firm_id", max_length=64, description="default: your own firm")]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Before = Annotated[str | None, Query(max_length=64, description="continue an earlier page: its last id")]
+Deadline = Annotated[
+    AwareDatetime,
+    AfterValidator(_sensible),
+    Field(description="of your own jobs of one priority the one with the least time left goes first"),
+]
 Wait = Annotated[int, Query(alias="wait_seconds", ge=0, le=30, description="wait this long for something new")]
 
 
@@ -52,6 +63,7 @@ class QuoteIn(Body):
     qos: QoS = QoS.STANDARD
     priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
     max_runtime_seconds: Annotated[int, Field(ge=1, le=SECONDS_MAX)] | None = None
+    deadline: Deadline | None = None
 
 
 class JobIn(QuoteIn):
@@ -157,6 +169,7 @@ class WhyOut(View):
     would_start: str | None
     expected_start: datetime | None
     estimated: bool
+    standing: str | None
     position: int | None
     waiting: int
 
@@ -263,6 +276,7 @@ class QueueEntryOut(View):
     priority: int
     need_milli: int
     pools: list[str]
+    standing: str
     reason: WaitReason
     detail: str
     expected_start: datetime | None

@@ -96,6 +96,7 @@ def why_out(told: Explanation) -> WhyOut:
         would_start=told.would_start,
         expected_start=job.eta,
         estimated=job.eta_estimated,
+        standing=told.standing,
         position=told.position,
         waiting=told.waiting,
     )
@@ -114,6 +115,7 @@ def place_out(place: Place) -> QueueEntryOut:
         priority=row.priority,
         need_milli=row.workers * row.gpu_milli,
         pools=row.pools,
+        standing=place.standing,
         reason=WaitReason(row.wait_reason),
         detail=row.wait_detail or WaitReason(row.wait_reason).sentence,
         expected_start=row.eta,

@@ -15,6 +15,7 @@ from scheduler.admission import Admitted, Stale, admit
 from scheduler.cycle import decide
 from scheduler.facts import load_state
 from scheduler.fleet import cordon
+from scheduler.sharing import Sharing
 from scheduler.vocabulary import NodeId, Start, WorkloadId
 from tests.support.money import POOL
 from tests.support.scheduling import KEY, City, Firm
@@ -31,8 +32,10 @@ async def start_of(city: City, job_id: str) -> Start:
 async def admit_as_leader(city: City, start: Start) -> Admitted | object:
     """One leader records one start."""
     async with city.db.transaction() as tx:
-        nominal = await quotas.quota_nominal(tx, at=city.clock.now())
-        return await admit(tx, start, nominal, key=KEY, terms=city.terms, now=city.clock.now())
+        state = await load_state(tx, city.terms, now=city.clock.now())
+        return await admit(
+            tx, start, Sharing(state.quotas, state.tree), key=KEY, terms=city.terms, now=city.clock.now()
+        )
 
 
 async def running(city: City, firm: Firm) -> str:

@@ -8,6 +8,7 @@ from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.cycle import Policy, decide, decision_for, refusal
 from scheduler.quote import forecast
+from scheduler.sharing import Quota
 from scheduler.snapshot import Node, Running, State, Waiting
 from scheduler.vocabulary import (
     Decision,
@@ -61,7 +62,7 @@ def state(*things: Node | Waiting | Running, quota: int = 100) -> State:
         nodes={t.id: t for t in things if isinstance(t, Node)},
         waiting={t.id: t for t in things if isinstance(t, Waiting)},
         running={t.id: t for t in things if isinstance(t, Running)},
-        nominal={(firm, pool): GpuMilli(quota * 1000) for firm in firms for pool in pools},
+        quotas={(firm, pool): Quota(GpuMilli(quota * 1000)) for firm in firms for pool in pools},
     )
 
 
