@@ -14,14 +14,16 @@ The cycle, in order:
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from quotas.vocabulary import PoolName, QoS
 from scheduler.ordering import in_order
-from scheduler.placement import could_hold, place_gang
+from scheduler.placement import could_hold
 from scheduler.preemption import DRAIN, RECLAIM, YIELD, Standings
 from scheduler.sharing import QuotaKey, Sharing
 from scheduler.snapshot import Change, Running, State, Waiting, apply
 from scheduler.timeline import Slot, Timeline
+from scheduler.usage import Facts
 from scheduler.vocabulary import (
     Decision,
     NodeId,
@@ -133,12 +135,14 @@ class _Cycle:
         self._grace = max(1, policy.grace_seconds)  # nothing is free before what holds it has gone
         overrun = max(policy.overrun_seconds, self._grace + 1)  # to be late is no way to keep what was borrowed
         self._timeline = Timeline(state, sharing, now=now, overrun_seconds=overrun)
-        self._facts = Timeline(state, sharing, now=now, overrun_seconds=overrun)
+        self._facts = Facts(state, sharing)
         self._standings = Standings.of(state, sharing)
         self._ready = now + timedelta(seconds=self._grace)  # when what is stopped now will have gone
         self._reserved: dict[PoolName, int] = {}
         self._work_ahead: dict[PoolName, int] = {}  # thousandths × seconds, of what waits before
         self._last: dict[PoolName, datetime] = {}
+        self._stuck: set[_Kind] = set()  # of which one does not fit now: another one does not either
+        self._told: dict[_Kind, tuple[WaitReason, str]] = {}
 
     def drain(self) -> Iterable[Preempt]:
         """Stop what runs on draining nodes."""
@@ -175,8 +179,9 @@ class _Cycle:
         return [self._wait(workload, eta=slot.start)]
 
     def _start(self, workload: Waiting, placement: Placement) -> Start:
-        self._facts.reserve(workload, Slot(self._now, placement))
+        self._facts.start(workload, placement)
         self._standings.start(workload, placement.pool)
+        self._told.clear()
         return Start(workload.id, placement)
 
     def _reclaim(self, workload: Waiting) -> list[Decision]:
@@ -223,12 +228,14 @@ class _Cycle:
         return Wait(workload.id, reason, f"tried again at {until:%H:%M:%S} UTC", slot.start if slot else None)
 
     def _beyond(self, workload: Waiting) -> list[Decision]:
-        placement = self._timeline.fits(workload, self._now)
+        kind = _kind(workload)
+        placement = None if kind in self._stuck else self._timeline.fits(workload, self._now)
         if placement:
             self._timeline.reserve(workload, Slot(self._now, placement))
             return [self._start(workload, placement)]
+        self._stuck.add(kind)
         pool = workload.pools[0]
-        capacity = sum(n.gpu_milli for n in self._state.nodes.values() if n.pool == pool and n.is_open)
+        capacity = self._facts.size(pool)
         ahead = self._work_ahead.get(pool, 0)
         self._work_ahead[pool] = ahead + workload.need * (workload.seconds or 0)
         if not capacity or workload.seconds is None:
@@ -238,23 +245,24 @@ class _Cycle:
 
     def _wait(self, workload: Waiting, *, eta: datetime | None, estimated: bool = False) -> Wait:
         """The rule that holds it, told for the pool that comes nearest to taking it."""
-        reasons = [self._reason(workload, pool) for pool in workload.pools]
-        reason, detail = min(reasons, key=lambda r: _NEARNESS.index(r[0]))
+        kind = _kind(workload)
+        if kind not in self._told:
+            reasons = [self._reason(workload, pool) for pool in workload.pools]
+            self._told[kind] = min(reasons, key=lambda r: _NEARNESS.index(r[0]))
+        reason, detail = self._told[kind]
         return Wait(workload.id, reason, detail, eta, estimated)
 
     def _reason(self, workload: Waiting, pool: PoolName) -> tuple[WaitReason, str]:
-        capacity = {n.id: int(n.gpu_milli) for n in self._state.nodes.values() if n.pool == pool and n.is_open}
+        capacity = self._facts.capacity.get(pool, {})
         if not could_hold(capacity, workload.workers, workload.gpu_milli):
             return WaitReason.NO_NODE, f"{_gang(workload)}; {pool} has {len(capacity)} nodes up and open"
         key: QuotaKey = (workload.firm_id, pool)
-        soon = self._now + timedelta(microseconds=1)
-        left = self._facts.quota_left(key, workload.qos, self._now, soon)
-        if left < workload.need:
-            return self._no_quota(workload, key, self._facts.used(key))
-        free = self._facts.free(pool, self._now, soon)
-        if place_gang(free, workload.workers, workload.gpu_milli) is None:
+        if self._facts.quota_left(key, workload.qos) < workload.need:
+            return self._no_quota(workload, key, self._facts.used.get(key, 0))
+        free = self._facts.free.get(pool, {})
+        if not could_hold(free, workload.workers, workload.gpu_milli):
             total = gpus(sum(free.values()))
-            return WaitReason.NO_ROOM, f"{_gang(workload)}; {total} of {gpus(sum(capacity.values()))} free in {pool}"
+            return WaitReason.NO_ROOM, f"{_gang(workload)}; {total} of {gpus(self._facts.size(pool))} free in {pool}"
         return WaitReason.BEHIND, f"its place in {pool} is kept for earlier work"
 
     def _no_quota(self, workload: Waiting, key: QuotaKey, used: int) -> tuple[WaitReason, str]:
@@ -269,6 +277,16 @@ class _Cycle:
             return WaitReason.RECLAIM, f"{needs}; work that borrows the rest is stopped once it has run {minimum} s"
         left = max(0, self._facts.lent_left(key))
         return WaitReason.NOT_LENT, f"{needs}; {root} has {gpus(left)} of {gpus(self._sharing.lent(root, pool))} left"
+
+
+_Kind: TypeAlias = tuple[object, ...]
+
+
+def _kind(workload: Waiting) -> _Kind:
+    """What a decision about it rests on, but its place in the queue."""
+    return (
+        workload.firm_id, workload.pools, workload.workers, workload.gpu_milli, workload.qos, workload.seconds,
+    )  # fmt: skip
 
 
 _NEARNESS = [

@@ -33,6 +33,15 @@ class Profile:
         for i in range(first, last):
             self._levels[i] += amount
 
+    @property
+    def top(self) -> int:
+        """The highest level of all."""
+        return max(self._levels)
+
+    def level(self, at: datetime) -> int:
+        """The level at an instant."""
+        return self._levels[max(bisect_right(self._times, at) - 1, 0)]
+
     def steps(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, int]]:
         """The pieces of `[start, end)` on which the level is constant: from, to, level."""
         i = max(bisect_right(self._times, start) - 1, 0)
@@ -90,6 +99,8 @@ class Timeline:
         self._overdue = now + timedelta(seconds=overrun_seconds)
         self._pools: dict[PoolName, list[NodeId]] = {}
         self._nodes: dict[NodeId, Profile] = {}
+        self._booked: dict[PoolName, set[NodeId]] = {}  # where something starts later: only there less is free later
+        self._ends: dict[PoolName, list[tuple[datetime, NodeId, int]]] = {}  # what running work gives back, in time
         self._used: dict[QuotaKey, Profile] = {}  # what a firm has in use …
         self._reserved: dict[QuotaKey, Profile] = {}  # … and of that its reserved work
         self._lendable: dict[tuple[Member, PoolName], Profile] = {}  # what is free of what a tree lends together
@@ -98,7 +109,12 @@ class Timeline:
             if node.is_open:
                 self._pools.setdefault(node.pool, []).append(node.id)
         for work in sorted(state.running.values(), key=lambda r: r.id):
-            self._change(work.firm_id, work.qos, work.placement, now, self.end_of(work), +1)
+            end, where = self.end_of(work), work.placement
+            self._change(work.firm_id, work.qos, where, now, end, +1)
+            if end < FOREVER:
+                self._ends.setdefault(where.pool, []).extend((end, node, where.gpu_milli) for node in where.nodes)
+        for ends in self._ends.values():
+            ends.sort()
 
     def end_of(self, work: Running) -> datetime:
         """When running work is expected to end: overdue work soon, what has been told to stop at once."""
@@ -108,7 +124,11 @@ class Timeline:
 
     def free(self, pool: PoolName, start: datetime, end: datetime) -> Mapping[NodeId, int]:
         """What each open node of the pool has free throughout `[start, end)`."""
-        return {node: self._nodes[node].lowest(start, end) for node in self._pools.get(pool, ())}
+        booked = self._booked.get(pool, ())
+        return {
+            node: self._nodes[node].lowest(start, end) if node in booked else self._nodes[node].level(start)
+            for node in self._pools.get(pool, ())
+        }
 
     def quota_left(self, key: QuotaKey, qos: QoS, start: datetime, end: datetime) -> int:
         """How much more the firm may use throughout `[start, end)`: promised, borrowed and lent taken together.
@@ -123,14 +143,6 @@ class Timeline:
         if qos is QoS.RESERVED:
             left = min(left, quota.nominal - self._use_of(key, reserved=True).highest(start, end))
         return left
-
-    def used(self, key: QuotaKey) -> int:
-        """What the firm uses now."""
-        return self._use_of(key).lowest(self._now, self._now)
-
-    def lent_left(self, key: QuotaKey) -> int:
-        """What the firm's tree has left to lend now; negative when quotas were lowered."""
-        return self._lendable_of(key).lowest(self._now, self._now)
 
     def earliest(self, workload: Waiting, *, not_before: datetime | None = None) -> Slot | None:
         """The first moment at which quota and nodes hold the whole gang for its duration.
@@ -157,22 +169,43 @@ class Timeline:
         """Keep the slot for this workload."""
         end = _end(slot.start, workload.seconds)
         self._change(workload.firm_id, workload.qos, slot.placement, slot.start, end, +1)
+        self._booked.setdefault(slot.placement.pool, set()).update(slot.placement.nodes)
 
     def release(self, work: Running, at: datetime) -> None:
         """Running work will be gone from `at` on instead of at its expected end."""
         self._change(work.firm_id, work.qos, work.placement, at, max(at, self.end_of(work)), -1)
+        self._booked.setdefault(work.placement.pool, set()).update(work.placement.nodes)
 
     def keep(self, work: Running, at: datetime) -> None:
         """Take back a `release`."""
         self._change(work.firm_id, work.qos, work.placement, at, max(at, self.end_of(work)), +1)
 
     def _earliest_in(self, pool: PoolName, workload: Waiting, not_before: datetime) -> Slot | None:
-        key = (workload.firm_id, pool)
-        moments = {not_before}
-        moments.update(t for node in self._pools.get(pool, ()) for t in self._nodes[node].rises() if t > not_before)
-        moments.update(t for profile in self._quota_profiles(key) for t in profile if t > not_before)
-        for start in sorted(moments):
-            placement = self.fits_in(pool, workload, start)
+        """Goes through the moments at which something becomes free, and looks closely only where enough may be."""
+        key, each = (workload.firm_id, pool), workload.gpu_milli
+        booked = self._booked.get(pool, set[NodeId]())
+        nodes = self._pools.get(pool, ())
+        level = {node: self._nodes[node].level(self._now) for node in nodes if node not in booked}
+        most = sum(self._nodes[node].top // each for node in nodes if node in booked)  # never more than this
+        slots = most + sum(free // each for free in level.values())
+        more = iter([end for end in self._ends.get(pool, ()) if end[1] in level])
+        given = next(more, None)
+        moments = {not_before, *(end for end, _, _ in self._ends.get(pool, ()) if end > not_before)}
+        moments.update(t for node in nodes if node in booked for t in self._nodes[node].rises() if t > not_before)
+        allowed = {not_before, *(t for profile in self._quota_profiles(key) for t in profile if t > not_before)}
+        within, looked = False, False
+        for start in sorted(moments | allowed):
+            while given is not None and given[0] <= start:
+                _, node, milli = given
+                slots += (level[node] + milli) // each - level[node] // each
+                level[node] += milli
+                given = next(more, None)
+            looked = looked or start in allowed
+            if slots < workload.workers or not (within or looked):
+                continue
+            left = self.quota_left(key, workload.qos, start, _end(start, workload.seconds))
+            within, looked = left >= workload.need, False
+            placement = self.fits_in(pool, workload, start) if within else None
             if placement:
                 return Slot(start, placement)
         return None

@@ -13,6 +13,7 @@ from scheduler.cycle import Policy, check_decisions, decide
 from scheduler.ordering import in_order
 from scheduler.sharing import NO_QUOTA, Member, Quota, Seat, Sharing
 from scheduler.snapshot import Change, Node, Placed, Queued, QuotaSet, Running, State, Waiting, apply, changes_between
+from scheduler.timeline import FOREVER, Timeline
 from scheduler.vocabulary import Decision, NodeId, Placement, Preempt, Start, Wait, WaitReason, WorkloadId
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
@@ -309,3 +310,18 @@ def test_reclaim_gives_every_firm_its_nominal_quota_back(state: State) -> None:
         used = sum(r.need for r in state.running.values() if r.firm_id == firm)
         if any(w.firm_id == firm for w in state.waiting.values()):
             assert used >= state.quotas[firm, POOLS[0]].nominal
+
+
+@settings(max_examples=60, deadline=None)
+@given(states(), st.lists(waits(), max_size=4))
+def test_the_earliest_slot_is_what_looking_at_every_moment_finds(state: State, more: list[Waiting]) -> None:
+    timeline = Timeline(state, Sharing(state.quotas, state.tree), now=NOW, overrun_seconds=5)
+    moments = {NOW, *(timeline.end_of(work) for work in state.running.values())} - {FOREVER}
+    for work in (*state.waiting.values(), *more):
+        slot = timeline.earliest(work)
+        found = ((at, timeline.fits(work, at)) for at in sorted(moments))
+        expected = next((at for at, placement in found if placement), None)
+        assert (slot.start if slot else None) == expected
+        if slot is not None:
+            timeline.reserve(work, slot)
+            moments |= {slot.start + timedelta(seconds=work.seconds)} if work.seconds else set()
