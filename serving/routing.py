@@ -62,7 +62,10 @@ class Breaker:
 
 @dataclass(slots=True)
 class Target:
-    """One ready replica as the router sees it. `pending_tokens`: uncached prompt tokens sent, not yet prefilled."""
+    """One ready replica as the router sees it. `pending_tokens`: uncached prompt tokens sent, not yet prefilled.
+
+    The `others_…` are requests of other gateways, as the engine's own metrics told a moment ago.
+    """
 
     id: str
     adapters: frozenset[str]
@@ -70,6 +73,9 @@ class Target:
     running: int = 0
     pending_tokens: int = 0
     breaker: Breaker = field(default_factory=Breaker)
+    others_running: int = 0
+    others_waiting: int = 0
+    filled: float = 0.0  # share of its KV cache in use
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +103,15 @@ def candidates(targets: Iterable[Target], ask: Ask, *, now_ms: int) -> list[Targ
     return free or NoRoute.FULL
 
 
-def score(target: Target, ask: Ask) -> tuple[int, int]:
-    """Smaller is better: uncached tokens queued there, its own uncached ones at their weight; then requests running."""
+def score(target: Target, ask: Ask) -> tuple[int, int, float]:
+    """Smaller is better: uncached tokens queued there, its own uncached ones at their weight; then requests running.
+
+    What other gateways have waiting there is taken to be as long as this prompt. A fuller cache decides among equals.
+    """
     matched = 0 if ask.matched is None else ask.matched.get(target.id, 0)
-    return target.pending_tokens + MISS_WEIGHT * max(0, ask.prompt_tokens - matched), target.running
+    queued = target.pending_tokens + target.others_waiting * ask.prompt_tokens
+    uncached = max(0, ask.prompt_tokens - matched)
+    return queued + MISS_WEIGHT * uncached, target.running + target.others_running, target.filled
 
 
 def pick(free: Sequence[Target], ask: Ask, *, coin: int) -> Target:

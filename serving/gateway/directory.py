@@ -1,6 +1,6 @@
 """Which model a firm means by a name, and the replicas that can answer: the route table as the gateway holds it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ class Engine:
     target: Target
     pool: EnginePool
     head: bytes  # header lines of every request to it
+    looking: bool = False  # its metrics are being read
 
 
 @dataclass(slots=True)
@@ -92,6 +93,11 @@ class Directory:
                     service.prefixes.forget(id)
         self.services = services
         return True
+
+    @property
+    def engines(self) -> Collection[Engine]:
+        """Every replica this gateway can reach."""
+        return self._engines.values()
 
     def close(self) -> None:
         """Cut every connection to an engine."""

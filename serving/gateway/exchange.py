@@ -72,7 +72,8 @@ class Exchange(Intake):
         engine.target.running += 1
         engine.target.pending_tokens += self._prompt_tokens
         engine.target.breaker.begin(self._gateway.now_ms())
-        self.deadline = time.monotonic() + self._gateway.settings.first_byte_seconds
+        self.replica, self.sent_at, self.first_at = engine.route.id, time.monotonic(), 0.0
+        self.deadline = self.sent_at + self._gateway.settings.first_byte_seconds
         adapter = destination.adapter
         body = asked.for_engine(
             engine_model=engine.route.served_name if adapter is None else adapter.id,
@@ -111,6 +112,8 @@ class Exchange(Intake):
     def engine_data(self, data: bytes) -> None:
         stream = self._stream
         if stream is not None:
+            if not self.first_at:
+                self.first_at = time.monotonic()
             try:
                 passed = stream.feed(data)
             except ValueError:

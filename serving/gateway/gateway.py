@@ -20,7 +20,7 @@ from serving.gateway.faults import where
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.keys import KeyRing
 from serving.gateway.media import ImageFetcher
-from serving.gateway.metrics import GatewayMetrics
+from serving.gateway.metrics import NO_MODEL, GatewayMetrics
 from serving.gateway.openai_errors import INTERNAL, Refusal
 from serving.gateway.pages import Pages, bearer_of
 from serving.gateway.ports import Routes, Spending
@@ -149,7 +149,10 @@ class Gateway:
             metrics.tokens[model, "input"] += tokens.input
             metrics.tokens[model, "cached_input"] += tokens.cached_input
             metrics.tokens[model, "output"] += tokens.output
-        metrics.took(metrics.duration, model, time.monotonic() - exchange.began)
+        if exchange.sent_at:
+            metrics.served(model, exchange.replica).finished(
+                tokens, began=exchange.began, sent=exchange.sent_at, first=exchange.first_at, ended=time.monotonic()
+            )
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -204,7 +207,7 @@ class Gateway:
 
     def answer(self, reply: Connection, refusal: Refusal, extra: bytes = b"") -> None:
         """Refuse what never became an exchange."""
-        self.metrics.refusals[refusal.code] += 1
+        self.metrics.refusals[NO_MODEL, refusal.code] += 1
         reply.respond(refusal.status, refusal.body(), refusal.headers() + extra)
 
     # --- routing and waiting --------------------------------------------------------------------------------------
@@ -292,6 +295,7 @@ class Gateway:
                 changed_routes = self.directory.update(table, rates)
                 self.routes_known.set()
                 if changed_routes:
+                    self.metrics.forget({engine.route.id for engine in self.directory.engines})
                     for service in list(self.directory.services.values()):
                         self._pump(service)
             except (HeliuError, OSError) as error:

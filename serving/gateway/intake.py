@@ -17,6 +17,7 @@ from serving.gateway.directory import Destination, Engine
 from serving.gateway.endpoints import Asked, Endpoint, Family, decode
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_server import Connection, Request
+from serving.gateway.metrics import NO_MODEL
 from serving.gateway.openai_errors import Refusal, refusal_for
 from serving.limits import WINDOW_MS, Limited, Limits, Meter, Short, give_back
 from serving.metering import NOTHING, Subject, Tokens
@@ -69,8 +70,11 @@ class Intake(ABC):
         "at_ms",
         "began",
         "deadline",
+        "first_at",
         "gone",
         "id",
+        "replica",
+        "sent_at",
     )  # fmt: skip
 
     def __init__(self, gateway: "Gateway", request: Request, reply: Connection, endpoint: Endpoint) -> None:
@@ -79,6 +83,8 @@ class Intake(ABC):
         self.at_ms = time.time_ns() // 1_000_000
         self.deadline = 0.0
         self.gone = False
+        self.replica = ""
+        self.sent_at = self.first_at = 0.0  # to the replica; the first bytes of its stream
         self._gateway = gateway
         self._request = request
         self._reply = reply
@@ -272,7 +278,8 @@ class Intake(ABC):
         if self._over:
             return
         self._over = True
-        self._gateway.metrics.refusals[refusal.code] += 1
+        model = NO_MODEL if self._destination is None else self._destination.service.model.name
+        self._gateway.metrics.refusals[model, refusal.code] += 1
         self._release(NOTHING)
         anthropic = self._endpoint.family is Family.ANTHROPIC
         self._reply.listener = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import HeliuError
+from serving.gateway.engine_watch import replica_gauges, watch
 from serving.gateway.gateway import Gateway
 from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
 from serving.gateway.keys import KeyRing
@@ -45,6 +46,7 @@ class RunningGateway:
         for work in (
             gateway.follow_routes, gateway.keys.listen, gateway.count_streams, gateway.watch_time,
             gateway.note_adapters, gateway.purses.tend, gateway.purses.hear, gateway.windows.tend, gateway.windows.hear,
+            partial(watch, lambda: gateway.directory.engines, gateway.now_ms),
             partial(gateway.shipper.run, settings.ship_every_seconds),
         ):  # fmt: skip
             self._tasks.append(loop.create_task(_forever(work)))
@@ -106,7 +108,9 @@ class _MetricsPage:
 
     def handle(self, request: Request, reply: Connection) -> None:
         if request.path == b"/metrics":
-            page = self._gateway.metrics.render(self._gateway.gauges())
+            page = self._gateway.metrics.render(
+                self._gateway.gauges(), replica_gauges(self._gateway.directory.engines, self._gateway.now_ms())
+            )
             reply.respond(200, page, content_type=b"text/plain; version=0.0.4; charset=utf-8")
         else:
             reply.respond(404, b"", content_type=b"text/plain")
