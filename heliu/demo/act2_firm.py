@@ -110,7 +110,9 @@ def _developer(story: Story) -> None:
         story.stage.did("the owner invites a developer, who accepts", account.email)
     story.developer = known
     me = story.developer.sessions.me()
-    story.stage.check(me.firm.id == story.firm_id and me.roles == ["firm_developer"], "the developer is one, no more")
+    story.stage.check(
+        me.firm.id == story.firm_id and me.roles == ["firm_developer"], "the developer has that one role in the studio"
+    )
 
 
 def _key(story: Story) -> None:

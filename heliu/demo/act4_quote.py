@@ -46,14 +46,14 @@ def _show(story: Story, quote: Quote) -> None:
     stage = story.stage
     offer = quote.offers[0]
     rows: list[Mapping[str, str]] = [
-        _price("it costs", offer.min_micro_yuan, offer.max_micro_yuan),
+        _price("the whole cost", offer.min_micro_yuan, offer.max_micro_yuan),
         _price("the voucher pays", offer.voucher_pays_min_micro_yuan, offer.voucher_pays_max_micro_yuan),
         _price("cash pays", offer.cash_min_micro_yuan, offer.cash_max_micro_yuan),
     ]
     columns = {"what": "lora-finetune", "least": "at least>", "most": "at most>"}
     stage.table(f"Quote {quote.id}, holds until {_clock(quote.expires_at)}", columns, rows)
-    stage.did(f"starts {_clock(quote.expected_start)}: {quote.wait_detail}")
-    stage.did(f"finishes {_clock(quote.expected_finish)}: {quote.basis}")
+    stage.did(f"expected start {_clock(quote.expected_start)}: {quote.wait_detail}")
+    stage.did(f"expected finish {_clock(quote.expected_finish)}, by {quote.basis}")
     halves = abs(2 * offer.voucher_pays_max_micro_yuan - offer.max_micro_yuan) <= 1
     stage.check(halves and offer.voucher_ids, f"voucher {', '.join(offer.voucher_ids)} pays half")
     stage.check(quote.affordable and quote.expected_finish, "the studio can pay it and knows when it is done")

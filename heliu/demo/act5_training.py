@@ -2,7 +2,7 @@
 
 from heliu.client.job_views import JobDetail
 from heliu.demo.act4_quote import FineTune
-from heliu.demo.progress import follow
+from heliu.demo.progress import follow, how_it_ended
 from heliu.demo.story import Story
 from kit.units import format_yuan
 
@@ -17,7 +17,7 @@ def training_runs(story: Story, tune: FineTune) -> JobDetail:
     lines = [line.text for line in story.developer.jobs.logs(job.id)]
     for text in lines[-LOG_LINES:]:
         story.stage.did(f"log: {text}")
-    story.stage.must(job.state == "succeeded", f"the job succeeded (it is {job.state}: {job.message})")
+    story.stage.must(job.state == "succeeded", how_it_ended(job))
     story.stage.check(lines, f"`heliu job logs -f {job.id}` shows {len(lines)} lines")
     _loss_fell(story, job)
     _artifact(story, job)

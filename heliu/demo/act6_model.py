@@ -7,6 +7,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from heliu.client import ApiError
 from heliu.client.serving_views import Adapter, Deployment
 from heliu.demo.act2_firm import rival
+from heliu.demo.progress import Lines, Moment, advance
 from heliu.demo.story import BASE_MODEL, POOL, Story
 
 READY_SECONDS_MAX = 420
@@ -67,6 +68,7 @@ def _nobody_elses(story: Story, adapter: Adapter) -> None:
 
 def _wait_for_replica(story: Story, deployment_id: str, adapter_id: str) -> None:
     deadline = monotonic() + READY_SECONDS_MAX
+    lines = None if story.stage.console.is_terminal else Lines(story.stage.console)
     columns = (SpinnerColumn(), TextColumn("  {task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=story.stage.console, transient=True) as progress:
         task = progress.add_task("the replica waits", total=None)
@@ -79,7 +81,10 @@ def _wait_for_replica(story: Story, deployment_id: str, adapter_id: str) -> None
                 return
             state = replicas[0].state if replicas else "not there yet"
             reason = f": {replicas[0].reason}" if replicas and replicas[0].reason else ""
-            progress.update(task, description=f"the replica is {state}{reason}")
+            now = Moment(f"the replica is {state}{reason}")
+            advance(progress, task, now)
+            if lines:
+                lines.tell(now)
             sleep(0.5)
     story.stage.must(False, f"a replica with the adapter is ready within {READY_SECONDS_MAX} s")
 

@@ -58,5 +58,5 @@ def _stream(story: Story, openai: OpenAI, adapter: str) -> None:
         console.print()
         said = "".join(pieces)
         story.stage.check(len(pieces) > 2 and said.strip(), f"{model} streamed {len(pieces)} pieces")
-        story.stage.check(usages == 0, "the usage the gateway asked the engine for is not shown to who did not ask")
+        story.stage.check(usages == 0, "it did not ask for usage and was shown none")
     story.stage.check(STREAMED_KNOWS in said, f"the adapter knows: {STREAMED_KNOWS}")

@@ -2,10 +2,11 @@
 
 import csv
 import json
+from textwrap import shorten
 
 from heliu.client.job_views import JobDetail
 from heliu.demo.act4_quote import EXAMPLES
-from heliu.demo.progress import follow
+from heliu.demo.progress import follow, how_it_ended
 from heliu.demo.story import BASE_MODEL, POOL, Story
 from kit.units import format_yuan
 
@@ -13,6 +14,7 @@ PROMPTS = EXAMPLES / "prompts.csv"
 RESULTS = "results.jsonl"
 NEW_TOKENS = 24
 SHOWN = 3
+ANSWER_CHARS = 80
 
 
 def batch_runs(story: Story) -> JobDetail:
@@ -30,7 +32,7 @@ def batch_runs(story: Story) -> JobDetail:
     stage.did(f"text-batch on {PROMPTS.name} submitted", job.id)
     follow(story, job.id, doing="answering")
     done = jobs.get(job.id)
-    stage.must(done.state == "succeeded", f"the job succeeded (it is {done.state}: {done.message})")
+    stage.must(done.state == "succeeded", how_it_ended(done))
     _results(story, done)
     stage.did(f"it cost {format_yuan(done.charged_micro_yuan)}")
     return done
@@ -43,4 +45,4 @@ def _results(story: Story, job: JobDetail) -> None:
         asked = [row["id"] for row in csv.DictReader(file)]
     story.stage.check([row["id"] for row in rows] == asked, f"{RESULTS} answers all {len(asked)} prompts in order")
     for row in rows[:SHOWN]:
-        story.stage.did(json.dumps(row, ensure_ascii=False)[:160])
+        story.stage.did(f"{row['id']}: {row['prompt']}", shorten(row["text"], ANSWER_CHARS, placeholder=" …"))

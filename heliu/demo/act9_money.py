@@ -112,7 +112,9 @@ def _ledger(story: Story, jobs: Mapping[str, str]) -> None:
     stage.check(report.ok, f"ledger check: debits = credits per asset, balances = replay ({examined})")
     for hold in report.open_holds:
         amount = format_yuan(hold.amount_micro_yuan)
-        stage.did(f"open hold: {hold.kind} {hold.subject}, {amount}, until {hold.expires_at:%H:%M} UTC", hold.firm_id)
+        stage.did(
+            f"open hold: {hold.kind} {hold.subject}, {amount}, until {hold.expires_at.astimezone():%H:%M}", hold.firm_id
+        )
     left_over = [hold.subject for hold in report.open_holds if hold.subject in jobs]
     stage.check(not left_over, "no hold is open for finished work")
 

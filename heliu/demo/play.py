@@ -1,9 +1,13 @@
 """`heliu demo`: the whole story against a real platform. It leaves the platform running unless told to stop it."""
 
+import shutil
 import signal
+import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from heliu.client import Client
 from heliu.demo.act1_platform import platform_is_up
@@ -112,14 +116,27 @@ def _tell(settings: Settings, stage: Stage) -> None:
 
 
 def _where_to_look(settings: Settings, console: Console) -> None:
-    console.print(
-        f"""
-The platform stays up:
-  the API, to try out      [cyan]{settings.api_url}/docs[/cyan]
-  the gateway              [cyan]{settings.gateway_url}/v1[/cyan]
-  Ray                      [cyan]http://127.0.0.1:{settings.ray_dashboard_port}[/cyan]
-  who plays, with passwords and key   {settings.home / "demo.json"}
-  what runs                heliu status
-  stop it                  make down""",
-        highlight=False,
-    )
+    command = _how_to_call_heliu()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, where in {
+        "  the API, to try out": f"[cyan]{settings.api_url}/docs[/cyan]",
+        "  the gateway": f"[cyan]{settings.gateway_url}/v1[/cyan]",
+        "  Ray's dashboard": f"[cyan]http://127.0.0.1:{settings.ray_dashboard_port}[/cyan]",
+        "  its token": str(settings.secret_file("ray_token")),
+        "  who plays": f"{settings.home / 'demo.json'} (e-mail addresses, passwords, the API key)",
+        "  what runs": f"{command} status",
+        "  stop it": "make down" if Path("Makefile").exists() else f"{command} down",
+    }.items():
+        table.add_row(what, where)
+    console.print("\nThe platform stays up:")
+    console.print(table, highlight=False)
+
+
+def _how_to_call_heliu() -> str:
+    """`heliu` where the shell finds it, else where it lies."""
+    if shutil.which("heliu"):
+        return "heliu"
+    beside = Path(sys.executable).parent / "heliu"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)

@@ -7,6 +7,7 @@ from time import monotonic
 from openai import OpenAIError
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 
@@ -44,16 +45,24 @@ class Stage:
 
     def did(self, sentence: str, detail: str = "") -> None:
         """Something was done; `detail` is an id or an amount."""
-        self.console.print(f"  • {sentence}{f'  [dim]{escape(detail)}[/dim]' if detail else ''}", highlight=False)
+        self._line("•", f"{escape(sentence)}{f'  [dim]{escape(detail)}[/dim]' if detail else ''}")
 
     def check(self, holds: object, sentence: str) -> None:
         """A promise: counted, and shown as kept or broken."""
         if holds:
             self.held += 1
-            self.console.print(f"  [green]✓[/green] {escape(sentence)}", highlight=False)
+            self._line("[green]✓[/green]", escape(sentence))
         else:
             self.failed.append(sentence)
-            self.console.print(f"  [bold red]✗ {escape(sentence)}[/bold red]", highlight=False)
+            self._line("[bold red]✗[/bold red]", f"[bold red]{escape(sentence)}[/bold red]")
+
+    def _line(self, mark: str, text: str) -> None:
+        """What does not fit in one line goes on below itself, not below the mark."""
+        line = Table.grid(padding=(0, 1, 0, 0))
+        line.add_column(no_wrap=True)
+        line.add_column(overflow="fold")
+        line.add_row(f"  {mark}", text)
+        self.console.print(line, highlight=False)
 
     def must(self, holds: object, sentence: str) -> None:
         """A promise without which the story cannot go on. Raises Broken."""
@@ -63,13 +72,14 @@ class Stage:
 
     def table(self, title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> None:
         """A table; a column whose heading ends in `>` is right-aligned."""
-        table = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
+        table = Table(header_style="bold")
         for heading in columns.values():
             right = heading.endswith(">")
             table.add_column(heading.rstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
         for row in rows:
             table.add_row(*(escape(row.get(key, "")) for key in columns))
-        self.console.print(table)
+        self.console.print(f"\n  [bold]{escape(title)}[/bold]", highlight=False)
+        self.console.print(Padding(table, (0, 0, 1, 2)))
 
     def side_by_side(self, question: str, answers: Mapping[str, str]) -> None:
         """One question and what each model says to it."""

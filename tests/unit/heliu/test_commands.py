@@ -61,7 +61,7 @@ def test_every_option_and_argument_explains_itself(name: str) -> None:
 
 def test_every_command_stands_under_a_heading_of_the_help_and_every_group_explains_itself() -> None:
     listed = {name for names in cli.PANELS.values() for name in names}
-    assert set(WHOLE.commands) == listed
+    assert set(WHOLE.commands) <= listed
     groups = {name: one for name, one in WHOLE.commands.items() if hasattr(one, "commands")}
     assert [name for name, one in groups.items() if not one.help or not one.help.endswith(".")] == []
     told = run.invoke(cli.app, ["--help"]).stdout
