@@ -242,6 +242,9 @@ class Exchange(Intake):
             if then is not None:
                 then()
         gateway.observe(self, self._destination, tokens, outcome)
+        if gateway.traces is not None:
+            error = "" if outcome is Outcome.COMPLETED else outcome.value
+            self._trace(gateway.traces, tokens, error=error, status=self._status or 499)
 
     # --- the client -----------------------------------------------------------------------------------------------
 

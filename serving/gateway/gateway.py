@@ -27,6 +27,7 @@ from serving.gateway.ports import Routes, Spending
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
+from serving.gateway.tracing import Traces
 from serving.gateway.windows import Windows
 from serving.limits import Limits, Meter
 from serving.metering import COUNT_EVERY_MS, Outcome, Tokens
@@ -59,6 +60,7 @@ class Gateway:
         windows: Windows,
         shipper: Shipper,
         spending: Spending,
+        traces: Traces | None = None,
     ) -> None:
         self.settings = settings
         self.keys = keys
@@ -67,6 +69,7 @@ class Gateway:
         self.shipper = shipper
         self.metrics = GatewayMetrics()
         self.directory = Directory()
+        self.traces = traces
         self.images = ImageFetcher(
             FetchPolicy(
                 settings.image_bytes_max, redirects_max=3, schemes=settings.image_schemes,

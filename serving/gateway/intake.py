@@ -19,6 +19,7 @@ from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.metrics import NO_MODEL
 from serving.gateway.openai_errors import Refusal, refusal_for
+from serving.gateway.tracing import Ended, Traces
 from serving.limits import WINDOW_MS, Limited, Limits, Meter, Short, give_back
 from serving.metering import NOTHING, Subject, Tokens
 
@@ -281,9 +282,20 @@ class Intake(ABC):
         model = NO_MODEL if self._destination is None else self._destination.service.model.name
         self._gateway.metrics.refusals[model, refusal.code] += 1
         self._release(NOTHING)
+        if self._gateway.traces is not None:
+            self._trace(self._gateway.traces, NOTHING, error=refusal.code, status=refusal.status)
         anthropic = self._endpoint.family is Family.ANTHROPIC
         self._reply.listener = None
         self._reply.respond(refusal.status, refusal.body(anthropic=anthropic), self._headers() + refusal.headers())
+
+    def _trace(self, traces: Traces, tokens: Tokens, *, error: str, status: int) -> None:
+        destination, parent = self._destination, self._request.headers.get(b"traceparent", b"")
+        traces.record(
+            Ended(
+                self.id, self._endpoint.path, parent, "" if destination is None else destination.service.model.name,
+                self.replica, self._stream is not None, self.began, self.sent_at, self.first_at, tokens, error, status,
+            )
+        )  # fmt: skip
 
     def _release(self, used: Tokens) -> int:
         """Give back what was taken for the request; returns the charge in micro-yuan that its lease now owes."""

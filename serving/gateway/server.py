@@ -18,6 +18,7 @@ from serving.gateway.ports import Keys, Ledger, Rates, Routes, Spending, Treasur
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
+from serving.gateway.tracing import from_environment
 from serving.gateway.usage_log import UsageLog
 from serving.gateway.windows import Windows
 
@@ -84,6 +85,8 @@ class RunningGateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if gateway.traces is not None:
+            await gateway.traces.close()
         await self._metrics.drain(0)
         gateway.directory.close()
         await asyncio.sleep(0)  # lost connections say so once before the loop is gone
@@ -138,6 +141,7 @@ def build(
         windows=Windows(rates, offline_seconds=settings.offline_seconds),
         shipper=shipper,
         spending=spending,
+        traces=from_environment(),
     )
     limits = HttpLimits(body_bytes_max=settings.body_limit_bytes, head_seconds_max=settings.head_seconds_max)
     return RunningGateway(
