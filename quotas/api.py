@@ -67,6 +67,7 @@ from quotas.tariffs import gpu_rate as gpu_rate
 from quotas.tariffs import publish_tariff as publish_tariff
 from quotas.tariffs import token_rate as token_rate
 from quotas.usage import ingest_tokens as ingest_tokens
+from quotas.usage import ingest_usage as ingest_usage
 from quotas.uscc import check_character as check_character
 from quotas.web.deps import CurrentPrincipal as CurrentPrincipal
 from quotas.web.deps import Db as Db

@@ -52,8 +52,13 @@ async def set_policy(
 
 
 def needs_second(action: MoneyAction, amount: int, limits: ApprovalPolicyRow) -> bool:
-    """Whether so much needs a second administrator. A tariff's amount is its highest price."""
+    """Whether so much needs a second administrator. A tariff's amount is its highest price.
+
+    A discount always does: what it will give away nobody knows when it is granted.
+    """
     match action:
+        case MoneyAction.DISCOUNT:
+            return True
         case MoneyAction.TARIFF:
             return amount > limits.rate_above
         case _:

@@ -2,9 +2,29 @@
 
 import typer
 
-from quotas import cli_approvals, cli_audit, cli_budgets, cli_cohorts, cli_limits, cli_money, cli_people, cli_quotas
+from quotas import (
+    cli_approvals,
+    cli_audit,
+    cli_budgets,
+    cli_cohorts,
+    cli_limits,
+    cli_money,
+    cli_people,
+    cli_prices,
+    cli_quotas,
+)
 
 app = typer.Typer()
-for part in (cli_people, cli_quotas, cli_cohorts, cli_limits, cli_budgets, cli_audit, cli_money, cli_approvals):
+for part in (
+    cli_people,
+    cli_quotas,
+    cli_cohorts,
+    cli_limits,
+    cli_budgets,
+    cli_audit,
+    cli_money,
+    cli_prices,
+    cli_approvals,
+):
     app.registered_groups.extend(part.app.registered_groups)
     app.registered_commands.extend(part.app.registered_commands)

@@ -12,6 +12,8 @@ from kit.cli import REFUSED, JsonFlag, call, console, show, wrong_usage
 from kit.units import format_yuan, parse_yuan
 from quotas.cli_approvals import done
 from quotas.cli_options import FirmId, FirmOption, WhyNeeded
+from quotas.pricing import BYTE_HOURS_PER_GB_MONTH
+from quotas.vocabulary import UsageKind
 
 app = typer.Typer()
 tariff = typer.Typer(help="The price book: publish and list versions.", no_args_is_help=True)
@@ -97,7 +99,12 @@ def _show_tariffs(book: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         for rate in one["rates"]
     ]
     columns = {name: name for name in ("tariff", "from", "until", "of", "meter", "price")}
-    show(rows, as_json=False, columns=columns, title="a GPU-hour, or a million tokens")
+    show(
+        rows,
+        as_json=False,
+        columns=columns,
+        title="a GPU-hour, a million tokens, an image, a second of audio, a GB-month",
+    )
 
 
 PROGRAMME_COLUMNS = {
@@ -121,6 +128,7 @@ def create_programme(
     cap: Annotated[str, typer.Option(help="Yuan per firm and year.")],
     until: Annotated[str, typer.Option(help="When it ends, e.g. 2027-12-31T00:00:00+08:00.")],
     days: Annotated[int, typer.Option(min=1, max=1100, help="How long a voucher is valid.")] = 365,
+    covers: Annotated[list[UsageKind] | None, typer.Option(help="What it pays for; compute when left out.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Open a voucher programme."""
@@ -132,6 +140,7 @@ def create_programme(
         "cap_per_firm_year_micro_yuan": _yuan(cap),
         "valid_until": until,
         "voucher_days": days,
+        "covers": [one.value for one in covers or [UsageKind.COMPUTE]],
     }
     _show_programmes([call("POST", "/api/programmes", json=body)], as_json)
 
@@ -265,6 +274,7 @@ def statement(
         "subject": "job, or key and model",
         "used": "used",
         "tariff_id": "tariff",
+        "discount": "discount",
         "amount": "amount",
         "voucher": "voucher",
         "cash": "cash",
@@ -283,6 +293,12 @@ def statement(
 def _used(quantities: Mapping[str, int]) -> str:
     if "gpu_ms" in quantities:
         return f"{quantities['gpu_ms'] / 1000:,.1f} GPU-s"
+    if "byte_hours" in quantities:
+        return f"{quantities['byte_hours'] / BYTE_HOURS_PER_GB_MONTH:,.6f} GB-months"
+    if "images" in quantities:
+        return f"{quantities['images']:,} images ({quantities['requests']:,} requests)"
+    if "audio_ms" in quantities:
+        return f"{quantities['audio_ms'] / 1000:,.1f} s of audio ({quantities['requests']:,} requests)"
     return (
         f"{quantities['input']:,} in, {quantities['cached_input']:,} cached, {quantities['output']:,} out "
         f"({quantities['requests']:,} requests)"

@@ -6,11 +6,12 @@ from datetime import datetime
 
 from kit.errors import InvalidInput
 from kit.units import MAX_AMOUNT
-from quotas.pricing import Price, price_tokens, price_units
+from quotas.pricing import UNIT_METERS, Price, Tariff, price_tokens, price_units, token_rates
 from quotas.vocabulary import DiscountId, FirmId, MeteredUsage, Period, TariffId, TokenUsage, UsageKind
 
 TOKENS_MAX = 2**40
 QUANTITY_MAX = 2**53
+TOKEN_RATES = ("input", "cached_input", "output")
 UNIT = "unit"
 """Name of the one rate of images, audio and storage."""
 
@@ -72,6 +73,16 @@ class Quantities:
 
 Rates = Mapping[str, int]
 """Of tokens `input`, `cached_input` and `output`, micro-yuan per million; of anything else one `unit`."""
+
+
+def rates_in(tariff: Tariff, kind: UsageKind, resource: str, window: str) -> Rates | None:
+    """What a tariff asks for a kind of usage of a resource; None where it says nothing."""
+    if kind is UsageKind.TOKENS:
+        rates = token_rates(tariff, resource, window)
+        return None if rates is None else dict(zip(TOKEN_RATES, rates, strict=True))
+    meter, _ = UNIT_METERS[kind]
+    rate = tariff.rate(meter, resource, window=window)
+    return None if rate is None else {UNIT: rate}
 
 
 def price_line(kind: UsageKind, quantities: Quantities, rates: Rates) -> Price:

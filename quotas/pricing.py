@@ -226,6 +226,16 @@ def spread(total: int, spans: Sequence[tuple[datetime, datetime]]) -> tuple[int,
     return tuple(shares)
 
 
+def token_rates(tariff: Tariff, model: str, window: str) -> tuple[int, int, int] | None:
+    """(input, cached input, output); cached input costs what input does unless it has a price of its own."""
+    given = tariff.rate(Meter.INPUT, model, window=window)
+    cached = tariff.rate(Meter.CACHED_INPUT, model, window=window)
+    output = tariff.rate(Meter.OUTPUT, model, window=window)
+    if given is None or output is None:
+        return None
+    return given, given if cached is None else cached, output
+
+
 def price_gpu(parts: Sequence[tuple[GpuMs, int]]) -> Price:
     """The price of GPU milliseconds at micro-yuan per GPU-hour each, rounded once over all parts."""
     exact = sum(gpu_ms * rate for gpu_ms, rate in parts)

@@ -11,7 +11,7 @@ from kit.errors import Conflict, Refused
 from kit.ids import new_id
 from kit.units import MicroYuan, Ppm
 from quotas.adapters.money_tables import CentreContractRow, RateRow, TariffRow
-from quotas.pricing import Meter, RateKey, Tariff, Window, no_tariff, tariff_at
+from quotas.pricing import Meter, RateKey, Tariff, Window, lost_prices, no_tariff, tariff_at, token_rates
 from quotas.vocabulary import (
     CentreName,
     GpuRate,
@@ -57,13 +57,15 @@ async def publish_tariff(
     valid_from: datetime | None,
     rates: Mapping[RateKey, int],
     windows: Sequence[Window] = (),
+    ends_prices: bool = False,
     by: str,
     now: datetime,
 ) -> Tariff:
     """A new version from `valid_from` (default: now) until the next one. It ends the version it falls into.
 
-    Raises Refused (`tariff_in_the_past`) when it would change prices of time that has passed, Conflict
-    (`tariff_starts_taken`) when a version starts at that very instant.
+    Raises Refused (`tariff_in_the_past`) when it would change prices of time that has passed, Refused (`tariff_gap`)
+    when something would have no price any more and `ends_prices` does not say so, Conflict (`tariff_starts_taken`)
+    when a version starts at that very instant.
     """
     start = valid_from or now
     # One publisher at a time: two would both end the same version.
@@ -82,6 +84,8 @@ async def publish_tariff(
             hint="choose another time",
         )
     before = tariff_at(others, start)
+    if before is not None and not ends_prices:
+        _refuse_gap(before, Tariff(before.id, start, None, rates, tuple(windows)))
     if before is not None:
         row = await tx.get_one(TariffRow, before.id)
         row.validity = Range(before.valid_from, start, bounds="[)")
@@ -90,6 +94,19 @@ async def publish_tariff(
     tariff = Tariff(TariffId(new_id("trf")), start, until, dict(rates), tuple(windows))
     await _write(tx, tariff, name=name, by=by, now=now)
     return tariff
+
+
+def _refuse_gap(before: Tariff, after: Tariff) -> None:
+    lost = lost_prices(before, after)
+    if lost:
+        named = ", ".join(" ".join(filter(None, (key.resource, key.qos, key.meter))) for key in lost[:5])
+        raise Refused(
+            f"From {after.valid_from.isoformat()} on there would be no price for {named}"
+            + (f" and {len(lost) - 5} more." if len(lost) > 5 else "."),
+            code="tariff_gap",
+            hint="add its price, or say that it ends: ends_prices",
+            details={"lost": [f"{key.meter} {key.resource} {key.qos}".strip() for key in lost]},
+        )
 
 
 async def _write(tx: AsyncSession, tariff: Tariff, *, name: str, by: str, now: datetime) -> None:
@@ -147,16 +164,6 @@ async def token_rate(tx: AsyncSession, *, model: ModelName, at: datetime) -> Tok
     if tariff is None or rates is None:
         raise no_tariff(f"tokens of {model}", at)
     return TokenRate(tariff.id, *(MicroYuan(rate) for rate in rates))
-
-
-def token_rates(tariff: Tariff, model: str, window: str) -> tuple[int, int, int] | None:
-    """(input, cached input, output); cached input costs what input does unless it has a price of its own."""
-    given = tariff.rate(Meter.INPUT, model, window=window)
-    cached = tariff.rate(Meter.CACHED_INPUT, model, window=window)
-    output = tariff.rate(Meter.OUTPUT, model, window=window)
-    if given is None or output is None:
-        return None
-    return given, given if cached is None else cached, output
 
 
 async def set_centre_contract(tx: AsyncSession, *, centre: CentreName, payout_ppm: Ppm, now: datetime) -> None:

@@ -18,6 +18,7 @@ from quotas.adapters.money_tables import ChargeRow
 from quotas.collecting import Due, Step, added, collect, residue_moves
 from quotas.discounts import discounts_between, discounts_by_id
 from quotas.metering import (
+    TOKEN_RATES,
     UNIT,
     LineKey,
     Quantities,
@@ -27,15 +28,16 @@ from quotas.metering import (
     kind_of,
     price_line,
     quantities_of,
+    rates_in,
     resource_of,
     summed,
     unique,
 )
 from quotas.periods import billing_periods
-from quotas.pricing import UNIT_METERS, Discount, Tariff, contract_rate, discount_at, tariff_at
+from quotas.pricing import Discount, Tariff, contract_rate, discount_at, tariff_at
 from quotas.programmes import usable_terms_by_firm
 from quotas.statements import period_of
-from quotas.tariffs import tariffs_between, token_rates
+from quotas.tariffs import tariffs_between
 from quotas.vocabulary import (
     PLATFORM_FIRM,
     ChargeId,
@@ -49,7 +51,6 @@ from quotas.vocabulary import (
 from quotas.vouchers import validity_edges
 
 BATCH_MAX = 10_000
-TOKEN_RATES = ("input", "cached_input", "output")
 
 
 async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now: datetime) -> IngestResult:
@@ -117,16 +118,6 @@ def _tariff_of(tariffs: Sequence[Tariff], record: UsageRecord) -> Tariff | None:
     if tariff is None or rates_in(tariff, kind_of(record), resource_of(record)[1], tariff.window_at(record.at)) is None:
         return None
     return tariff
-
-
-def rates_in(tariff: Tariff, kind: UsageKind, resource: str, window: str) -> Rates | None:
-    """What a tariff asks for a kind of usage of a resource; None where it says nothing."""
-    if kind is UsageKind.TOKENS:
-        rates = token_rates(tariff, resource, window)
-        return None if rates is None else dict(zip(TOKEN_RATES, rates, strict=True))
-    meter, _ = UNIT_METERS[kind]
-    rate = tariff.rate(meter, resource, window=window)
-    return None if rate is None else {UNIT: rate}
 
 
 def charge_id_of(line: LineKey) -> ChargeId:

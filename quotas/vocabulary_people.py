@@ -114,6 +114,7 @@ class MoneyAction(StrEnum):
     CREDIT_LINE = "credit_line"
     REFUND = "refund"
     TARIFF = "tariff"
+    DISCOUNT = "discount"
     POLICY = "policy"
 
 

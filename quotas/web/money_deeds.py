@@ -11,15 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import Principal
 from kit.ids import new_id
-from kit.units import MAX_AMOUNT, MicroYuan
+from kit.units import MAX_AMOUNT, MicroYuan, Ppm
 from kit.web import Body, View
-from quotas import approvals, audit, cash, charges, programmes, refunds, tariffs
+from quotas import approvals, audit, cash, charges, discounts, programmes, refunds, tariffs
 from quotas.adapters.approval_tables import ProposalRow
 from quotas.applications import firm_of
 from quotas.vocabulary import ChargeId, FirmId, MoneyAction, ProgrammeId
 from quotas.web.approval_schemas import PolicyIn, PolicyOut, ProposalOut
 from quotas.web.money_schemas import AccountOut, CashIn, CashOut, ChargeOut, VoucherIn, VoucherOut
-from quotas.web.price_schemas import TariffIn, TariffOut
+from quotas.web.price_schemas import DiscountIn, DiscountOut, TariffIn, TariffOut
 from quotas.web.schemas import Id, Paragraph
 
 PROPOSED: dict[int | str, dict[str, Any]] = {
@@ -134,11 +134,32 @@ async def tariff(tx: AsyncSession, body: TariffIn, deed: Deed) -> TariffOut:
         valid_from=body.valid_from,
         rates=body.rates(),
         windows=body.spans(),
+        ends_prices=body.ends_prices,
         by=deed.by.id,
         now=deed.now,
     )
     await _record(tx, "tariff.publish", one.id, deed, body, None)
     return TariffOut.of(one, body.name)
+
+
+async def discount(tx: AsyncSession, body: DiscountIn, deed: Deed) -> DiscountOut:
+    """Take so much off a firm's rates, as its contract says."""
+    firm = FirmId(body.firm_id)
+    await firm_of(tx, firm)
+    one = await discounts.grant_discount(
+        tx,
+        firm_id=firm,
+        kind=body.kind,
+        resource=body.resource,
+        off_ppm=Ppm(body.off_ppm),
+        valid_from=body.valid_from,
+        valid_until=body.valid_until,
+        contract=body.contract,
+        by=deed.by.id,
+        now=deed.now,
+    )
+    await _record(tx, "discount.grant", one.terms.id, deed, body, firm)
+    return DiscountOut.of(one)
 
 
 async def policy(tx: AsyncSession, body: PolicyIn, deed: Deed) -> PolicyOut:
@@ -162,6 +183,7 @@ DEEDS: dict[MoneyAction, tuple[type[Body], Callable[..., Awaitable[View]]]] = {
     MoneyAction.CREDIT_LINE: (CreditLineOrder, credit_line),
     MoneyAction.REFUND: (RefundOrder, refund),
     MoneyAction.TARIFF: (TariffIn, tariff),
+    MoneyAction.DISCOUNT: (DiscountIn, discount),
     MoneyAction.POLICY: (PolicyIn, policy),
 }
 
@@ -208,7 +230,7 @@ def perform(by: Principal, now: datetime, origin: str | None) -> approvals.Perfo
                 return done.firm_id
             case PolicyOut():
                 return "policy"
-            case CashOut() | VoucherOut() | ChargeOut() | TariffOut():
+            case CashOut() | VoucherOut() | ChargeOut() | TariffOut() | DiscountOut():
                 return done.id
             case _:
                 raise AssertionError(f"{row.action} leads to nothing that has a name")

@@ -1,7 +1,7 @@
 """What the routes of money take and give. Amounts are integer micro-yuan and say so in their names."""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints
 
@@ -25,7 +25,9 @@ class ProgrammeIn(Body):
     valid_until: Instant
     voucher_days: Annotated[int, Field(ge=1, le=1100)] = 365
     priority: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    covers: list[Literal["compute"]] = Field(default_factory=lambda: ["compute"], min_length=1, max_length=1)
+    covers: Annotated[list[UsageKind], Field(min_length=1, max_length=len(UsageKind))] = Field(
+        default_factory=lambda: [UsageKind.COMPUTE], description="the kinds of usage it pays for"
+    )
     pools: Annotated[list[Pool], Field(min_length=1, max_length=100)] | None = None
 
     def spec(self, now: datetime) -> ProgrammeSpec:
@@ -40,7 +42,7 @@ class ProgrammeIn(Body):
             valid_until=self.valid_until,
             voucher_days=self.voucher_days,
             priority=self.priority,
-            covers=frozenset(UsageKind(kind) for kind in self.covers),
+            covers=frozenset(self.covers),
             pools=None if self.pools is None else frozenset(self.pools),
         )
 
@@ -214,6 +216,8 @@ class LineOut(View):
     about: dict[str, str]
     quantities: dict[str, int]
     rates_micro_yuan: dict[str, int]
+    contract_rates_micro_yuan: dict[str, int]
+    discount_micro_yuan: int
     amount_micro_yuan: int
     voucher_micro_yuan: int
     cash_micro_yuan: int
@@ -236,6 +240,8 @@ class LineOut(View):
             about=line.about,
             quantities=line.quantities,
             rates_micro_yuan=line.rates,
+            contract_rates_micro_yuan=line.contract_rates,
+            discount_micro_yuan=line.discount,
             amount_micro_yuan=line.amount,
             voucher_micro_yuan=line.voucher,
             cash_micro_yuan=line.cash,
@@ -252,6 +258,7 @@ class StatementOut(View):
     ends_at: datetime
     state: str
     lines: list[LineOut]
+    discount_micro_yuan: int
     amount_micro_yuan: int
     voucher_micro_yuan: int
     cash_micro_yuan: int
@@ -271,6 +278,7 @@ class StatementOut(View):
             ends_at=one.ends_at,
             state=one.state,
             lines=[LineOut.of(line) for line in one.lines],
+            discount_micro_yuan=one.discount,
             amount_micro_yuan=one.amount,
             voucher_micro_yuan=one.voucher,
             cash_micro_yuan=one.cash,

@@ -5,12 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from kit.units import Ppm
-from quotas import audit, tariffs
+from quotas import audit, previews, tariffs
 from quotas.access import Action, require
-from quotas.vocabulary import CentreName, ModelName, MoneyAction, PoolName, QoS
+from quotas.applications import firm_of
+from quotas.pricing import Tariff
+from quotas.vocabulary import CentreName, FirmId, ModelName, MoneyAction, Period, PoolName, QoS, TariffId
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
 from quotas.web.money_deeds import PROPOSED, do_or_propose
-from quotas.web.price_schemas import ContractIn, GpuPriceOut, TariffIn, TariffOut, TokenPriceOut
+from quotas.web.price_schemas import ContractIn, GpuPriceOut, PreviewIn, PreviewOut, TariffIn, TariffOut, TokenPriceOut
 from quotas.web.schemas import Instant
 
 router = APIRouter(prefix="/api", tags=["prices"])
@@ -28,6 +30,17 @@ async def publish(body: TariffIn, principal: CurrentPrincipal, db: Db, now: Now,
         return await do_or_propose(
             tx, MoneyAction.TARIFF, body, amount=dearest, firm_id=None, by=principal, now=now, origin=origin
         )
+
+
+@router.post("/tariffs/preview")
+async def preview_tariff(body: PreviewIn, principal: CurrentPrincipal, db: Db, now: Now) -> PreviewOut:
+    """What a month would have cost with a draft: every usage priced anew, to the micro-yuan. Publishes nothing."""
+    require(principal, Action.TARIFF_PUBLISH, firm_id=None)
+    period = Period(body.period or previews.month_before(now))
+    draft = Tariff(TariffId("draft"), now, None, body.tariff.rates(), body.tariff.spans())
+    async with db.transaction() as tx:
+        firm_id = None if body.firm_id is None else (await firm_of(tx, FirmId(body.firm_id))).id
+        return PreviewOut.of(await previews.preview(tx, draft, period, firm_id=firm_id))
 
 
 @router.get("/tariffs")

@@ -8,9 +8,11 @@ from pydantic import Field, StringConstraints, model_validator
 from kit.errors import InvalidInput
 from kit.units import PPM
 from kit.web import Body, View
-from quotas.pricing import MINUTES_PER_DAY, Meter, RateKey, Tariff, Window, scaled_rate
-from quotas.vocabulary import QoS
-from quotas.web.schemas import Instant, Line
+from quotas.discounts import Contract
+from quotas.previews import Preview
+from quotas.pricing import MINUTES_PER_DAY, Meter, RateKey, Tariff, Window, scaled_rate, unpriced_hours
+from quotas.vocabulary import QoS, UsageKind
+from quotas.web.schemas import Id, Instant, Line
 
 Rate = Annotated[int, Field(ge=0, le=2**40)]
 Share = Annotated[int, Field(ge=0, le=PPM)]
@@ -47,26 +49,53 @@ class TokenPriceIn(Body):
     window: WindowName | None = None
 
 
+class ImagePriceIn(Body):
+    """A model's price per image."""
+
+    model: Resource
+    micro_yuan_per_image: Rate
+    window: WindowName | None = None
+
+
+class AudioPriceIn(Body):
+    """A model's price per second of audio."""
+
+    model: Resource
+    micro_yuan_per_second: Rate
+    window: WindowName | None = None
+
+
+class StoragePriceIn(Body):
+    """The price of 10^9 bytes stored for 720 hours; `files` are a firm's uploads and artifacts."""
+
+    resource: Resource = "files"
+    micro_yuan_per_gb_month: Rate
+
+
 class TariffIn(Body):
+    """A whole price book. `ends_prices`: what the version before has a price for and this one has not may end."""
+
     name: Line
     valid_from: Instant | None = None
     gpu: list[GpuPriceIn] = Field(default_factory=list, max_length=500)
     tokens: list[TokenPriceIn] = Field(default_factory=list, max_length=500)
+    images: list[ImagePriceIn] = Field(default_factory=list, max_length=500)
+    audio: list[AudioPriceIn] = Field(default_factory=list, max_length=500)
+    storage: list[StoragePriceIn] = Field(default_factory=list, max_length=20)
     windows: list[WindowIn] = Field(default_factory=list, max_length=10)
+    ends_prices: bool = False
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if not self.gpu and not self.tokens:
-            raise ValueError("a tariff has at least one price")
+    def _names_its_windows(self) -> Self:
         known = {window.name for window in self.windows}
-        unknown = {price.window for price in (*self.gpu, *self.tokens)} - known - {None}
+        unknown = {price.window for price in (*self.gpu, *self.tokens, *self.images, *self.audio)} - known - {None}
         if unknown:
             raise ValueError(f"prices name windows that are not described: {', '.join(sorted(map(str, unknown)))}")
         _check_windows(self.windows)
         return self
 
     def rates(self) -> dict[RateKey, int]:
-        """Every price as it will stand in the book. Raises InvalidInput for one that is given twice."""
+        """Every price as it will stand in the book. Raises InvalidInput for none, one given twice, a gap in the day."""
         priced: list[tuple[RateKey, int]] = []
         for gpu in self.gpu:
             for qos in QoS:
@@ -80,9 +109,22 @@ class TariffIn(Body):
             ):
                 if rate is not None:
                     priced.append((RateKey(meter, one.model, "", one.window or ""), rate))
+        priced += [(RateKey(Meter.IMAGE, i.model, "", i.window or ""), i.micro_yuan_per_image) for i in self.images]
+        priced += [
+            (RateKey(Meter.AUDIO_SECOND, a.model, "", a.window or ""), a.micro_yuan_per_second) for a in self.audio
+        ]
+        priced += [(RateKey(Meter.STORAGE_GB_MONTH, s.resource), s.micro_yuan_per_gb_month) for s in self.storage]
         book = dict(priced)
+        if not book:
+            raise InvalidInput("a tariff has at least one price", hint="give gpu, tokens, images, audio or storage")
         if len(book) != len(priced):
             raise InvalidInput("a price is given twice", hint="name each pool or model once per window")
+        if gap := unpriced_hours(book):
+            raise InvalidInput(
+                f"{gap[0].resource} has a price for {gap[0].meter} in window {gap[0].window} and none for the rest of "
+                "the day",
+                hint="give it a price without a window too",
+            )
         return book
 
     def spans(self) -> tuple[Window, ...]:
@@ -153,3 +195,86 @@ class TokenPriceOut(View):
 
 class ContractIn(Body):
     payout_ppm: Share
+
+
+class DiscountIn(Body):
+    """So much off a firm's rates of a kind of usage; `resource` is a pool or model, or `*`."""
+
+    firm_id: Id
+    kind: UsageKind
+    resource: Resource = "*"
+    off_ppm: Annotated[int, Field(ge=1, le=PPM)]
+    valid_from: Instant | None = None
+    valid_until: Instant | None = None
+    contract: Line
+
+
+class DiscountOut(View):
+    id: str
+    firm_id: str
+    kind: UsageKind
+    resource: str
+    off_ppm: int
+    valid_from: datetime
+    valid_until: datetime | None
+    contract: str
+    granted_by: str
+    granted_at: datetime
+
+    @classmethod
+    def of(cls, one: Contract) -> Self:
+        """A discount as it is shown."""
+        terms = one.terms
+        return cls(
+            id=terms.id,
+            firm_id=terms.firm_id,
+            kind=terms.kind,
+            resource=terms.resource,
+            off_ppm=terms.off_ppm,
+            valid_from=terms.valid_from,
+            valid_until=terms.valid_until,
+            contract=one.contract,
+            granted_by=one.granted_by,
+            granted_at=one.granted_at,
+        )
+
+
+class PreviewIn(Body):
+    """A draft of a price book, and the month to price anew: by default the last whole one, of all firms."""
+
+    tariff: TariffIn
+    period: Annotated[str, StringConstraints(max_length=20)] | None = None
+    firm_id: Id | None = None
+
+
+class PreviewLineOut(View):
+    firm_id: str
+    kind: UsageKind
+    now_micro_yuan: int
+    draft_micro_yuan: int
+
+
+class PreviewOut(View):
+    """`now`: as it was priced, after discounts and before what a hold capped. `unpriced` counts as nothing."""
+
+    period: str
+    lines: list[PreviewLineOut]
+    now_micro_yuan: int
+    draft_micro_yuan: int
+    unpriced: list[str]
+
+    @classmethod
+    def of(cls, one: Preview) -> Self:
+        """A preview as it is shown."""
+        return cls(
+            period=one.period,
+            lines=[
+                PreviewLineOut(
+                    firm_id=line.firm_id, kind=line.kind, now_micro_yuan=line.now, draft_micro_yuan=line.draft
+                )
+                for line in one.lines
+            ],
+            now_micro_yuan=sum(line.now for line in one.lines),
+            draft_micro_yuan=sum(line.draft for line in one.lines),
+            unpriced=list(one.unpriced),
+        )
