@@ -35,8 +35,8 @@ class Sink(Protocol):
 class EngineConnection(asyncio.Protocol):
     """A connection to one engine; `sink` is set while a request runs on it."""
 
-    __slots__ = ("_began", "_content_type", "_head", "_keep", "_lost", "idle_since", "linger", "parser", "pool",
-                 "served", "sink", "transport")  # fmt: skip
+    __slots__ = ("_began", "_bodies", "_content_type", "_head", "_keep", "_lost", "idle_since", "linger", "parser",
+                 "pool", "served", "sink", "transport")  # fmt: skip
 
     def __init__(self, pool: "EnginePool") -> None:
         self.pool = pool
@@ -48,6 +48,7 @@ class EngineConnection(asyncio.Protocol):
         self.linger: asyncio.TimerHandle | None = None
         self._began = self._head = self._keep = self._lost = False
         self._content_type = b""
+        self._bodies: list[bytes] = []
 
     def request(self, data: bytes, sink: Sink) -> None:
         """Send a complete request; the answer goes to `sink`."""
@@ -83,15 +84,31 @@ class EngineConnection(asyncio.Protocol):
         sink = self.sink
         try:
             self.parser.feed_data(data)
+            if self._bodies:
+                self._pass_on()
         except httptools.HttpParserCallbackError as error:
-            self.sink = None
-            if self.transport is not None:
-                self.transport.abort()
-            sink.fault(error.__context__ or error)
+            self._fault(sink, error.__context__ or error)
         except httptools.HttpParserError as error:
             self._fail(f"the engine's answer is not HTTP: {type(error).__name__}")
             if self.transport is not None:
                 self.transport.abort()
+        except Exception as error:
+            self._fault(sink, error)
+
+    def _fault(self, sink: Sink, error: BaseException) -> None:
+        self.sink = None
+        self._bodies.clear()
+        if self.transport is not None:
+            self.transport.abort()
+        sink.fault(error)
+
+    def _pass_on(self) -> None:
+        """All chunks of one read at once: an engine in a hurry packs many into it."""
+        bodies = self._bodies
+        data = bodies[0] if len(bodies) == 1 else b"".join(bodies)
+        bodies.clear()
+        if self.sink is not None:
+            self.sink.engine_data(data)
 
     def eof_received(self) -> bool:
         if self.sink is not None and self._head and not self._keep:
@@ -120,10 +137,11 @@ class EngineConnection(asyncio.Protocol):
             self.sink.engine_head(status, self._content_type)
 
     def on_body(self, body: bytes) -> None:
-        if self.sink is not None:
-            self.sink.engine_data(body)
+        self._bodies.append(body)
 
     def on_message_complete(self) -> None:
+        if self._bodies:
+            self._pass_on()
         sink = self.sink
         if sink is None or not self._head:
             return
@@ -136,6 +154,11 @@ class EngineConnection(asyncio.Protocol):
         sink.engine_done()
 
     def _fail(self, why: str) -> None:
+        if self._bodies and self.sink is not None:
+            try:
+                self._pass_on()  # what came before it broke off is still counted
+            except Exception as error:
+                self._fault(self.sink, error)
         sink, self.sink = self.sink, None
         if sink is not None:
             sink.engine_failed(why, began=self._began, reused=self.served > 0)

@@ -1,4 +1,7 @@
-"""The gateway's durable usage log: appended by the event loop, written and synced in groups by one thread.
+"""The gateway's durable usage log: what is appended in one turn of the event loop is written and synced together.
+
+While the disk is quick the loop syncs itself, which costs less than waking a thread and taking turns with it; as soon
+as a sync is slow, or refused, a thread does it, so that open streams do not wait for a disk.
 
 A segment is a file of lines `<crc32, 8 hex digits> <JSON>`; a torn or foreign line at the end of a killed gateway's
 file is left out. A small ballast file is given up when the disk fills, so that what runs can still be logged while
@@ -30,6 +33,11 @@ BALLAST_BYTES = 4 << 20
 SEGMENT_BYTES = 8 << 20
 """A segment is filled with zeros first: overwriting changes no file size, and syncing takes half as long."""
 RETRY_SECONDS = 0.2
+QUICK_SECONDS = 0.002
+"""A disk that syncs in less than this, on the mean, is synced by the loop."""
+HICCUP_SECONDS = 0.05
+SLOW_SECONDS = 2.0
+"""So long the thread writes after a sync was slow; then the disk is tried again."""
 
 
 class _Line(msgspec.Struct, array_like=True, omit_defaults=False):
@@ -107,6 +115,10 @@ class UsageLog:
         self.bytes_in_segment = 0
         self._batch: _Batch | None = None
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._handed = 0
+        """Batches that the thread has and the loop has not seen done: until none is left the loop does not write."""
+        self._sync_seconds = 0.0
+        self._slow_until = 0.0
         self._stopping = False
         self._ballast = folder / "ballast"
         self._spare = folder / "spare"
@@ -154,8 +166,33 @@ class UsageLog:
 
     def _hand_over(self) -> None:
         batch, self._batch = self._batch, None
-        if batch is not None:
-            self._queue.put(batch)
+        if batch is None:
+            return
+        if self._handed == 0 and self.healthy and batch.path == self._fd_path and self._write_quickly(batch):
+            return
+        self._handed += 1
+        self._queue.put(batch)
+
+    def _write_quickly(self, batch: _Batch) -> bool:
+        """Write and sync here and now; False leaves what could not be written to the thread."""
+        began = time.perf_counter()
+        if began < self._slow_until:
+            return False
+        data = b"".join(batch.lines)
+        try:
+            written = os.write(self._fd, data)
+            if written < len(data):
+                batch.lines = [data[written:]]
+                return False
+            os.fdatasync(self._fd)
+        except OSError:
+            return False  # the thread meets it again, and knows what to do
+        took = time.perf_counter() - began
+        self._sync_seconds += (took - self._sync_seconds) / 16
+        if took > HICCUP_SECONDS or self._sync_seconds > QUICK_SECONDS:
+            self._slow_until, self._sync_seconds = began + SLOW_SECONDS, 0.0
+        _call_all(batch.done)
+        return True
 
     def _write_loop(self) -> None:
         while True:
@@ -193,9 +230,13 @@ class UsageLog:
                 break
             except OSError as error:
                 self._on_refusal(error)
-        done = [call for batch in batches for call in batch.done]
-        if done and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_call_all, done)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._all_done, batches)
+
+    def _all_done(self, batches: Sequence[_Batch]) -> None:
+        self._handed -= len(batches)
+        for batch in batches:
+            _call_all(batch.done)
 
     def _open(self, path: Path) -> int:
         """Begin a segment: the spare one if it is ready; a new spare is then made beside."""

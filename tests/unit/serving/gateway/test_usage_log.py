@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,35 @@ async def test_a_record_is_on_disk_when_the_log_says_so(tmp_path: Path) -> None:
 
     await until_async(said, seconds=5, what="the log to be synced")
     assert seen[0] == [closed(f"req_{n}") for n in range(3)]
+    log.close()
+
+
+async def test_a_disk_that_turns_slow_is_left_to_a_thread_and_the_order_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = UsageLog(tmp_path)
+    sync = os.fdatasync
+    synced_by: list[str] = []
+    durable: list[int] = []
+
+    def slow(fd: int) -> None:
+        synced_by.append(threading.current_thread().name)
+        time.sleep(module.HICCUP_SECONDS + 0.01)
+        sync(fd)
+
+    monkeypatch.setattr(module.os, "fdatasync", slow)
+    for n in range(4):
+        log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
+        await asyncio.sleep(0)
+
+    async def all_durable() -> bool:
+        return len(durable) == 4
+
+    await until_async(all_durable, seconds=5, what="the log to be synced")
+    assert synced_by[0] == "MainThread"
+    assert set(synced_by[1:]) == {"usage-log"}, "the loop waited for a slow disk once"
+    assert durable == [0, 1, 2, 3]
+    assert list(read_segment(log.path)) == [closed(f"req_{n}") for n in range(4)]
     log.close()
 
 
