@@ -89,9 +89,9 @@ def example(app: FastAPI, schema: dict[str, Any], ids: dict[str, str]) -> Any:
             return "a-text-of-length"
 
 
-@pytest.fixture
-async def victim(world: World) -> Victim:
-    studio = await world.studio()
+async def a_victim(world: World, studio: Studio | None = None) -> Victim:
+    """A firm with one of everything that quotas knows."""
+    studio = studio or await world.studio()
     dev = await world.member(studio.owner, "secret.dev@studio1.example", "firm_developer")
     key = await world.key(studio, name="secret-key-name")
     project = (await studio.owner.post("/api/projects", json={"name": "secret-project"})).json()
@@ -118,6 +118,11 @@ async def victim(world: World) -> Victim:
     me = (await studio.owner.get("/api/me")).json()
     private = ["secret", me["firm"]["name"], me["firm"]["uscc"], me["id"], "王晓", studio.email]
     return Victim(studio, ids, private)
+
+
+@pytest.fixture
+async def victim(world: World) -> Victim:
+    return await a_victim(world)
 
 
 async def snapshot(db: Database) -> str:
