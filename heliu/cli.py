@@ -18,7 +18,7 @@ from kit.cli import JsonFlag, fail, note_json, print_refusal, show, tell
 from kit.errors import HeliuError
 
 PANELS = {
-    "This machine": ("demo", "up", "down", "status", "admin-link", "version"),
+    "This machine": ("demo", "up", "down", "status", "top", "admin-link", "version"),
     "People": ("login", "logout", "whoami", "firm", "member", "key", "project"),
     "Work": ("quote", "job", "upload", "artifact", "queue", "pool", "node"),
     "Models": ("model", "adapter", "deploy", "replica"),
@@ -125,6 +125,18 @@ def status(home: HomeOption = None, as_json: JsonFlag = False) -> None:
 
     with _refusals(home):
         front.status(as_json=as_json)
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print one look and end; --json implies it.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5, max=3600)] = 2.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Watch firms, models, replicas, pools and the queue live; q ends it."""
+    from heliu.top.command import top as run_top
+
+    run_top(once=once, as_json=as_json, every_seconds=every)
 
 
 @app.command("admin-link")
