@@ -96,7 +96,10 @@ def _doubtful_firm(story: Story) -> None:
         story.memory.save()
         stage.did("a second firm applies with a mistyped USCC", firm.id)
     firm = story.administrator.firms.get(cast.doubtful_firm_id)
-    stage.check(firm.state == "in_review" and firm.doubts, f"it waits for a person: {' '.join(firm.doubts)}")
+    stage.check(
+        firm.state == "in_review" and firm.doubts,
+        f"the one with the mistyped code waits for a person: {' '.join(firm.doubts)}",
+    )
 
 
 def _developer(story: Story) -> None:
