@@ -1,6 +1,6 @@
 """Quota as data over time: which version is in force at an instant, and whether an ask fits under every limit."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -94,40 +94,30 @@ def tighter(one: Ceilings, other: Ceilings) -> Ceilings:
     )
 
 
+_LIMITED: Final[tuple[tuple[LimitKind, Callable[[Ceilings], int | None], Callable[[Use], int]], ...]] = (
+    (LimitKind.JOBS_AT_ONCE, lambda ceilings: ceilings.jobs_at_once, lambda use: use.jobs),
+    (LimitKind.GPUS_AT_ONCE, lambda ceilings: ceilings.gpu_milli_at_once, lambda use: use.gpu_milli),
+    (LimitKind.GPU_TIME, lambda ceilings: ceilings.gpu_ms_per_period, lambda use: use.gpu_ms),
+    (LimitKind.TOKENS, lambda ceilings: ceilings.tokens_per_period, lambda use: use.tokens),
+)
+assert [kind for kind, *_ in _LIMITED] == list(LimitKind), "the order in which limits are checked is LimitKind's"
+
+
 def first_overrun(limits: EffectiveLimits, *, firm: Use, project: Use, asked: Use) -> Overrun | None:
     """The first limit that `asked` more would break, in the order of LimitKind, the firm's before the project's."""
-    for kind in LimitKind:
-        for scope, ceilings, used in (("firm", limits.firm, firm), ("project", limits.project, project)):
-            limit, so_far, more = _of(ceilings, kind), _of_use(used, kind), _of_use(asked, kind)
-            if limit is not None and more and so_far + more > limit:
-                return Overrun(kind, scope, limit, so_far, more)
+    scopes = (("firm", limits.firm, firm), ("project", limits.project, project))
+    for kind, limit_of, amount_of in _LIMITED:
+        more = amount_of(asked)
+        if not more:
+            continue
+        for scope, ceilings, used in scopes:
+            limit = limit_of(ceilings)
+            if limit is not None and amount_of(used) + more > limit:
+                return Overrun(kind, scope, limit, amount_of(used), more)
     return None
 
 
 def _least(one: int | None, other: int | None) -> int | None:
-    known = [limit for limit in (one, other) if limit is not None]
-    return min(known) if known else None
-
-
-def _of(ceilings: Ceilings, kind: LimitKind) -> int | None:
-    match kind:
-        case LimitKind.JOBS_AT_ONCE:
-            return ceilings.jobs_at_once
-        case LimitKind.GPUS_AT_ONCE:
-            return ceilings.gpu_milli_at_once
-        case LimitKind.GPU_TIME:
-            return ceilings.gpu_ms_per_period
-        case LimitKind.TOKENS:
-            return ceilings.tokens_per_period
-
-
-def _of_use(use: Use, kind: LimitKind) -> int:
-    match kind:
-        case LimitKind.JOBS_AT_ONCE:
-            return use.jobs
-        case LimitKind.GPUS_AT_ONCE:
-            return use.gpu_milli
-        case LimitKind.GPU_TIME:
-            return use.gpu_ms
-        case LimitKind.TOKENS:
-            return use.tokens
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)

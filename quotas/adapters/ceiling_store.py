@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Identity, Index, Integer, Text, text
+from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Identity, Index, Integer, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col, select
@@ -36,19 +36,25 @@ class CeilingVersionRow(SQLModel, table=True):
     reason: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
 
 
+# Asked at every admission, so built once.
+_IN_FORCE = (
+    select(CeilingVersionRow)
+    .where(
+        CeilingVersionRow.firm_id == bindparam("firm_id", type_=Text),
+        col(CeilingVersionRow.effective_from) <= bindparam("at", type_=DateTime(timezone=True)),
+    )
+    .ext(distinct_on(col(CeilingVersionRow.project_id)))
+    .order_by(
+        col(CeilingVersionRow.project_id),
+        col(CeilingVersionRow.effective_from).desc(),
+        col(CeilingVersionRow.seq).desc(),
+    )
+)
+
+
 async def in_force(tx: AsyncSession, firm_id: str, *, at: datetime) -> Sequence[CeilingVersionRow]:
     """The firm's version in force at `at`, and each of its projects'."""
-    query = (
-        select(CeilingVersionRow)
-        .where(CeilingVersionRow.firm_id == firm_id, col(CeilingVersionRow.effective_from) <= at)
-        .ext(distinct_on(col(CeilingVersionRow.project_id)))
-        .order_by(
-            col(CeilingVersionRow.project_id),
-            col(CeilingVersionRow.effective_from).desc(),
-            col(CeilingVersionRow.seq).desc(),
-        )
-    )
-    return (await tx.execute(query)).scalars().all()
+    return (await tx.execute(_IN_FORCE, {"firm_id": firm_id, "at": at})).scalars().all()
 
 
 async def history(tx: AsyncSession, firm_id: str) -> Sequence[CeilingVersionRow]:
