@@ -49,6 +49,10 @@ def node_environment(settings: Settings) -> dict[str, str]:
             "HF_HUB_OFFLINE": "1",
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_open_telemetry": "0",
+            "RAY_LOGGER_LEVEL": "warning",  # below it, the variables of every job, tokens too, are logged
+            # Its metrics would be told to anybody on the network without a token.
+            "RAY_enable_metrics_collection": "0",
+            "DASHBOARD_METRIC_PORT": "-1",
         }
     )
 
@@ -102,7 +106,7 @@ def head_command(settings: Settings) -> tuple[str, ...]:
         "--num-cpus": "0",
         "--labels": "heliu.io/role=head",
     }
-    return (*_ray_start(settings, options), "--head")
+    return (*_ray_start(settings, options), "--head", "--no-monitor")  # nothing here is scaled by Ray
 
 
 def node_command(settings: Settings) -> tuple[str, ...]:
