@@ -9,11 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from heliu.supervisor import records
 from heliu.supervisor.records import RunFolder, ServiceRecord
+from kit.postgres import embedded_pid
 from kit.settings import Settings
 from tests.support.machine_lock import ENGINE_LOCK, RAY_LOCK, machine_locks
 from tests.support.needs import need
@@ -28,6 +31,20 @@ PORTS = (
     "HELIU_RAY_GCS_PORT",
     "HELIU_RAY_DASHBOARD_PORT",
 )
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A TCP port that a process of a platform listens on."""
+
+    ip: str
+    port: int
+    command: str
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.ip.startswith("127.") or self.ip == "::1"
 
 
 class RunningPlatform:
@@ -88,6 +105,33 @@ class RunningPlatform:
         victim.send_signal(signal.SIGKILL)
         return victim
 
+    def below_ray(self, *words: str) -> list[psutil.Process]:
+        """Processes below the Ray node whose command line has all these words."""
+        below = self.process("ray-node").children(recursive=True)
+        return [process for process in below if all(word in command_of(process) for word in words)]
+
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and all that runs because of it, PostgreSQL included."""
+        instance = RunFolder(self.home).instance()
+        assert instance is not None, "the platform is down"
+        supervisor = instance.supervisor.find()
+        assert supervisor is not None, "the supervisor does not run"
+        found = [supervisor, *supervisor.children(recursive=True)]
+        found += [process for ref in records.marked(instance.id) if (process := ref.find()) is not None]
+        postmaster = embedded_pid(self.home / "postgres")
+        if postmaster is not None:
+            found += [psutil.Process(postmaster), *psutil.Process(postmaster).children()]
+        return list({process.pid: process for process in found}.values())
+
+    def listeners(self) -> list[Listener]:
+        """All that its processes listen on over TCP."""
+        commands = {process.pid: command_of(process) for process in self.processes()}
+        return [
+            Listener(str(one.laddr[0]).removeprefix("::ffff:"), int(one.laddr[1]), commands[one.pid])
+            for one in psutil.net_connections("inet")
+            if one.status == psutil.CONN_LISTEN and one.pid in commands and one.laddr
+        ]
+
     def logs(self, lines: int = 15) -> str:
         """The end of every log."""
         ends = []
@@ -95,6 +139,14 @@ class RunningPlatform:
             text = log.read_text(errors="replace").splitlines()[-lines:]
             ends.append("\n".join([f"== {log.name}", *text]))
         return "\n".join(ends)
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty when it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def prepared_models() -> Path:

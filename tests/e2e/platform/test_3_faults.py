@@ -12,12 +12,13 @@ from zoneinfo import ZoneInfo
 import httpx
 import psutil
 import pytest
-from openai import OpenAI, OpenAIError
+from openai import OpenAIError
 
 from heliu.client import ApiError, Unreachable
 from heliu.client.job_views import JobDetail
 from heliu.demo.act4_quote import LORE
 from heliu.demo.act6_model import POOL
+from heliu.demo.act7_openai import STREAMED
 from heliu.demo.story import BASE_MODEL
 from heliu.supervisor import records
 from heliu.supervisor.records import RunFolder
@@ -84,36 +85,12 @@ class Faults:
 
         until(again, seconds=90, what=f"the restart of {name}")
 
-    def below_ray(self, *words: str) -> list[psutil.Process]:
-        """Processes below the Ray node whose command line has all these words."""
-        found: list[psutil.Process] = []
-        for process in self.platform.process("ray-node").children(recursive=True):
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if all(word in line for word in words):
-                found.append(process)
-        return found
-
-    def ask(self, model: str) -> str:
-        """One short question through the gateway."""
-        settings, key = self.telling.platform.settings, self.telling.story.cast.key
-        with OpenAI(base_url=f"{settings.gateway_url}/v1", api_key=key, timeout=60, max_retries=0) as openai:
-            answer = openai.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": "Who is the last crane rider?"}],
-                max_tokens=24,
-                temperature=0,
-            )
-        return answer.choices[0].message.content or ""
-
     def until_answers(self, seconds: float = 240) -> None:
         """Wait until the adapter answers through the gateway again."""
 
         def look() -> bool:
             try:
-                return "Qiao Bailu" in self.ask(self.telling.adapter)
+                return "Qiao Bailu" in self.telling.ask(STREAMED, model=self.telling.adapter)
             except OpenAIError:
                 return False
 
@@ -172,7 +149,7 @@ def test_a_gateway_killed_in_the_middle_of_a_stream_bills_what_it_had_logged(fau
 
 
 def test_a_killed_vllm_comes_back_with_its_adapters(faults: Faults) -> None:
-    engines = faults.below_ray(ENGINE)
+    engines = faults.platform.below_ray(ENGINE)
     assert engines, "no vLLM runs below Ray"
     for engine in engines:
         engine.send_signal(signal.SIGKILL)
@@ -186,8 +163,10 @@ def test_a_job_thrown_out_by_every_kill_finishes_once_after_all(faults: Faults) 
     for runner in _runner_of(faults, job_id):
         runner.send_signal(signal.SIGKILL)
     faults.until_trains(job_id, attempts=2)
+    faults.telling.assert_nothing_secret_was_written()  # Ray begins new logs when it starts again
     faults.kill_service("ray-head")
     faults.until_trains(job_id, attempts=3)
+    faults.telling.assert_nothing_secret_was_written()
     _kill_everything(faults)
     faults.platform.start()
     job = faults.until_over(job_id)
@@ -205,6 +184,10 @@ def test_after_everything_the_replica_is_back_and_nothing_was_billed_twice(fault
     lines = faults.telling.story.administrator.deployments.engines()
     assert "overbilled" not in [line.verdict for line in lines]
     faults.books_hold()
+
+
+def test_after_all_kills_no_log_holds_a_secret_a_prompt_or_an_output(faults: Faults) -> None:
+    faults.telling.assert_nothing_secret_was_written()
 
 
 def test_down_leaves_nothing_running_and_up_finds_the_state(faults: Faults) -> None:
@@ -234,20 +217,14 @@ def _stream_until_the_gateway_dies(faults: Faults) -> None:
 def _runner_of(faults: Faults, job_id: str) -> list[psutil.Process]:
     """The runner whose environment names the job's attempt."""
     attempt = faults.jobs.get(job_id).attempts[0].id
-    runners = [one for one in faults.below_ray(RUNNER) if one.environ().get("HELIU_ATTEMPT_ID") == attempt]
+    runners = [one for one in faults.platform.below_ray(RUNNER) if one.environ().get("HELIU_ATTEMPT_ID") == attempt]
     assert runners, "the job's runner was not found"
     return runners
 
 
 def _kill_everything(faults: Faults) -> None:
     """kill -9 of every process of the platform at one moment: supervisor, services, Ray, vLLM, PostgreSQL."""
-    instance = RunFolder(faults.platform.home).instance()
-    assert instance is not None
-    supervisor = instance.supervisor.find()
-    assert supervisor is not None
-    victims = [supervisor, *supervisor.children(recursive=True)]
-    victims += [process for ref in records.marked(instance.id) if (process := ref.find()) is not None]
-    for process in victims:
+    for process in faults.platform.processes():
         try:
             process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
