@@ -39,6 +39,7 @@ async def route_table(tx: AsyncSession) -> RouteTable:
             owner=m.owner,
             deprecated_at=m.deprecated_at,
             retires_at=m.retires_at,
+            revision=m.revision,
         )
         for m in map(store.model_of, await store.models(tx))
     ]
@@ -102,7 +103,7 @@ def _version(
     digest = hashlib.sha256()
     for model in models:
         digest.update(repr((model.name, model.context_tokens, sorted(model.capabilities), model.owner)).encode())
-        digest.update(repr((model.deprecated_at, model.retires_at)).encode())
+        digest.update(repr((model.deprecated_at, model.retires_at, model.revision)).encode())
     digest.update(repr((adapters, deployments)).encode())
     for r in replicas:
         digest.update(repr((r, r.deployment_id, r.engine_start, sorted(r.adapters_ready), r.max_concurrency)).encode())

@@ -196,7 +196,8 @@ class ModelRoute:
     created_at: datetime
     owner: str
     deprecated_at: datetime | None
-    retires_at: datetime | None
+    retires_at: datetime | None  # from then on requests are refused
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

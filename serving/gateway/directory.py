@@ -7,6 +7,7 @@ from typing import NamedTuple
 from quotas.vocabulary import PLATFORM_FIRM
 from serving.admission import FREE, Rate
 from serving.gateway.http_client import EnginePool
+from serving.gateway.lifetimes import notices, retires_ms
 from serving.prefix_index import PrefixIndex
 from serving.routing import Breaker, Target
 from serving.vocabulary import AdapterRoute, DeploymentKind, ModelRoute, ReplicaRoute, RouteTable
@@ -34,6 +35,8 @@ class Service:
     firm_id: str | None
     engines: dict[str, Engine] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
+    notices: bytes = b""  # header lines about the model's end
+    retires_ms: int = 0  # 0: never
     prefixes: PrefixIndex = field(default_factory=lambda: PrefixIndex(PREFIX_BLOCKS))
 
     @property
@@ -75,6 +78,7 @@ class Directory:
                 # A circle that is already being used stays the same object, so that who waits in it is found again.
                 service = self.services.get((model.name, firm_id)) or Service(model, firm_id)
                 service.model, service.engines, service.targets = model, {}, []
+                service.notices, service.retires_ms = notices(model), retires_ms(model)
                 services[model.name, firm_id] = service
         for route in table.replicas:
             deployment = table.deployments.get(route.deployment_id)

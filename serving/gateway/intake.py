@@ -214,7 +214,9 @@ class Intake(ABC):
         destination = self._gateway.directory.find(grant.firm_id, asked.model, grant.models)
         if destination is None:
             return Refusal(404, "model_not_found", f"the model `{asked.model}` does not exist or is not yours", "model")
-        model = destination.service.model
+        model, retires_ms = destination.service.model, destination.service.retires_ms
+        if retires_ms and self.at_ms >= retires_ms:
+            return Refusal(404, "model_retired", f"`{asked.model}` was retired; GET /v1/models lists what is", "model")
         cannot = asked.lacking(model.capabilities)
         if cannot is not None:
             return Refusal(400, "unsupported_by_model", f"`{asked.model}` {cannot}", "model")
@@ -340,6 +342,8 @@ class Intake(ABC):
             head = b"x-request-id: %s\r\n" % self.id.encode()
             if self._grant is not None and self._limits is not NO_LIMITS:
                 head += self._limit_headers()
+            if self._destination is not None:
+                head += self._destination.service.notices
             self._head = head
         return self._head
 

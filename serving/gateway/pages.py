@@ -71,9 +71,12 @@ class Pages:
                 "root": model.name,
                 "parent": None if adapter is None else model.name,
                 "max_model_len": model.context_tokens,
+                "version": model.revision,
                 "deprecated_at": model.deprecated_at,
+                "retires_at": model.retires_at,
             }
             for name, model, adapter in self._gateway.directory.names(grant.firm_id, grant.models)
+            if model.retires_at is None or model.retires_at > utc_now()
         ]
         if request.path == b"/v1/models":
             reply.respond(200, msgspec.json.encode({"object": "list", "data": rows}))

@@ -58,6 +58,8 @@ class FakePlane:
     money: dict[str, int] = field(default_factory=lambda: {"firm_1": 10**12, "firm_2": 10**12})
     rate: Rate | None = field(default_factory=lambda: Rate(1_000_000, 500_000, 2_000_000))
     context: int = 2048
+    deprecated_at: datetime | None = None
+    retires_at: datetime | None = None
     capabilities: frozenset[Capability] = frozenset(Capability)
     max_concurrency: int = 64
     records: list[Closed] = field(default_factory=list)
@@ -100,9 +102,13 @@ class FakePlane:
         adapters = {
             names: AdapterRoute(AdapterId(id), names[1], names[0], name, BORN) for names, id in self.adapters.items()
         }
-        model = ModelRoute(name, self.context, self.capabilities, BORN, "platform", None, None)
+        model = ModelRoute(
+            name, self.context, self.capabilities, BORN, "platform", self.deprecated_at, self.retires_at, "7"
+        )
         deployment = DeploymentRoute(DeploymentId("dep_1"), name, kind, self.dedicated_to)
-        seen = repr((self.engines, sorted(self.loaded), self.adapters, self.max_concurrency, self.dedicated_to))
+        seen = repr(
+            (self.engines, sorted(self.loaded), self.adapters, self.max_concurrency, self.dedicated_to, self.retires_at)
+        )
         version = hashlib.sha256(seen.encode()).hexdigest()
         table = RouteTable(version, {name: model}, adapters, {deployment.id: deployment}, replicas)
         return table, {} if self.rate is None else {MODEL: self.rate}
