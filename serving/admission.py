@@ -84,70 +84,110 @@ def cost(rate: Rate, *, input: int, cached_input: int, output: int) -> int:
 
 @dataclass(slots=True)
 class Lease:
-    """A slice of a firm's money in this gateway's hands.
+    """A slice of a payer's money in this gateway's hands, and of its tokens where a month's limit is over them.
 
     `left` = leased − settled here; `held` of it is reserved. `owed` is settled here and not yet taken by the ledger, so
-    the ledger still counts it as left.
+    the ledger still counts it as left. The same of `tokens_left`, `tokens_held` and `tokens_owed`.
     """
 
     id: str
-    firm_id: str
+    payer: str
     left: int
     expires_ms: int
     held: int = 0
     owed: int = 0
     recalled: bool = False
+    tokens_left: int = 0
+    tokens_held: int = 0
+    tokens_owed: int = 0
 
     @property
     def free(self) -> int:
-        """What may still be reserved."""
+        """What money may still be reserved."""
         return self.left - self.held
+
+    @property
+    def tokens_free(self) -> int:
+        """How many tokens may still be reserved."""
+        return self.tokens_left - self.tokens_held
 
     @property
     def bound(self) -> int:
         """What the ledger must keep in this lease: reserved, or used and not yet shipped."""
         return self.held + self.owed
 
+    @property
+    def tokens_bound(self) -> int:
+        """The same of tokens."""
+        return self.tokens_held + self.tokens_owed
+
+    def set_aside(self) -> tuple[int, int]:
+        """Take out of it what is free, money and tokens; returns how much."""
+        money, tokens = self.free, self.tokens_free
+        self.left -= money
+        self.tokens_left -= tokens
+        return money, tokens
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any request has reserved something of it."""
+        return bool(self.held or self.tokens_held)
+
 
 @dataclass(slots=True)
 class Hold:
-    """Money reserved for one request, from one lease."""
+    """Money reserved for one request, from one lease; tokens too where a month's limit counts them."""
 
-    lease: Lease | None  # None: nothing to pay, so nothing held
+    lease: Lease | None  # None: nothing to pay or count, so nothing held
     amount: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TopUp:
-    """The lease does not cover the request: `missing` more must be leased, or money is refused."""
+    """The lease does not cover the request: so much more must be leased, or the request is refused."""
 
     missing: int
+    tokens: int = 0
 
 
-def hold(lease: Lease | None, amount: int, *, now_ms: int, margin_ms: int = 0) -> Hold | TopUp:
-    """Reserve `amount` from a lease that lives for another `margin_ms`, or say what is missing."""
-    if amount == 0:
+def hold(lease: Lease | None, amount: int, *, tokens: int = 0, now_ms: int, margin_ms: int = 0) -> Hold | TopUp:
+    """Reserve `amount` from a lease that lives for another `margin_ms`, or say what is missing.
+
+    `tokens` are reserved with it where a month's limit counts them; 0 where none does.
+    """
+    if amount == 0 and tokens == 0:
         return Hold(None, 0)
     if lease is None or lease.expires_ms <= now_ms + margin_ms:
-        return TopUp(amount)
-    if lease.free < amount:
-        return TopUp(amount - lease.free)
+        return TopUp(amount, tokens)
+    if lease.free < amount or lease.tokens_free < tokens:
+        return TopUp(max(0, amount - lease.free), max(0, tokens - lease.tokens_free))
     lease.held += amount
-    return Hold(lease, amount)
+    lease.tokens_held += tokens
+    return Hold(lease, amount, tokens)
 
 
-def settle(held: Hold, used: int) -> None:
-    """Turn a hold into a charge of `used` micro-yuan; what was held above it is free again."""
+def settle(held: Hold, used: int, *, tokens: int = 0) -> int:
+    """Turn a hold into a charge of `used` micro-yuan; what was held above it is free again.
+
+    Returns how many of the `tokens` used are now owed to a month's limit: none where none was reserved.
+    """
     lease = held.lease
     if lease is None:
-        return
+        return 0
     assert 0 <= held.amount <= lease.held, "a hold resolves once"
+    counted = tokens if held.tokens else 0
     lease.held -= held.amount
     lease.left -= used
     lease.owed += used
-    held.lease, held.amount = None, 0
+    lease.tokens_held -= held.tokens
+    lease.tokens_left -= counted
+    lease.tokens_owed += counted
+    held.lease, held.amount, held.tokens = None, 0, 0
+    return counted
 
 
-def shipped(lease: Lease, used: int) -> None:
-    """The ledger has taken a charge of `used`."""
+def shipped(lease: Lease, used: int, *, tokens: int = 0) -> None:
+    """The ledger has taken a charge of `used`, and counts its tokens."""
     lease.owed -= used
+    lease.tokens_owed -= tokens

@@ -31,6 +31,8 @@ class BudgetOut(View):
     key_id: str | None
     amount_micro_yuan: Annotated[int, Field(validation_alias="amount")]
     spent_micro_yuan: Annotated[int, Field(validation_alias="spent")]
+    held_micro_yuan: Annotated[int, Field(validation_alias="held", description="put aside for jobs under way")]
+    leased_micro_yuan: Annotated[int, Field(validation_alias="leased", description="in gateways' hands")]
     thresholds: list[int]
     hard_stop: bool
     created_by: str

@@ -9,12 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.clock import utc_now
 from kit.db import Database, notify
-from kit.errors import Conflict, Forbidden, HeliuError, NoMoney, NotFound, Unauthenticated
+from kit.errors import Conflict, Forbidden, HeliuError, NoMoney, NotFound, Refused, Unauthenticated
 from kit.ids import new_id
 from kit.units import MicroYuan
 from kit.units import Tokens as TokenCount
 from quotas import api as quotas
 from quotas.vocabulary import (
+    ALLOWANCES_CHANNEL,
     KEYS_CHANNEL,
     RATES_CHANNEL,
     AllowanceLease,
@@ -23,20 +24,19 @@ from quotas.vocabulary import (
     KeyId,
     LeaseId,
     ModelName,
+    Payer,
     ProjectId,
     RateAsk,
     RateLease,
     TokenUsage,
 )
 from serving import api as serving
-from serving.admission import Lease, Rate
+from serving.admission import Lease, Rate, TopUp
 from serving.metering import Closed
 from serving.vocabulary import REPLICAS_CHANNEL, RouteTable
 
 log = logging.getLogger(__name__)
 
-ALLOWANCES_CHANNEL = "heliu_allowances"
-"""PostgreSQL NOTIFY; the payload is `<holder> <firm id>`: that holder asks for unused leases of the firm."""
 RATE_MARGIN = timedelta(seconds=5)
 
 
@@ -99,22 +99,30 @@ class ControlPlane:
 
     # --- money ----------------------------------------------------------------------------------------------------
 
-    async def grow(self, firm_id: str, lease: Lease | None, *, least: int, wanted: int) -> Lease | None:
+    async def grow(
+        self, payer: str, lease: Lease | None, *, least: TopUp, wanted: int, tokens_wanted: int
+    ) -> Lease | None:
         """See ports.Treasury."""
+        money = wanted if least.missing else 0
         try:
             async with self._db.transaction() as tx:
                 if lease is None:
-                    return _lease(await self._begin(tx, firm_id, wanted, least))
+                    begun = await self._begin(tx, payer, money, tokens_wanted)
+                    if begun.amount_left < least.missing or begun.tokens_left < least.tokens:
+                        raise _NothingFree
+                    return _lease(begun, payer)
                 before = await self._renewed(tx, lease)
                 lease.recalled = before.recalled
-                after = await self._renewed(tx, lease, top_up=wanted)
-                if after.amount_left - before.amount_left < least:
+                after = await self._renewed(tx, lease, top_up=money, more_tokens=tokens_wanted)
+                more_tokens = after.tokens_left - before.tokens_left
+                if after.amount_left - before.amount_left < least.missing or more_tokens < least.tokens:
                     raise _NothingFree
         except (_NothingFree, NoMoney):
             return lease
         except (NotFound, Conflict):
             return None  # the lease is lost: it was not renewed in time
         lease.left += after.amount_left - before.amount_left
+        lease.tokens_left += more_tokens
         lease.expires_ms = _ms(after.expires_at)
         return lease
 
@@ -128,24 +136,28 @@ class ControlPlane:
             return
         lease.expires_ms, lease.recalled = _ms(seen.expires_at), seen.recalled
 
-    async def shrink(self, lease: Lease, *, keep: int) -> None:
+    async def shrink(self, lease: Lease, *, keep: int, keep_tokens: int) -> None:
         """See ports.Treasury. What is kept goes on as a lease of its own, taken in the same transaction."""
         now = utc_now()
         async with self._db.transaction() as tx:
             await quotas.return_allowance(tx, lease_id=LeaseId(lease.id), holder=self.holder, now=now)
-            kept = await self._begin(tx, lease.firm_id, keep, keep) if keep else None
+            kept = await self._begin(tx, lease.payer, keep, keep_tokens, kept=True) if keep or keep_tokens else None
         if kept is not None:
             self._successors[lease.id] = kept.id
             lease.id, lease.expires_ms, lease.recalled = kept.id, _ms(kept.expires_at), False
 
-    async def recall(self, firm_id: str) -> bool:
+    async def rule_against(self, payer: str, missing: TopUp) -> Refused | None:
         """See ports.Treasury."""
         async with self._db.transaction() as tx:
-            await quotas.recall_allowances(tx, firm_id=FirmId(firm_id), except_holder=self.holder, now=utc_now())
-            others = any(
-                held.kind == "allowance" and held.firm_id == firm_id and held.subject != self.holder and held.amount
-                for held in await quotas.open_holds(tx)
-            )
+            room = await quotas.room_of(tx, Payer.named(payer), now=utc_now())
+        return room.refusal(micro_yuan=missing.missing, tokens=missing.tokens)
+
+    async def recall(self, firm_id: str) -> bool:
+        """See ports.Treasury."""
+        firm = FirmId(firm_id)
+        async with self._db.transaction() as tx:
+            await quotas.recall_allowances(tx, firm_id=firm, except_holder=self.holder, now=utc_now())
+            others = await quotas.leased_elsewhere(tx, firm_id=firm, except_holder=self.holder)
             if others:
                 await notify(tx, ALLOWANCES_CHANNEL, f"{self.holder} {firm_id}")
         return others
@@ -168,18 +180,21 @@ class ControlPlane:
             for lease_id in lease_ids:
                 await quotas.return_allowance(tx, lease_id=LeaseId(lease_id), holder=self.holder, now=utc_now())
 
-    async def _begin(self, tx: AsyncSession, firm_id: str, wanted: int, least: int) -> AllowanceLease:
-        lease = await quotas.lease_allowance(
-            tx, holder=self.holder, firm_id=FirmId(firm_id), amount=MicroYuan(wanted),
-            lease_seconds=self._lease_seconds, now=utc_now(),
+    async def _begin(
+        self, tx: AsyncSession, payer: str, amount: int, tokens: int, *, kept: bool = False
+    ) -> AllowanceLease:
+        whose = Payer.named(payer)
+        return await quotas.lease_allowance(
+            tx, holder=self.holder, firm_id=whose.firm_id, amount=MicroYuan(amount), payer=whose, tokens=tokens,
+            kept=kept, lease_seconds=self._lease_seconds, now=utc_now(),
         )  # fmt: skip
-        if lease.amount_left < least:
-            raise _NothingFree
-        return lease
 
-    async def _renewed(self, tx: AsyncSession, lease: Lease, *, top_up: int = 0) -> AllowanceLease:
+    async def _renewed(
+        self, tx: AsyncSession, lease: Lease, *, top_up: int = 0, more_tokens: int = 0
+    ) -> AllowanceLease:
         return await quotas.renew_allowance(
             tx, lease_id=LeaseId(lease.id), holder=self.holder, top_up=top_up,
+            tokens_left=lease.tokens_left + lease.tokens_owed, more_tokens=more_tokens,
             lease_seconds=self._lease_seconds, now=utc_now(),
         )  # fmt: skip
 
@@ -282,8 +297,8 @@ async def _rate(tx: AsyncSession, model: str, now: datetime) -> Rate | None:
     )
 
 
-def _lease(lease: AllowanceLease) -> Lease:
-    return Lease(lease.id, lease.firm_id, lease.amount_left, _ms(lease.expires_at))
+def _lease(lease: AllowanceLease, payer: str) -> Lease:
+    return Lease(lease.id, payer, lease.amount_left, _ms(lease.expires_at), tokens_left=lease.tokens_left)
 
 
 def _ms(at: datetime) -> int:

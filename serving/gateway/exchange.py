@@ -235,8 +235,8 @@ class Exchange(Intake):
         if tokens.any:
             closed = Closed(self._subject(), tokens, outcome)
             lease = None if self._hold is None else self._hold.lease
-            charge = self._release(tokens)
-            gateway.shipper.end(closed, then or _nothing, lease=lease, charge=charge)
+            charge, counted = self._release(tokens)
+            gateway.shipper.end(closed, then or _nothing, lease=lease, charge=charge, tokens=counted)
         else:
             self._release(NOTHING)
             if then is not None:

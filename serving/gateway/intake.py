@@ -176,9 +176,10 @@ class Intake(ABC):
             self._hold_money(grant)
 
     def _hold_money(self, grant: KeyGrant) -> None:
-        held = self._gateway.purses.hold(grant.firm_id, self._reserve.micro_yuan)
+        payer, tokens = grant.payer, self._reserve.tokens if grant.counts_tokens else 0
+        held = self._gateway.purses.hold(payer, self._reserve.micro_yuan, tokens)
         if isinstance(held, TopUp):
-            self._gateway.spawn(self._top_up(grant.firm_id), self.fault)
+            self._gateway.spawn(self._top_up(payer, tokens), self.fault)
         else:
             self._hold = held
             self._go_on()
@@ -241,13 +242,18 @@ class Intake(ABC):
             )
         )
 
-    async def _top_up(self, firm_id: str) -> None:
+    async def _top_up(self, payer: str, tokens: int) -> None:
+        purses = self._gateway.purses
         try:
-            hold = await self._gateway.purses.hold_or_top_up(firm_id, self._reserve.micro_yuan)
+            hold = await purses.hold_or_top_up(payer, self._reserve.micro_yuan, tokens)
+            rule = await purses.rule_against(payer, hold) if isinstance(hold, TopUp) else None
         except HeliuError as error:
             self.refuse(refusal_for(error))
             return
-        if hold is None:
+        if rule is not None:
+            self.refuse(refusal_for(rule))
+            return
+        if isinstance(hold, TopUp):
             self.refuse(
                 Refusal(
                     402,
@@ -299,9 +305,9 @@ class Intake(ABC):
             )
         )  # fmt: skip
 
-    def _release(self, used: Tokens) -> int:
-        """Give back what was taken for the request; returns the charge in micro-yuan that its lease now owes."""
-        charge = 0
+    def _release(self, used: Tokens) -> tuple[int, int]:
+        """Give back what was taken for the request; returns the micro-yuan and the tokens that its lease now owes."""
+        charge = counted = 0
         self._leave_engine()
         if self._meter is not None:
             give_back(self._meter, minute=self._minute, reserved=self._reserve.tokens, used=used.input + used.output)
@@ -311,10 +317,10 @@ class Intake(ABC):
             rate = self._destination.rate
             if rate is not None:
                 charge = cost(rate, input=used.input, cached_input=used.cached_input, output=used.output)
-            settle(self._hold, charge)
+            counted = settle(self._hold, charge, tokens=used.input + used.output)
             self._hold = None
         self._gateway.active.discard(self)
-        return charge
+        return charge, counted
 
     def _leave_engine(self) -> None:
         engine, self._engine = self._engine, None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kit.errors import Forbidden, HeliuError, NoMoney, RateLimited, Unauthenticated
+from kit.errors import Forbidden, HeliuError, NoMoney, RateLimited, Refused, Unauthenticated
 
 _TYPES = {
     400: "invalid_request_error",
@@ -66,7 +66,10 @@ def refusal_for(error: HeliuError) -> Refusal:
         case Forbidden():
             return Refusal(403, error.code, error.message)
         case NoMoney():
-            return Refusal(402, "insufficient_quota", error.message)
+            code = "insufficient_quota" if error.code == NoMoney.default_code else error.code
+            return Refusal(402, code, error.message)
+        case Refused():
+            return Refusal(429, error.code, error.message, type="insufficient_quota")
         case RateLimited():
             return Refusal(429, error.code, error.message, retry_after_seconds=int(error.retry_after_seconds or 1))
         case _:

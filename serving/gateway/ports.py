@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from kit.errors import Refused
 from quotas.vocabulary import KeyGrant, KeyId, RateAsk, RateLease
-from serving.admission import Lease, Rate
+from serving.admission import Lease, Rate, TopUp
 from serving.metering import Closed
 from serving.vocabulary import RouteTable
 
@@ -39,12 +40,18 @@ class Routes(Protocol):
 
 
 class Treasury(Protocol):
-    """Slices of the firms' money, one lease per firm and gateway. Amounts in micro-yuan."""
+    """Slices of the firms' money, one lease per payer and gateway. Amounts in micro-yuan.
 
-    async def grow(self, firm_id: str, lease: Lease | None, *, least: int, wanted: int) -> Lease | None:
+    A payer is a firm; or a firm, a project and perhaps a key's line, where a budget or limit is over just these.
+    """
+
+    async def grow(
+        self, payer: str, lease: Lease | None, *, least: TopUp, wanted: int, tokens_wanted: int
+    ) -> Lease | None:
         """The lease (a new one for None) with up to `wanted` more; the same when less than `least` is free.
 
-        Sets `recalled`: a recalled lease does not grow, it has to be shrunk first.
+        `tokens_wanted` is 0 where no month's limit counts tokens. Sets `recalled`: a recalled lease does not grow, it
+        has to be shrunk first.
         """
         ...
 
@@ -52,8 +59,12 @@ class Treasury(Protocol):
         """Extend it: sets `expires_ms` and `recalled`."""
         ...
 
-    async def shrink(self, lease: Lease, *, keep: int) -> None:
-        """Return all of it but `keep` (which may be 0: the lease is over). It may change its id."""
+    async def shrink(self, lease: Lease, *, keep: int, keep_tokens: int) -> None:
+        """Return all of it but what is kept (when that is nothing, the lease is over). It may change its id."""
+        ...
+
+    async def rule_against(self, payer: str, missing: TopUp) -> Refused | None:
+        """The budget or month's limit that leaves less than what is missing; None when it is the balance that does."""
         ...
 
     async def recall(self, firm_id: str) -> bool:

@@ -1,6 +1,7 @@
 """The firms' leased allowance in this gateway.
 
-One lease per firm, grown when a request needs more, shrunk or given back when idle or when another gateway asks.
+One lease per payer: a firm; or apart from it a project, or a key's line in it, where a budget or a month's limit on
+tokens is over just these. Grown when a request needs more, shrunk or given back when idle or when another asks.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from kit.errors import HeliuError
+from kit.errors import HeliuError, Refused
 from serving.admission import Hold, Lease, TopUp, hold
 from serving.gateway.ports import Treasury
 from serving.gateway.shipper import Shipper
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 30
 RECALL_SECONDS_MAX = 2.0
 """How long a request waits for other gateways to return what they do not use before money is refused."""
+TOKENS_CHUNK = 200_000
+"""How many tokens of a month's limit are leased at once, where there are that many."""
 EXPIRY_MARGIN_MS = 2_000
 """A lease this near its end takes no new hold."""
 
@@ -28,7 +31,10 @@ class _Purse:
     lease: Lease | None = None
     used: float = 0.0
     refused_at: float = 0.0
+    refused: TopUp = field(default_factory=lambda: TopUp(0))
+    """What was missing when a request for `refused_amount` and `refused_tokens` was refused."""
     refused_amount: int = 0
+    refused_tokens: int = 0
     topping_up: asyncio.Lock = field(default_factory=asyncio.Lock)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the ledger changes the lease: growing and shrinking at once would lose track of one."""
@@ -45,128 +51,158 @@ class Purses:
         self._purses: dict[str, _Purse] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def hold(self, firm_id: str, amount: int) -> Hold | TopUp:
+    def hold(self, payer: str, amount: int, tokens: int = 0) -> Hold | TopUp:
         """Reserve from what is leased; a TopUp asks for `hold_or_top_up`."""
-        purse = self._purses.get(firm_id)
+        purse = self._purses.get(payer)
         if purse is None:
-            purse = self._purses[firm_id] = _Purse()
+            purse = self._purses[payer] = _Purse()
         purse.used = time.monotonic()
-        return hold(purse.lease, amount, now_ms=_now_ms(), margin_ms=EXPIRY_MARGIN_MS)
+        return hold(purse.lease, amount, tokens=tokens, now_ms=_now_ms(), margin_ms=EXPIRY_MARGIN_MS)
 
-    async def hold_or_top_up(self, firm_id: str, amount: int) -> Hold | None:
-        """Reserve, leasing more when need be; None when the firm's money does not cover it. Raises Unavailable.
+    async def hold_or_top_up(self, payer: str, amount: int, tokens: int = 0) -> Hold | TopUp:
+        """Reserve, leasing more when need be; a TopUp says what nobody has to give. Raises Unavailable.
 
         Who waited while somebody else was refused the same or less is refused too: nothing was free meanwhile.
         """
         came = time.monotonic()
-        purse = self._purses[firm_id]
+        purse = self._purses[payer]
         async with purse.topping_up:
-            held = self.hold(firm_id, amount)
+            held = self.hold(payer, amount, tokens)
             if isinstance(held, Hold):
                 return held
-            if purse.refused_at > came and amount >= purse.refused_amount:
-                return None
-            held = await self._top_up(firm_id, purse, amount)
-            if held is None:
-                purse.refused_at, purse.refused_amount = time.monotonic(), amount
+            if purse.refused_at > came and amount >= purse.refused_amount and tokens >= purse.refused_tokens:
+                return purse.refused
+            held = await self._top_up(payer, purse, amount, tokens)
+            if isinstance(held, TopUp):
+                purse.refused_at, purse.refused = time.monotonic(), held
+                purse.refused_amount, purse.refused_tokens = amount, tokens
             return held
 
-    async def _top_up(self, firm_id: str, purse: _Purse, amount: int) -> Hold | None:
+    async def rule_against(self, payer: str, missing: TopUp) -> Refused | None:
+        """The budget or month's limit that a refusal is due to, if it is not the balance. Raises Unavailable."""
+        return await self._treasury.rule_against(payer, missing)
+
+    async def _top_up(self, payer: str, purse: _Purse, amount: int, tokens: int) -> Hold | TopUp:
         deadline = time.monotonic() + RECALL_SECONDS_MAX
-        wanted = self._chunk
+        wanted, more_tokens = self._chunk, TOKENS_CHUNK
         while True:
-            missing = self.hold(firm_id, amount)
+            missing = self.hold(payer, amount, tokens)
             if isinstance(missing, Hold):
                 return missing
-            await self._grow(firm_id, purse, least=missing.missing, wanted=max(missing.missing, wanted))
-            held = self.hold(firm_id, amount)
+            await self._grow(payer, purse, missing, max(missing.missing, wanted), max(missing.tokens, more_tokens))
+            held = self.hold(payer, amount, tokens)
             if isinstance(held, Hold):
                 return held
             if purse.lease is not None and purse.lease.recalled:
-                await self.yield_up(firm_id)  # a recalled lease gets nothing more; what is kept of it does
+                await self.yield_up(payer)  # a recalled lease gets nothing more; what is kept of it does
                 continue
-            if time.monotonic() >= deadline or not await self._treasury.recall(firm_id):
+            if time.monotonic() >= deadline or not await self._recall(payer):
                 # Nobody else has any, or nobody gave any: one last look, then money says no.
-                await self._grow(firm_id, purse, least=held.missing, wanted=held.missing)
-                held = self.hold(firm_id, amount)
-                return held if isinstance(held, Hold) else None
-            wanted = 0
+                await self._grow(payer, purse, held, held.missing, held.tokens)
+                return self.hold(payer, amount, tokens)
+            wanted = more_tokens = 0
             await asyncio.sleep(random.uniform(0.02, 0.12))
 
-    async def _grow(self, firm_id: str, purse: _Purse, *, least: int, wanted: int) -> None:
+    async def _recall(self, payer: str) -> bool:
+        """Have what others do not use returned, here and elsewhere; whether anybody may have some."""
+        siblings = [name for name in self._of_firm(_firm(payer)) if name != payer and self._may_return(name)]
+        for name in siblings:
+            await self.yield_up(name)
+        return await self._treasury.recall(_firm(payer)) or bool(siblings)
+
+    def _may_return(self, payer: str) -> bool:
+        lease = self._purses[payer].lease
+        return lease is not None and bool(lease.free or lease.tokens_free)
+
+    def _of_firm(self, firm_id: str) -> list[str]:
+        return [payer for payer in self._purses if _firm(payer) == firm_id]
+
+    async def _grow(self, payer: str, purse: _Purse, least: TopUp, wanted: int, more_tokens: int) -> None:
         async with purse.changing:
             if purse.lease is not None and purse.lease.expires_ms <= _now_ms() + EXPIRY_MARGIN_MS:
                 purse.lease = None  # lost; what it still owes the ledger takes from free cash
-            purse.lease = await self._treasury.grow(firm_id, purse.lease, least=least, wanted=wanted)
+            purse.lease = await self._treasury.grow(
+                payer, purse.lease, least=least, wanted=wanted, tokens_wanted=more_tokens if least.tokens else 0
+            )
 
     async def tend(self) -> None:
         """For ever: renew leases in use, give back idle ones."""
         while True:
             await asyncio.sleep(min(1.0, self._lease_ms / 6_000))
-            for firm_id, purse in list(self._purses.items()):
+            for payer, purse in list(self._purses.items()):
                 try:
-                    await self._tend(firm_id, purse)
+                    await self._tend(payer, purse)
                 except (HeliuError, OSError) as error:
                     log.warning("an allowance lease could not be tended", extra={"why": str(error)})
 
-    async def _tend(self, firm_id: str, purse: _Purse) -> None:
+    async def _tend(self, payer: str, purse: _Purse) -> None:
         lease = purse.lease
         if lease is None:
             if time.monotonic() - purse.used > 10 * IDLE_SECONDS and not purse.topping_up.locked():
-                del self._purses[firm_id]
+                del self._purses[payer]
         elif lease.expires_ms <= _now_ms():
-            if not lease.held:
+            if not lease.in_use:
                 purse.lease = None
-        elif time.monotonic() - purse.used > IDLE_SECONDS and not lease.held:
-            await self.yield_up(firm_id)
+        elif time.monotonic() - purse.used > IDLE_SECONDS and not lease.in_use:
+            await self.yield_up(payer)
         elif lease.expires_ms - _now_ms() < self._lease_ms * 9 // 10:
             async with purse.changing:
                 await self._treasury.renew(lease)
             if lease.recalled:
-                await self.yield_up(firm_id)
+                await self.yield_up(payer)
 
-    async def yield_up(self, firm_id: str) -> None:
-        """Another gateway needs what this one does not use: keep what is reserved or owed, return the rest."""
-        purse = self._purses.get(firm_id)
+    async def yield_up(self, payer: str) -> None:
+        """Somebody else needs what this one does not use: keep what is reserved or owed, return the rest.
+
+        Nobody here holds any of the rest from this moment on, however long the usage takes to be shipped.
+        """
+        purse = self._purses.get(payer)
         if purse is None or purse.lease is None or purse.lease.expires_ms <= _now_ms():
             return
-        # What is owed stands still while the ledger is told what to keep.
-        async with self._shipper.paused(), purse.changing:
-            lease = purse.lease
-            if lease is None:
-                return
-            free, keep = lease.free, lease.bound
-            lease.left -= free  # nobody here may hold it while it is on its way back
-            try:
-                await self._treasury.shrink(lease, keep=keep)
-            except BaseException:
-                lease.left += free
-                raise
-            if keep == 0 and lease is purse.lease:
-                purse.lease = None
+        lease = purse.lease
+        money, tokens = lease.set_aside()
+        try:
+            # What is owed stands still while the ledger is told what to keep.
+            async with self._shipper.paused(), purse.changing:
+                if lease is not purse.lease:
+                    return  # it was lost meanwhile
+                more = lease.set_aside()
+                money, tokens = money + more[0], tokens + more[1]
+                await self._treasury.shrink(lease, keep=lease.bound, keep_tokens=lease.tokens_bound)
+                if not (lease.left or lease.owed or lease.tokens_left or lease.tokens_owed):
+                    purse.lease = None
+        except BaseException:
+            lease.left += money
+            lease.tokens_left += tokens
+            raise
 
     async def hear(self) -> None:
         """For ever: act on what other gateways recall."""
         while True:
             try:
                 async for firm_id in self._treasury.recalls():
-                    task = asyncio.get_running_loop().create_task(self._yield_quietly(firm_id))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    for payer in self._of_firm(firm_id):
+                        task = asyncio.get_running_loop().create_task(self._yield_quietly(payer))
+                        self._tasks.add(task)
+                        task.add_done_callback(self._tasks.discard)
             except HeliuError:
                 pass  # renewals see what was recalled, only later
             await asyncio.sleep(0.5)
 
-    async def _yield_quietly(self, firm_id: str) -> None:
+    async def _yield_quietly(self, payer: str) -> None:
         try:
-            await self.yield_up(firm_id)
+            await self.yield_up(payer)
         except (HeliuError, OSError) as error:
             log.warning("a recalled lease could not be returned yet", extra={"why": str(error)})
 
     async def close(self) -> None:
         """Give back all that is not reserved."""
-        for firm_id in list(self._purses):
-            await self._yield_quietly(firm_id)
+        for payer in list(self._purses):
+            await self._yield_quietly(payer)
+
+
+def _firm(payer: str) -> str:
+    return payer.partition(" ")[0]
 
 
 def _now_ms() -> int:

@@ -29,6 +29,7 @@ class _Owed:
     segments: list[Path]
     lease: Lease | None
     charge: int
+    tokens: int
 
 
 class Shipper:
@@ -66,17 +67,25 @@ class Shipper:
         path = self.log.append(encode(Counted(subject.id, tokens) if opened else Opened(subject, tokens)))
         self._need(self._open.setdefault(subject.id, []), path)
 
-    def end(self, closed: Closed, done: Callable[[], None], *, lease: Lease | None = None, charge: int = 0) -> None:
+    def end(
+        self,
+        closed: Closed,
+        done: Callable[[], None],
+        *,
+        lease: Lease | None = None,
+        charge: int = 0,
+        tokens: int = 0,
+    ) -> None:
         """Log the end of a request; `done` is called once it is on disk. It is shipped after that.
 
-        `charge` was settled from `lease` and stays owed there until the ledger has taken it.
+        `charge` and `tokens` were settled from `lease` and stay owed there until the ledger has taken them.
         """
         if self.log.bytes_in_segment > ROTATE_BYTES:
             self.log.rotate()
         segments = self._open.pop(closed.subject.id, None) or []
 
         def durable() -> None:
-            self._backlog.append(_Owed(closed, segments, lease, charge))
+            self._backlog.append(_Owed(closed, segments, lease, charge, tokens))
             self._more.set()
             done()
 
@@ -92,7 +101,7 @@ class Shipper:
         records = itertools.chain.from_iterable(read_segment(path) for path in segments)
         left = replay(records)
         self._segments_left = segments
-        self._backlog.extend(_Owed(closed, [self._marker], None, 0) for closed in left)
+        self._backlog.extend(_Owed(closed, [self._marker], None, 0, 0) for closed in left)
         self._needed[self._marker] = len(left)
         if left:
             log.info("usage of an earlier gateway is replayed", extra={"records": len(left)})
@@ -132,7 +141,7 @@ class Shipper:
             for owed in batch:
                 self._backlog.popleft()
                 if owed.lease is not None:
-                    shipped(owed.lease, owed.charge)
+                    shipped(owed.lease, owed.charge, tokens=owed.tokens)
                 for segment in owed.segments:
                     self._needed[segment] -= 1
             self.shipped += len(batch)

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kit.errors import Unavailable
+from kit.errors import Refused, Unavailable
 from quotas.vocabulary import FirmId, FirmState, KeyGrant, KeyId, ProjectId, RateAsk, RateLease, Scope
-from serving.admission import Lease, Rate
+from serving.admission import Lease, Rate, TopUp
 from serving.gateway.server import RunningGateway, build
 from serving.gateway.settings import GatewaySettings
 from serving.metering import Closed, Outcome, Tokens
@@ -57,6 +57,8 @@ class FakePlane:
     loaded: set[str] = field(default_factory=set)
     money: dict[str, int] = field(default_factory=lambda: {"firm_1": 10**12, "firm_2": 10**12})
     rate: Rate | None = field(default_factory=lambda: Rate(1_000_000, 500_000, 2_000_000))
+    tokens_left: int = 10**9
+    rule: Refused | None = None
     context: int = 2048
     deprecated_at: datetime | None = None
     retires_at: datetime | None = None
@@ -120,16 +122,22 @@ class FakePlane:
     async def wanted(self, adapters: dict[str, datetime]) -> None:
         self.asked_adapters |= adapters.keys()
 
-    async def grow(self, firm_id: str, lease: Lease | None, *, least: int, wanted: int) -> Lease | None:
+    async def grow(
+        self, payer: str, lease: Lease | None, *, least: TopUp, wanted: int, tokens_wanted: int
+    ) -> Lease | None:
         self._up()
+        firm_id = payer.partition(" ")[0]
         granted = min(wanted, self.money.get(firm_id, 0))
-        if granted < least:
+        tokens = min(tokens_wanted, self.tokens_left)
+        if granted < least.missing or tokens < least.tokens:
             return lease
         self.money[firm_id] -= granted
+        self.tokens_left -= tokens
         until = int(time.time() * 1000) + 360_000
         if lease is None:
-            return Lease(f"lse_{firm_id}", firm_id, granted, until)
+            return Lease(f"lse_{firm_id}", payer, granted, until, tokens_left=tokens)
         lease.left += granted
+        lease.tokens_left += tokens
         lease.expires_ms = until
         return lease
 
@@ -137,8 +145,11 @@ class FakePlane:
         self._up()
         lease.expires_ms = int(time.time() * 1000) + 360_000
 
-    async def shrink(self, lease: Lease, *, keep: int) -> None:
+    async def shrink(self, lease: Lease, *, keep: int, keep_tokens: int) -> None:
         self._up()
+
+    async def rule_against(self, payer: str, missing: TopUp) -> Refused | None:
+        return self.rule
 
     async def recall(self, firm_id: str) -> bool:
         return False
