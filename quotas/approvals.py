@@ -1,12 +1,14 @@
 """Four eyes on money: above a set amount one administrator proposes and another one approves, or refuses and says why.
 
-A change of the amounts themselves is money too: raising them is proposed, lowering them is done at once.
+A large sum in pieces is a large sum: what one administrator did alone for a firm within a day counts together. A change
+of the amounts themselves is money too: raising them is proposed, lowering them is done at once.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
@@ -20,6 +22,7 @@ from quotas.adapters import people_store
 from quotas.adapters.approval_tables import ApprovalPolicyRow, ProposalRow
 from quotas.vocabulary import FirmId, MoneyAction, ProposalState
 
+COUNTED_TOGETHER: Final = timedelta(hours=24)
 Perform = Callable[[AsyncSession, ProposalRow], Awaitable[str]]
 """Does what was proposed and returns the id of what came of it."""
 
@@ -63,6 +66,34 @@ def needs_second(action: MoneyAction, amount: int, limits: ApprovalPolicyRow) ->
             return amount > limits.rate_above
         case _:
             return amount > limits.amount_above
+
+
+async def alone_so_far(
+    tx: AsyncSession, action: MoneyAction, key: str, firm_id: FirmId, *, by: Principal, now: datetime
+) -> int:
+    """Micro-yuan that this administrator moved alone for a firm in the 24 hours before, whatever the kind.
+
+    Until commit nobody else adds to it. The deed with this key itself does not count: sent again, it is done once.
+    """
+    await tx.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended('quotas.lone_deed:' || :by || ':' || :firm, 0))"),
+        {"by": by.id, "firm": firm_id},
+    )
+    query = text("""SELECT coalesce(sum(amount), 0)::bigint FROM quotas.lone_deed
+        WHERE firm_id = :firm AND done_by = :by AND done_at > :since AND (action, key) <> (:action, :key)""")
+    names = {"firm": firm_id, "by": by.id, "since": now - COUNTED_TOGETHER, "action": action, "key": key}
+    return int((await tx.execute(query, names)).scalar_one())
+
+
+async def note_alone(
+    tx: AsyncSession, action: MoneyAction, key: str, firm_id: FirmId, amount: int, *, by: Principal, now: datetime
+) -> None:
+    """Remember that one administrator did this alone."""
+    await tx.execute(
+        text("""INSERT INTO quotas.lone_deed (action, key, firm_id, amount, done_by, done_at)
+            VALUES (:action, :key, :firm, :amount, :by, :now) ON CONFLICT DO NOTHING"""),
+        {"action": action, "key": key, "firm": firm_id, "amount": amount, "by": by.id, "now": now},
+    )
 
 
 def raises_policy(limits: ApprovalPolicyRow, *, amount_above: int, rate_above: int) -> bool:

@@ -202,14 +202,20 @@ async def do_or_propose(
 ) -> Any:
     """What was done, or the proposal that waits for a second administrator (202)."""
     limits = await approvals.policy(tx)
+    deed = Deed(key or new_id("op"), by, now, origin)
     if isinstance(body, PolicyIn):
         wanted = {"amount_above": body.amount_above_micro_yuan, "rate_above": body.rate_above_micro_yuan}
         second = approvals.raises_policy(limits, **wanted)
     else:
-        second = approvals.needs_second(action, amount, limits)
-    deed = Deed(key or new_id("op"), by, now, origin)
+        before = 0
+        if firm_id is not None:
+            before = await approvals.alone_so_far(tx, action, deed.key, firm_id, by=by, now=now)
+        second = approvals.needs_second(action, before + amount, limits)
     if not second:
-        return await DEEDS[action][1](tx, body, deed)
+        done = await DEEDS[action][1](tx, body, deed)
+        if firm_id is not None:
+            await approvals.note_alone(tx, action, deed.key, firm_id, amount, by=by, now=now)
+        return done
     if firm_id is not None:
         await firm_of(tx, firm_id)
     content = body.model_dump(mode="json")

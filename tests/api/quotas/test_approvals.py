@@ -1,5 +1,7 @@
 """Four eyes on money: what one administrator proposes only another one lets happen."""
 
+import asyncio
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -7,6 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from kit.clock import FixedClock
 from kit.db import Database
 from kit.units import MICRO_PER_YUAN
 from tests.api.quotas.conftest import Studio, World
@@ -65,6 +68,31 @@ async def test_a_small_sum_passes_at_once_and_a_large_one_when_a_second_administ
     assert await balance(studio) == SMALL + LARGE
     seen = [row["action"] for row in (await world.admin.get("/api/audit")).json()]
     assert seen[:3] == ["approval.approve", "cash.top_up", "approval.propose"]
+
+
+async def test_a_large_sum_in_pieces_needs_a_second_administrator_too(world: World, clock: FixedClock) -> None:
+    studio, neighbour, other = await world.studio(), await world.studio(), await second(world)
+    half = {"Idempotency-Key": "half"}
+    for _ in range(3):  # sent again it is the same piece
+        assert (await world.admin.post("/api/top-ups", json=topup(studio, SMALL // 2), headers=half)).status_code == 201
+    assert (await world.admin.post("/api/top-ups", json=topup(studio, SMALL // 2))).status_code == 201
+    assert (await world.admin.post("/api/top-ups", json=topup(studio, 1))).status_code == 202
+    grant = {"programme_id": await programme(world), "firm_id": studio.firm_id, "amount_micro_yuan": 1}
+    assert (await world.admin.post("/api/vouchers", json=grant)).status_code == 202
+    assert (await world.admin.post("/api/top-ups", json=topup(neighbour, SMALL))).status_code == 201
+    assert (await other.post("/api/top-ups", json=topup(studio, SMALL))).status_code == 201
+    assert await balance(studio) == 2 * SMALL
+    clock.advance(timedelta(hours=24))
+    admin = await world.sign_in("admin@heliu.example")
+    assert (await admin.post("/api/top-ups", json=topup(studio, SMALL))).status_code == 201
+
+
+async def test_of_many_pieces_at_once_no_more_than_the_amount_passes(world: World) -> None:
+    studio = await world.studio()
+    pieces = [world.admin.post("/api/top-ups", json=topup(studio, SMALL // 4)) for _ in range(9)]
+    answers = await asyncio.gather(*pieces)
+    assert sorted(answer.status_code for answer in answers) == [201] * 4 + [202] * 5
+    assert await balance(studio) == SMALL
 
 
 async def test_every_kind_of_money_waits_above_the_amount_and_happens_when_approved(world: World) -> None:
