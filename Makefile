@@ -68,4 +68,10 @@ bench-ledger: .venv-control ## The ledger beside pgbench on the same server (ARG
 bench-gateway: .venv-control ## The gateway beside vllm-router, gateway on one core (needs wrk; ARGS="--rounds 5")
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
-.PHONY: bench-gateway bench-scheduler bench-routing bench-ledger
+fuzz: .venv-control ## The gateway's HTTP and JSON under a million odd inputs (HELIU_FUZZ_EXAMPLES=…)
+	@HELIU_FUZZ_EXAMPLES=$${HELIU_FUZZ_EXAMPLES:-350000} $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/serving/gateway/test_fuzz.py
+
+bench-counting: .venv-control ## 10,000 requests, cut off anywhere, gateways killed: billed against counted
+	@$(BIN)/python -m benchmarks.counting $(ARGS)
+
+.PHONY: fuzz bench-counting bench-gateway bench-scheduler bench-routing bench-ledger

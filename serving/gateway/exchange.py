@@ -121,6 +121,8 @@ class Exchange(Intake):
                 return
             if not self.gone:
                 self._reply.write(passed)
+            elif self._connection is not None and self._counts_as_it_goes():
+                self._connection.give_up()  # its client left before the first count came
             return
         self._answer.append(data)
         self._answer_bytes += len(data)
@@ -264,8 +266,9 @@ class Exchange(Intake):
             self._release(NOTHING)
 
     def _counts_as_it_goes(self) -> bool:
-        """Whether the answer tells what it has used before it ends; of others nothing is known if they are cut."""
-        return self._stream is not None and self._endpoint.family is not Family.RESPONSES
+        """Whether the answer has told what it has used so far; of others nothing is known if they are cut."""
+        stream = self._stream
+        return stream is not None and stream.usage.said and self._endpoint.family is not Family.RESPONSES
 
     def client_slow(self, slow: bool) -> None:
         if self._connection is not None:

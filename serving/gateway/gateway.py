@@ -200,6 +200,9 @@ class Gateway:
 
     def closed(self) -> Refusal | None:
         """Why nothing is admitted now, if so."""
+        if self.directory.table is None:
+            why = "this gateway has just started and does not know yet what is served"
+            return Refusal(503, "starting", why, retry_after_seconds=1)
         if not self.shipper.log.healthy:
             why = "this gateway cannot write its usage log (disk full?); nothing is admitted"
             return Refusal(503, "usage_log_unwritable", why, retry_after_seconds=5)

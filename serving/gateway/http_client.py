@@ -60,7 +60,7 @@ class EngineConnection(asyncio.Protocol):
 
     def give_up(self) -> None:
         """Make the engine stop. What it already sent still reaches the sink, then `engine_done` or `engine_failed`."""
-        if self.transport is None or self.transport.is_closing():
+        if self.transport is None or self.transport.is_closing() or self.linger is not None:
             return
         self.slow(False)
         self.transport.write_eof()

@@ -269,8 +269,8 @@ class Connection(asyncio.Protocol):
                 self.server.handler.handle(request, self)
         finally:
             self._pumping = False
-        if self.transport is None:
-            return
+        if self.transport is None or self.transport.is_closing():
+            return  # the last answer said `connection: close`: what followed is not heard
         if self.current is None:
             self._after_last()
         elif self._queue and self._reading:
