@@ -38,6 +38,8 @@ class Place:
     gateway: GatewayProcess
     key: str
     slow_key: str  # may ask once a minute
+    narrow_key: str  # may use one model
+    spending_key: str  # used by one test only
 
     @property
     def base(self) -> str:
@@ -48,12 +50,12 @@ class Place:
 def place(postgres: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     arguments = ["--key", ENGINE_KEY, "--model", CHAT, "--adapters", f"{VECTORS},{PICTURES}"]
     with postgres.database() as url, mock_engine(*arguments) as engine:
-        key, slow_key = asyncio.run(_furnish(url, engine.url))
+        keys = asyncio.run(_furnish(url, engine.url))
         with gateway_process(url, tmp_path_factory.mktemp("conformance")) as gateway:
-            yield Place(gateway, key, slow_key)
+            yield Place(gateway, *keys)
 
 
-async def _furnish(url: str, engine: str) -> tuple[str, str]:
+async def _furnish(url: str, engine: str) -> tuple[str, str, str, str]:
     embeds = frozenset({Capability.EMBEDDINGS})
     vectors = ModelSpec(VECTORS, VECTORS, "bench", "Apache-2.0", Modality.EMBEDDING, 2048, embeds, VECTORS, "1")
     seeing = frozenset({Capability.CHAT, Capability.VISION})
@@ -64,7 +66,11 @@ async def _furnish(url: str, engine: str) -> tuple[str, str]:
         async with db.transaction() as tx:
             spec = quotas.KeySpec("slow", frozenset({Scope.INFERENCE}), requests_per_minute=1)
             slow = await quotas.issue_key(tx, made.firm_id, spec, by=SYSTEM, now=utc_now())
-        return made.key, slow.token
+            spec = quotas.KeySpec("narrow", frozenset({Scope.INFERENCE}), models=(VECTORS,))
+            narrow = await quotas.issue_key(tx, made.firm_id, spec, by=SYSTEM, now=utc_now())
+            spec = quotas.KeySpec("spending", frozenset({Scope.INFERENCE}))
+            spending = await quotas.issue_key(tx, made.firm_id, spec, by=SYSTEM, now=utc_now())
+        return made.key, slow.token, narrow.token, spending.token
     finally:
         await db.close()
 

@@ -1,11 +1,6 @@
 """The gateway before a real vLLM: what it bills is what the engine counted, plain, streamed and cut off."""
 
 import asyncio
-import os
-import re
-import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,70 +13,22 @@ from sqlalchemy import text
 
 from kit.db import Database
 from serving.gateway.bench_target import Furnished, furnish
-from tests.support.databases import ROOT
+from tests.support.coverage import covers
 from tests.support.gateway_process import GatewayProcess, gateway_process
 from tests.support.gateways import Answer, RawClient, chat, post, request
-from tests.support.machine_lock import ENGINE_LOCK, machine_locks
-from tests.support.needs import need
-from tests.support.running_platform import free_ports, prepared_models
+from tests.support.real_engine import SECRET, Engine, real_engine
+from tests.support.running_platform import prepared_models
 from tests.support.until import until, until_async
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600, func_only=True)]
 
 MODEL = "smollm2-135m-instruct"
-SECRET = "engine-key-0123456789-0123456789-0123456789"
-
-
-@dataclass(frozen=True)
-class Engine:
-    url: str
-
-    def counted(self) -> tuple[int, int]:
-        """(prompt tokens, generated tokens) since it started."""
-        page = urllib.request.urlopen(f"{self.url}/metrics", timeout=10).read().decode()
-        prompt, generated = (
-            sum(float(number) for number in re.findall(rf"^vllm:{name}_total{{[^\n]*}} (\S+)$", page, re.MULTILINE))
-            for name in ("prompt_tokens", "generation_tokens")
-        )
-        return int(prompt), int(generated)
-
-    def idle(self) -> bool:
-        page = urllib.request.urlopen(f"{self.url}/metrics", timeout=10).read().decode()
-        return not any(float(n) for n in re.findall(r"^vllm:num_requests_running{[^\n]*} (\S+)$", page, re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder, python = prepared_models() / MODEL, ROOT / ".venv-node" / "bin" / "python"
-    need((folder / "config.json").is_file() and python.exists(), "the prepared model", "run `make setup`")
-    port = free_ports(1)[0]
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-        "VLLM_API_KEY": SECRET,
-    }  # fmt: skip
-    command = [
-        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", MODEL,
-        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--dtype", "bfloat16",
-        "--enforce-eager", "--enable-prompt-tokens-details", "--max-num-seqs", "8",
-    ]  # fmt: skip
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    with machine_locks(ENGINE_LOCK), log.open("wb") as sink:
-        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            until(lambda: _healthy(url, process, log), seconds=400, what="vLLM to be ready")
-            yield Engine(url)
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
-    assert process.poll() is None, log.read_text()[-3000:]
-    try:
-        return urllib.request.urlopen(f"{url}/health", timeout=2).status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
+    with real_engine(prepared_models() / MODEL, MODEL, tmp_path_factory.mktemp("vllm") / "log") as started:
+        yield started
 
 
 @dataclass
@@ -125,6 +72,8 @@ async def city(db: Database, database_url: str, tmp_path: Path, engine: Engine) 
         yield made
 
 
+@covers("vLLM", "/v1/chat/completions", "plain", "streamed")
+@covers("vLLM", "/v1/completions", "streamed", "several prompts")
 async def test_plain_and_streamed_answers_are_billed_as_the_engine_counted(city: City) -> None:
     story = "Tell me a long story about a river."
     plain = await city.post(chat(story, model=MODEL, max_tokens=20))
@@ -139,6 +88,7 @@ async def test_plain_and_streamed_answers_are_billed_as_the_engine_counted(city:
     assert await city.billed(3) == city.counted()
 
 
+@covers("vLLM", "/v1/chat/completions", "n > 1")
 async def test_several_choices_are_billed_one_prompt_and_reconciled_with_the_engines_three(city: City) -> None:
     several = await city.post(chat("Tell me of a river.", model=MODEL, max_tokens=10, stream=True, n=3))
     assert several.status == 200
@@ -149,6 +99,8 @@ async def test_several_choices_are_billed_one_prompt_and_reconciled_with_the_eng
     assert tuple(made) == (prompt_counted, generated_counted)
 
 
+@covers("vLLM", "/v1/messages", "plain", "streamed")
+@covers("vLLM", "/v1/responses", "plain", "streamed")
 async def test_messages_and_responses_are_billed_as_the_engine_counted(city: City) -> None:
     for stream in (False, True):
         ask: dict[str, Any] = {"model": MODEL, "stream": stream}
@@ -175,6 +127,7 @@ async def test_a_client_that_leaves_pays_for_what_the_engine_generated_until_it_
     assert sum(cuts) - 2 * len(cuts) <= counted[1] < 900
 
 
+@covers("vLLM", "/v1/chat/completions", "errors")
 async def test_the_engines_refusals_keep_openais_shape(city: City) -> None:
     long = await city.post(chat("river " * 3_000, model=MODEL))
     assert (long.status, long.json()["error"]["code"]) == (400, "context_length_exceeded")
@@ -183,6 +136,7 @@ async def test_the_engines_refusals_keep_openais_shape(city: City) -> None:
     assert city.counted() == (0, 0)
 
 
+@covers("vLLM", "/v1/chat/completions", "usage in the stream", "structured outputs")
 async def test_the_official_sdk_streams_with_usage_and_constrains_output(city: City) -> None:
     async with openai.AsyncOpenAI(base_url=f"{city.gateway.url}/v1", api_key=city.made.key) as client:
         messages: Any = [{"role": "user", "content": "Is the Yangtze a river?"}]
