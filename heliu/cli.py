@@ -19,12 +19,12 @@ from kit.errors import HeliuError
 
 PANELS = {
     "This machine": ("demo", "up", "down", "status", "top", "admin-link", "version"),
-    "People": ("login", "logout", "whoami", "firm", "member", "key", "project"),
+    "People": ("login", "logout", "whoami", "firm", "document", "member", "key", "project"),
     "Work": ("quote", "job", "upload", "artifact", "queue", "pool", "node"),
     "Models": ("model", "adapter", "deploy", "replica"),
     "Quotas": ("quota", "cohort", "limit"),
     "Money": (
-        "account", "statement", "budget", "alert", "voucher", "programme", "tariff", "discount", "charge",
+        "account", "statement", "budget", "alert", "voucher", "programme", "tariff", "discount", "usage", "charge",
         "approval", "ledger", "audit",
     ),
     "Processes, as heliu up starts them": ("api", "gateway", "controller", "migrate", "bench-target"),

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS = (quotas.api.MIGRATIONS, scheduler.api.MIGRATIONS, serving.api.MIGRATIONS)
 STATIC = Path(__file__).parent / "static"
-UNLIMITED_PREFIXES = ("/api/uploads", "/internal/v1/attempts")
+UNLIMITED_PREFIXES = ("/api/uploads", "/internal/v1/attempts", "/api/usage-imports", "/api/documents")
 """Routes that take files; they bound their own bodies."""
 RESTART_SECONDS = 2.0
 CONTROLLER = "controller"

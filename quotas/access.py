@@ -41,6 +41,9 @@ class Action(StrEnum):
     MONEY_CORRECT = "money:correct"
     MONEY_APPROVE = "money:approve"
     LEDGER_VERIFY = "ledger:verify"
+    USAGE_INGEST = "usage:ingest"
+    DOCUMENT_READ = "document:read"
+    DOCUMENT_ADD = "document:add"
     CENTRE_BILLING_READ = "centre_billing:read"
     FLEET_READ = "fleet:read"
     FLEET_MANAGE = "fleet:manage"
@@ -70,7 +73,7 @@ _DEVELOPER: Final = PUBLIC | {
 }  # fmt: skip
 _FINANCE: Final = PUBLIC | {
     A.FIRM_READ, A.MEMBER_READ, A.PROJECT_READ, A.KEY_READ, A.QUOTA_READ, A.BILLING_READ, A.BUDGET_MANAGE, A.JOB_READ,
-    A.QUEUE_READ, A.DEPLOYMENT_READ,
+    A.QUEUE_READ, A.DEPLOYMENT_READ, A.DOCUMENT_READ,
 }  # fmt: skip
 
 ROLE_ACTIONS: Final[dict[Role, frozenset[Action]]] = {
@@ -78,6 +81,7 @@ ROLE_ACTIONS: Final[dict[Role, frozenset[Action]]] = {
     Role.FIRM_FINANCE: _FINANCE,
     Role.FIRM_OWNER: _DEVELOPER | _FINANCE | {
         A.FIRM_UPDATE, A.MEMBER_MANAGE, A.PROJECT_MANAGE, A.KEY_MANAGE, A.KEY_REVOKE, A.QUOTA_REQUEST, A.AUDIT_READ,
+        A.DOCUMENT_ADD,
     },
     Role.CENTRE_OPERATOR: PUBLIC | {A.FLEET_MANAGE, A.QUEUE_READ, A.CENTRE_BILLING_READ},
     Role.AUDITOR: PUBLIC | {
@@ -89,7 +93,7 @@ ROLE_ACTIONS: Final[dict[Role, frozenset[Action]]] = {
         A.KEY_REVOKE, A.QUOTA_READ, A.QUOTA_REQUEST, A.QUOTA_SET, A.AUDIT_READ, A.BILLING_READ, A.BUDGET_MANAGE,
         A.TARIFF_PUBLISH, A.PROGRAMME_MANAGE, A.VOUCHER_GRANT, A.TOPUP_RECORD, A.MONEY_CORRECT, A.MONEY_APPROVE,
         A.LEDGER_VERIFY, A.CENTRE_BILLING_READ, A.FLEET_MANAGE, A.JOB_READ, A.JOB_CANCEL, A.QUEUE_READ,
-        A.QUEUE_MANAGE, A.MODEL_MANAGE, A.DEPLOYMENT_READ, A.DEPLOYMENT_MANAGE,
+        A.QUEUE_MANAGE, A.MODEL_MANAGE, A.DEPLOYMENT_READ, A.DEPLOYMENT_MANAGE, A.USAGE_INGEST, A.DOCUMENT_READ,
     },
 }  # fmt: skip
 """An administrator runs the platform but does not use a firm's things: no jobs, artifacts, keys or inference of it."""

@@ -7,11 +7,13 @@ from quotas import (
     cli_audit,
     cli_budgets,
     cli_cohorts,
+    cli_documents,
     cli_limits,
     cli_money,
     cli_people,
     cli_prices,
     cli_quotas,
+    cli_usage,
 )
 
 app = typer.Typer()
@@ -19,11 +21,14 @@ for part in (
     cli_people,
     cli_quotas,
     cli_cohorts,
+    cli_documents,
     cli_limits,
     cli_budgets,
     cli_audit,
     cli_money,
     cli_prices,
+    cli_usage,
+    cli_documents,
     cli_approvals,
 ):
     app.registered_groups.extend(part.app.registered_groups)

@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 import logging
+from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter
 
+from kit.blobs import Blobs
 from kit.clock import Clock
 from kit.db import Database
 from kit.errors import Unavailable
@@ -24,6 +26,7 @@ from quotas.web import (
     ceiling_routes,
     cohort_routes,
     discount_routes,
+    document_routes,
     firm_routes,
     key_routes,
     ledger_routes,
@@ -33,6 +36,7 @@ from quotas.web import (
     price_routes,
     quota_request_routes,
     quota_routes,
+    usage_routes,
 )
 
 log = logging.getLogger(__name__)
@@ -57,6 +61,8 @@ def routers(db: Database, clock: Clock, settings: Settings) -> list[APIRouter]:
         audit_routes.router(settings.home / AUDIT_HEADS),
         price_routes.router,
         discount_routes.router,
+        usage_routes.router,
+        document_routes.router(cache(lambda: Blobs(settings.blobs))),
         money_routes.router,
         approval_routes.router,
         budget_routes.router,

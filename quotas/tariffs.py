@@ -1,6 +1,6 @@
 """The price book: publish versions, find the one in force, and say what something costs per unit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
@@ -197,6 +197,25 @@ async def set_centre_contract(tx: AsyncSession, *, centre: CentreName, payout_pp
         )
     )
     await tx.flush()
+
+
+async def payouts_between(
+    tx: AsyncSession, centre: CentreName, start: datetime, end: datetime
+) -> Callable[[datetime], Ppm]:
+    """What part of the list price a centre is paid, at any instant of [start, end]."""
+    rows = await tx.execute(
+        text("""SELECT payout_ppm, lower(validity) AS since, upper(validity) AS until FROM quotas.centre_contract
+            WHERE centre = :centre
+                AND validity && tstzrange(CAST(:start AS timestamptz), CAST(:end AS timestamptz), '[]')"""),
+        {"centre": centre, "start": start, "end": end},
+    )
+    contracts = [(row.since, row.until, Ppm(row.payout_ppm)) for row in rows]
+
+    def at(instant: datetime) -> Ppm:
+        in_force = (ppm for since, until, ppm in contracts if since <= instant and (until is None or instant < until))
+        return next(in_force, DEFAULT_PAYOUT_PPM)
+
+    return at
 
 
 async def payout_ppm(tx: AsyncSession, *, centre: CentreName, at: datetime) -> Ppm:

@@ -68,6 +68,8 @@ def example(app: FastAPI, schema: dict[str, Any], ids: dict[str, str]) -> Any:
     if "properties" in schema:
         names = [name for name in schema["properties"] if name in schema.get("required", []) or name in ids]
         return {name: ids[name] if name in ids else example(app, schema["properties"][name], ids) for name in names}
+    if "const" in schema:
+        return schema["const"]
     if "enum" in schema:
         return schema["enum"][-1]
     if "anyOf" in schema:

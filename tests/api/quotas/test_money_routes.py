@@ -215,7 +215,7 @@ async def test_what_has_no_price_is_refused_by_name(world: World) -> None:
         ({"valid_from": "2027-01-01T00:00:00Z", "valid_until": "2027-01-01T00:00:00Z"}, "invalid_input"),
         ({"share_ppm": 1_000_001}, "invalid_input"),
         ({"pool_micro_yuan": 0}, "invalid_input"),
-        ({"covers": ["storage"]}, "invalid_input"),
+        ({"covers": ["air"]}, "invalid_input"),
     ],
     ids=["over already", "empty window", "more than all", "empty pool", "unknown usage"],
 )

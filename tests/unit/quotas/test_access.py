@@ -31,6 +31,7 @@ GOLDEN = {
     "model:read": "acuofd", "model:manage": "a-----", "adapter:manage": "---o-d",
     "deployment:read": "a-uofd", "deployment:manage": "a--o-d",
     "infer": "---o-d",
+    "usage:ingest": "a-----", "document:read": "a--of-", "document:add": "---o--",
 }  # fmt: skip
 COLUMNS = (
     Role.PLATFORM_ADMIN,
