@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from math import log
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,6 +13,7 @@ from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, Wo
 from scheduler.sharing import Quota, QuotaKey, Seat
 from scheduler.snapshot import Running, State, Waiting
 from scheduler.terms import Terms
+from scheduler.usage import Lately
 from scheduler.vocabulary import NodeId, Placement, WaitReason, WorkloadId
 
 HOLDING = frozenset({WaitReason.BACKOFF, WaitReason.NO_MONEY, WaitReason.NO_PRICE})
@@ -81,18 +81,7 @@ def as_running(
 def _lately(
     rows: Sequence[FirmUsageRow], running: Sequence[Running], terms: Terms, *, now: datetime
 ) -> dict[QuotaKey, int]:
-    """Thousandths each firm held of each pool on average, weighing what was a half-life ago by half.
-
-    What runs counts from its start on with all it is expected to use, so that a burst does not come for free.
-    """
-    half_life = terms.half_life_seconds
-    used: dict[QuotaKey, float] = {}
+    lately = Lately(terms.half_life_seconds)
     for row in rows:
-        age = max(0.0, (now - row.as_of).total_seconds())
-        used[FirmId(row.firm_id), PoolName(row.pool)] = row.milli_seconds * 0.5 ** (age / half_life)
-    for work in running:
-        key = work.firm_id, work.placement.pool
-        begun = work.since or now
-        seconds = (max(now, work.ends_at or now) - begun).total_seconds()
-        used[key] = used.get(key, 0.0) + work.need * min(seconds, half_life)
-    return {key: round(amount * log(2) / half_life) for key, amount in used.items()}
+        lately.keep((FirmId(row.firm_id), PoolName(row.pool)), row.milli_seconds, as_of=row.as_of)
+    return lately.held(running, now=now)

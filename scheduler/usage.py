@@ -1,10 +1,13 @@
-"""What is in use and free at this instant, kept up while a cycle starts work: for telling why something waits."""
+"""What is in use: at this instant, kept up while a cycle starts work, and lately, with a half-life."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from math import log
 
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.sharing import Member, QuotaKey, Sharing
-from scheduler.snapshot import State, Waiting
+from scheduler.snapshot import Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement
 
 
@@ -56,3 +59,35 @@ class Facts:
         self.used[key] = used + need
         if qos is QoS.RESERVED:
             self._reserved[key] = self._reserved.get(key, 0) + need
+
+
+@dataclass(slots=True)
+class Lately:
+    """What firms held of pools on average, each second weighing half as much a half-life later."""
+
+    half_life_seconds: int
+    _used: dict[QuotaKey, tuple[float, datetime]] = field(default_factory=dict[QuotaKey, tuple[float, datetime]])
+
+    def add(self, key: QuotaKey, milli: int, time: timedelta, *, now: datetime) -> None:
+        """So many thousandths were held for that long, until now."""
+        self.keep(key, self._weighed(key, now) + milli * time.total_seconds(), as_of=now)
+
+    def keep(self, key: QuotaKey, milli_seconds: float, *, as_of: datetime) -> None:
+        """What it all weighed at an instant."""
+        self._used[key] = (milli_seconds, as_of)
+
+    def held(self, running: Iterable[Running], *, now: datetime) -> dict[QuotaKey, int]:
+        """The average in thousandths, for each firm and pool.
+
+        What runs counts from its start on with all it is expected to use, so that a burst does not come for free.
+        """
+        used = {key: self._weighed(key, now) for key in self._used}
+        for work in running:
+            key = work.firm_id, work.placement.pool
+            seconds = (max(now, work.ends_at or now) - (work.since or now)).total_seconds()
+            used[key] = used.get(key, 0.0) + work.need * min(seconds, self.half_life_seconds)
+        return {key: round(amount * log(2) / self.half_life_seconds) for key, amount in used.items()}
+
+    def _weighed(self, key: QuotaKey, now: datetime) -> float:
+        amount, as_of = self._used.get(key, (0.0, now))
+        return amount * 0.5 ** (max(0.0, (now - as_of).total_seconds()) / self.half_life_seconds)

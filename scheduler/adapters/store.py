@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import text, update
+from sqlalchemy import and_, text, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel, col, select
@@ -76,6 +76,21 @@ async def not_over(tx: AsyncSession, firm_id: str) -> Sequence[WorkloadRow]:
     """All of a firm's work that waits or runs."""
     query = select(WorkloadRow).where(WorkloadRow.firm_id == firm_id, col(WorkloadRow.state).not_in(JOB_OVER))
     return (await tx.execute(query)).scalars().all()
+
+
+async def submitted_between(
+    tx: AsyncSession, since: datetime, until: datetime
+) -> Sequence[tuple[WorkloadRow, int | None]]:
+    """Work submitted in `[since, until)` with how long its last attempt ran, when that is over; in time order."""
+    last = and_(
+        col(AttemptRow.workload_id) == col(WorkloadRow.id),
+        col(AttemptRow.fence) == col(WorkloadRow.fence),
+        col(AttemptRow.state) == AttemptState.ENDED,
+    )
+    query = select(WorkloadRow, AttemptRow.ran_ms).outerjoin(AttemptRow, last)
+    query = query.where(col(WorkloadRow.submitted_at) >= since, col(WorkloadRow.submitted_at) < until)
+    query = query.order_by(col(WorkloadRow.submitted_at), col(WorkloadRow.id))
+    return [(row[0], row[1]) for row in await tx.execute(query)]
 
 
 async def firms_at_work(tx: AsyncSession) -> Sequence[str]:

@@ -174,6 +174,20 @@ class WhyOut(View):
     waiting: int
 
 
+class DecisionOut(View):
+    cursor: str
+    at: datetime
+    topic: str
+    subject: str
+    firm_id: str | None
+    body: dict[str, Any]
+
+
+class DecisionsOut(View):
+    decisions: list[DecisionOut]
+    cursor: str
+
+
 class LogLineOut(View):
     cursor: str
     at: datetime

@@ -1,0 +1,49 @@
+"""What happened, read back: a period as a recording, and which events are decisions."""
+
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quotas.vocabulary import QoS
+from scheduler.adapters import store
+from scheduler.adapters.tables import WorkloadRow
+from scheduler.facts import load_state
+from scheduler.recording import RecordedNode, RecordedQuota, RecordedSeat, RecordedWork, Recording
+from scheduler.terms import Terms
+
+DECISIONS = tuple(
+    f"{kind}.{verb}" for kind in ("job", "workload") for verb in ("starting", "waiting", "preempted", "requeued")
+)
+
+
+async def record(tx: AsyncSession, terms: Terms, *, since: datetime, until: datetime, now: datetime) -> Recording:
+    """Work submitted in `[since, until)`, with the nodes that are open and the quotas in force now."""
+    state = await load_state(tx, terms, now=now)
+    work = await store.submitted_between(tx, since, until)
+    return Recording(
+        nodes=[RecordedNode(id=n.id, pool=n.pool, gpu_milli=n.gpu_milli) for n in state.nodes.values() if n.is_open],
+        quotas=[
+            RecordedQuota(
+                firm_id=firm, pool=pool, nominal_milli=q.nominal, borrowing_milli=q.borrowing, lending_milli=q.lending
+            )
+            for (firm, pool), q in sorted(state.quotas.items())
+        ],
+        tree=[
+            RecordedSeat(node=node, parent=seat.parent, weight_milli=seat.weight_milli)
+            for node, seat in sorted(state.tree.items())
+        ],
+        work=[_recorded(row, ran, now=now) for row, ran in work],
+        half_life_seconds=terms.half_life_seconds,
+    )
+
+
+def _recorded(row: WorkloadRow, ran_ms: int | None, *, now: datetime) -> RecordedWork:
+    """What has no attempt behind it yet is taken to run as long as expected."""
+    ran = ran_ms // 1000 if ran_ms is not None else row.expected_seconds
+    if ran is None:
+        ran = int((now - (row.started_at or now)).total_seconds())
+    return RecordedWork(
+        id=row.id, firm_id=row.firm_id, pools=row.pools, workers=row.workers, gpu_milli=row.gpu_milli,
+        qos=QoS(row.qos), priority=row.priority, deadline=row.deadline, submitted_at=row.submitted_at,
+        expected_seconds=row.expected_seconds, ran_seconds=ran,
+    )  # fmt: skip
