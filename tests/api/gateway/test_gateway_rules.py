@@ -12,10 +12,11 @@ from sqlalchemy import text
 from kit.auth import SYSTEM
 from kit.clock import utc_now
 from kit.db import Database
+from quotas.applications import review
 from quotas.budgets import BudgetSpec, set_budget
 from quotas.ceilings import set_ceilings
-from quotas.keys import key_row, rotate_key
-from quotas.vocabulary import Ceilings
+from quotas.keys import KeySpec, issue_key, key_row, rotate_key
+from quotas.vocabulary import Ceilings, ReviewStep, Scope
 from serving.gateway.bench_target import Furnished, furnish
 from tests.support.gateway_process import GatewayProcess, gateway_process
 from tests.support.gateways import chat, post, request
@@ -90,3 +91,24 @@ async def test_a_budget_set_while_a_gateway_holds_money_stops_it_within_two_seco
                 return await storm([a], made.key, 1) == {"402 budget_reached": 1}
 
             await until_async(stopped, seconds=2, what="the hard stop")
+
+
+async def test_an_expired_key_and_the_keys_of_a_suspended_firm_stop_within_two_seconds(
+    db: Database, database_url: str, tmp_path: Path
+) -> None:
+    with mock_engine("--key", ENGINE_KEY, "--model", "city-model") as engine:
+        made = await furnish(db, [engine.url], model="city-model", engine_key=ENGINE_KEY)
+        with gateway_process(database_url, tmp_path / "a") as a:
+            spec = KeySpec("short", frozenset({Scope.INFERENCE}), expires_at=utc_now() + timedelta(seconds=3))
+            async with db.transaction() as tx:
+                short = await issue_key(tx, made.firm_id, spec, by=SYSTEM, now=utc_now())
+            assert await storm([a], short.token, 1) == {"200": 1}
+
+            async def refused(key: str) -> bool:
+                return (await storm([a], key, 1)) == {"401 invalid_api_key": 1}
+
+            await until_async(lambda: refused(short.token), seconds=5, what="the expiry")
+            assert await storm([a], made.key, 1) == {"200": 1}
+            async with db.transaction() as tx:
+                await review(tx, made.firm_id, ReviewStep.SUSPEND, by=SYSTEM, now=utc_now(), reason="unpaid")
+            await until_async(lambda: refused(made.key), seconds=2, what="the suspension")

@@ -199,3 +199,38 @@ async def test_without_a_mail_server_an_email_waits_and_says_why(world: World, d
     rows = (await studio.owner.get("/api/alerts")).json()
     assert {row["state"] for row in rows} == {"waiting"}
     assert "HELIU_SMTP_URL" in rows[0]["last_error"]
+
+
+class Mailbox:
+    """A mail server that takes whatever comes."""
+
+    def __init__(self) -> None:
+        self.mails: list[str] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail\r\n")
+        while line := (await reader.readline()).decode().strip().upper():
+            if line == "DATA":
+                writer.write(b"354 go on\r\n")
+                self.mails.append((await reader.readuntil(b"\r\n.\r\n")).decode())
+            writer.write(b"221 bye\r\n" if line == "QUIT" else b"250 ok\r\n")
+            await writer.drain()
+        writer.close()
+
+
+async def test_an_email_leaves_over_smtp_and_says_what_was_reached(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    key = (await world.key(studio))["key"]
+    await studio.owner.post("/api/budgets", json={"amount_micro_yuan": 2 * COST, "thresholds": [50]})
+    await studio.owner.post("/api/alert-channels", json={"kind": "email", "target": "finance@s.example"})
+    await spend(db, studio, key, range(1), clock)
+    assert await watch_budgets(db, clock.now()) == 1
+    box = Mailbox()
+    async with await asyncio.start_server(box.serve, "127.0.0.1", 0) as server:
+        url = f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await deliver(db, Sender(AlertSettings(smtp_url=url, mail_from="heliu@city.example"), b"master"), clock.now())
+    assert (await studio.owner.get("/api/alerts")).json()[0]["state"] == "delivered"
+    assert "To: finance@s.example" in box.mails[0] and "50 % of a budget is used" in box.mails[0]

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from kit.auth import SYSTEM
+from quotas import api
+from quotas.budgets import BudgetSpec, set_budget
 from quotas.ceilings import set_ceilings
 from quotas.vocabulary import Ceilings, ProjectId
 from tests.support.scheduling import City, Firm, job
@@ -47,3 +49,19 @@ async def test_without_limits_nothing_is_refused(city: City) -> None:
     firm = await city.firm()
     for _ in range(4):
         await city.submit(firm)
+
+
+async def test_a_job_waits_for_its_budget_by_name_and_one_that_never_fits_is_refused(city: City) -> None:
+    firm = await city.firm()
+    first = await city.submit(firm)
+    await city.step()
+    async with city.db.transaction() as tx:
+        held = next(one.amount for one in await api.open_holds(tx) if one.subject == first)
+        await set_budget(tx, BudgetSpec(firm.id, 2 * held - 1, (100,), True), by=SYSTEM, now=city.clock.now())
+    second = await city.submit(firm)
+    await city.step()
+    waiting = await city.workload(second)
+    assert (waiting.state, waiting.wait_reason) == ("queued", "no_money")
+    assert waiting.wait_detail is not None and "firm's budget" in waiting.wait_detail
+    dear = await firm.http.post("/api/jobs", json=job(max_runtime_seconds=3 * 3600))
+    assert (dear.status_code, dear.json()["code"]) == (402, "budget_reached"), dear.text

@@ -1,0 +1,68 @@
+"""What a key allows is what the gateway lets through: scopes, models, addresses, limits, budgets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.errors import NoMoney, Refused
+from quotas.vocabulary import Scope
+from tests.support.gateways import FakePlane, chat, grant, post, running
+from tests.support.mock_engines import MockEngine, mock_engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[MockEngine]:
+    with mock_engine("--key", "engine-secret") as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"scopes": frozenset({Scope.JOBS_WRITE})}, 403, "missing_scope"),
+        ({"ip_ranges": ("203.0.113.0/24",)}, 403, "ip_not_allowed"),
+        ({"ip_ranges": ("127.0.0.0/8",)}, 200, None),
+        ({"models": frozenset({"another"})}, 404, "model_not_found"),
+        ({"models": frozenset({"mock-model"})}, 200, None),
+        ({"tokens_per_minute": 10}, 429, "request_exceeds_tokens_per_minute"),
+        ({"tokens_per_minute": 10_000}, 200, None),
+        ({"counts_tokens": True}, 200, None),
+    ],
+)
+async def test_a_key_is_held_to_what_it_allows(
+    engine: MockEngine, tmp_path: Path, changes: dict[str, Any], status: int, code: str | None
+) -> None:
+    plane = FakePlane(engines=[engine.url], grants={"hl_a_key": grant(**changes)})
+    async with running(plane, tmp_path) as gateway:
+        answer = await post(gateway.port, chat(max_tokens=5), key="hl_a_key")
+    assert (answer.status, answer.json().get("error", {}).get("code")) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "status", "code", "kind"),
+    [
+        (NoMoney("used up", code="budget_reached"), {}, 402, "budget_reached", "insufficient_quota"),
+        (Refused("none left", code="limit_tokens"), {"counts_tokens": True}, 429, "limit_tokens", "insufficient_quota"),
+        (None, {}, 402, "insufficient_quota", "insufficient_quota"),
+    ],
+)
+async def test_a_refusal_for_money_names_the_rule_in_openais_shape(
+    engine: MockEngine,
+    tmp_path: Path,
+    rule: Refused | None,
+    changes: dict[str, Any],
+    status: int,
+    code: str,
+    kind: str,
+) -> None:
+    plane = FakePlane(engines=[engine.url], grants={"hl_a_key": grant(**changes)}, rule=rule)
+    if changes:
+        plane.tokens_left = 3
+    else:
+        plane.money["firm_1"] = 1
+    async with running(plane, tmp_path) as gateway:
+        answer = await post(gateway.port, chat(max_tokens=5), key="hl_a_key")
+    error = answer.json()["error"]
+    assert (answer.status, error["code"], error["type"]) == (status, code, kind)
