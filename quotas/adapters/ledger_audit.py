@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quotas.adapters import ledger_store
+from quotas.adapters.promise_audit import LEASES, TARIFFS, VOUCHERS
 from quotas.ledger_checks import GENESIS, block_hash
 from quotas.vocabulary import Finding
 
@@ -87,15 +88,6 @@ _NOUNS: tuple[tuple[str, str], ...] = (
     ("L2", """
         SELECT l.id, 'over, and money is still held' FROM quotas.allowance_lease l
         JOIN quotas.pending p ON p.id = l.pending_id WHERE l.state <> 'open'"""),
-    ("G2", """
-        SELECT w.key_id || ' in minute ' || w.minute, CASE
-            WHEN w.requests_leased > w.requests_limit OR w.tokens_leased > w.tokens_limit THEN 'leased above its limit'
-            ELSE 'its leases are not what it says was leased' END
-        FROM quotas.rate_window w LEFT JOIN (
-            SELECT minute, key_id, sum(requests) AS requests, sum(tokens) AS tokens
-            FROM quotas.rate_lease GROUP BY minute, key_id) l ON (l.minute, l.key_id) = (w.minute, w.key_id)
-        WHERE (w.requests_leased, w.tokens_leased) IS DISTINCT FROM (coalesce(l.requests, 0), coalesce(l.tokens, 0))
-            OR w.requests_leased > w.requests_limit OR w.tokens_leased > w.tokens_limit"""),
     ("L2", """
         SELECT 'pending transfer ' || p.id, 'no hold and no lease names it' FROM quotas.pending p
         JOIN quotas.transfer t ON t.id = p.id
@@ -153,8 +145,8 @@ _NOUNS: tuple[tuple[str, str], ...] = (
 
 
 async def check_nouns(tx: AsyncSession) -> list[Finding]:
-    """L2 and L3: holds and leases agree with the ledger, every usage is on one charge, every charge was paid."""
-    return await _answers(tx, _NOUNS)
+    """L2 and L3: holds, leases and vouchers agree with the ledger, every usage is on one charge, each was paid."""
+    return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS))
 
 
 async def check_ledger_tables(tx: AsyncSession) -> list[Finding]:

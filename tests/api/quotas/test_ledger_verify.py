@@ -1,0 +1,208 @@
+"""`heliu ledger verify` on a live database: nothing is found where nothing is wrong, and every way of tampering is."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.clock import FixedClock
+from kit.db import Database
+from kit.units import MicroYuan
+from quotas import api
+from quotas.ledger_service import check_ledger, sweep
+from quotas.vocabulary import FirmId, RateAsk
+from tests.support.money import grant, hold, open_firm, open_key, publish_prices, tokens, used, yuan
+
+NO_CHECKS = "ALTER TABLE quotas.{0} DROP CONSTRAINT {1};"
+
+# what was done, which invariant finds it, in which words
+TAMPERED: dict[str, tuple[str, str, str]] = {
+    "a transfer's amount": ("UPDATE quotas.transfer SET amount = amount + 1 WHERE id = 1", "L1", "a replay"),
+    "a sealed transfer": (
+        "UPDATE quotas.transfer SET at = at + interval '1 second' WHERE id = 1", "chain", "not those that were sealed",
+    ),
+    "a transfer's account": (
+        "UPDATE quotas.transfer SET credit_id = (SELECT id FROM quotas.account WHERE asset LIKE 'GPU_MS%' LIMIT 1) "
+        "WHERE id = 1", "L1", "it joins CNY and GPU_MS",
+    ),
+    "a transfer's account, to one that is not there": (
+        "UPDATE quotas.transfer SET credit_id = 999 WHERE id = 1", "L1", "it joins CNY and nothing",
+    ),
+    "a transfer is gone": ("DELETE FROM quotas.transfer WHERE id = 1", "L1", "names 1 transfers and has 0"),
+    "a transfer is added": (
+        "INSERT INTO quotas.transfer (operation_id, kind, debit_id, credit_id, amount, final, at) "
+        "SELECT operation_id, 'posted', debit_id, credit_id, amount, false, at FROM quotas.transfer WHERE id = 1",
+        "L1", "names 1 transfers and has 2",
+    ),
+    "a firm's money": (
+        "UPDATE quotas.balance b SET credits_posted = credits_posted + 1 FROM quotas.account a "
+        "WHERE a.id = b.account_id AND a.code LIKE 'firm:%cash'", "L1", "the cache says",
+    ),
+    "revenue that was folded": (
+        "UPDATE quotas.balance b SET credits_posted = credits_posted + 1 FROM quotas.account a "
+        "WHERE a.id = b.account_id AND a.code LIKE 'platform:revenue%'", "L1", "the cache says",
+    ),
+    "what is on hold": (
+        "UPDATE quotas.balance SET debits_pending = debits_pending + 1 WHERE debits_pending > 0", "L1",
+        "the open holds say",
+    ),
+    "a balance below its floor": (
+        NO_CHECKS.format("balance", "balance_above_floor")
+        + "UPDATE quotas.balance b SET debits_posted = credits_posted + 1 FROM quotas.account a "
+        "WHERE a.id = b.account_id AND a.code LIKE 'firm:%cash'", "L1", "below its floor",
+    ),
+    "an open hold is gone": ("DELETE FROM quotas.pending", "L2", "neither open nor resolved"),
+    "an open hold holds more": ("UPDATE quotas.pending SET amount_left = amount_left + 1", "L2", "left of"),
+    "a hold was resolved twice": (
+        "DROP INDEX quotas.transfer_resolves_once;"
+        "INSERT INTO quotas.transfer (operation_id, kind, debit_id, credit_id, amount, pending_id, final, at) "
+        "SELECT operation_id, 'void', debit_id, credit_id, amount, pending_id, true, at FROM quotas.transfer "
+        "WHERE final LIMIT 1", "L2", "resolved 2 times",
+    ),
+    "a resolved hold is open again": (
+        "INSERT INTO quotas.pending (id, debit_id, credit_id, amount_left, expires_at) "
+        "SELECT pending_id, debit_id, credit_id, amount, at FROM quotas.transfer WHERE final LIMIT 1", "L2",
+        "resolved and still open",
+    ),
+    "more was taken than held": (
+        "UPDATE quotas.transfer SET amount = amount + 900000 WHERE kind = 'post'", "L2", " taken of ",
+    ),
+    "a hold that was never made was resolved": (
+        "UPDATE quotas.transfer SET pending_id = 1 "
+        "WHERE id = (SELECT max(id) FROM quotas.transfer WHERE kind = 'post' AND final)", "L2", "never held",
+    ),
+    "work that is over holds money": (
+        "UPDATE quotas.compute_hold SET state = 'released', closed_at = now() WHERE state = 'open'", "L2",
+        "money is still held",
+    ),
+    "a hold says it holds less": (
+        "UPDATE quotas.compute_hold SET cash = cash - 1 WHERE state = 'open'", "L2", "is held, the ledger",
+    ),
+    "a lease that is over holds money": (
+        "UPDATE quotas.allowance_lease SET state = 'returned', closed_at = now()", "L2", "money is still held",
+    ),
+    "a lease is gone": ("DELETE FROM quotas.allowance_lease", "L2", "no hold and no lease names it"),
+    "a lease lasts longer than its money": (
+        "UPDATE quotas.allowance_lease SET expires_at = expires_at + interval '1 hour'", "L2", "is held until",
+    ),
+    "a lease of somebody else's money": (
+        "UPDATE quotas.allowance_lease SET firm_id = 'firm_platform'", "L2", "it holds money of firm:",
+    ),
+    "a minute that was leased above its limit": (
+        NO_CHECKS.format("rate_window", "rate_window_not_oversold")
+        + "UPDATE quotas.rate_window SET requests_leased = 99; UPDATE quotas.rate_lease SET requests = 99", "G2",
+        "above its limit",
+    ),
+    "a minute's lease that nobody counted": (
+        "UPDATE quotas.rate_lease SET requests = requests + 1", "G2", "not what it says was leased",
+    ),
+    "a line counts too much": (
+        "UPDATE quotas.charge SET input = input + 1 WHERE kind = 'tokens'", "L3", "its records count",
+    ),
+    "a usage record is gone": ("DELETE FROM quotas.token_usage WHERE id = 'req_1'", "L3", "its records count"),
+    "a usage record without a line": (
+        "UPDATE quotas.token_usage SET charge_id = 'chg_none'", "L3", "no charge carries it",
+    ),
+    "a charge without usage": ("DELETE FROM quotas.compute_usage", "L3", "no usage stands behind it"),
+    "usage under a tariff that was not in force": (
+        "UPDATE quotas.token_usage SET at = at - interval '90 days'", "L3", "was not in force",
+    ),
+    "GPU time under a tariff that was not in force": (
+        "UPDATE quotas.charge SET first_at = first_at - interval '90 days' WHERE kind = 'compute'", "L3",
+        "was not in force",
+    ),
+    "a charge the firm did not pay": (
+        "UPDATE quotas.charge SET cash = cash + 1, amount = amount + 1 WHERE kind = 'tokens'", "L3",
+        "payments less charges",
+    ),
+    "a payment nobody made": ("UPDATE quotas.cash_movement SET amount = amount + 1", "L3", "payments less charges"),
+    "a voucher that paid more than it says": (
+        "UPDATE quotas.charge SET vouchers = (SELECT jsonb_object_agg(key, value::bigint + 1) "
+        "FROM jsonb_each_text(vouchers)) WHERE voucher > 0", "L3", "the ledger redeemed",
+    ),
+    "vouchers that do not add up": (
+        "UPDATE quotas.charge SET voucher = voucher + 1, cash = cash - 1 WHERE voucher > 0", "L3", "by name",
+    ),
+    "a voucher's amount": ("UPDATE quotas.voucher SET amount = amount + 1", "L3", "pool"),
+    "a programme's pool": ("UPDATE quotas.programme SET pool = pool + 1", "L3", "the ledger issued"),
+    "a firm above a programme's cap": ("UPDATE quotas.programme SET cap_per_firm_year = 1", "L3", "above the cap"),
+    "a voucher granted before its programme": (
+        "UPDATE quotas.voucher SET granted_at = granted_at - interval '300 days'", "L3", "outside the time",
+    ),
+    "what a funder owes": (
+        "UPDATE quotas.transfer t SET amount = amount + 1 FROM quotas.account a "
+        "WHERE a.id = t.debit_id AND a.code LIKE '%receivable'", "L3", "the funder owes",
+    ),
+    "a block's hash": (
+        "UPDATE quotas.block SET hash = sha256('x') WHERE number = 1", "chain", "is not the one written",
+    ),
+    "a block is gone": ("DELETE FROM quotas.block WHERE number = 1", "chain", "does not follow the block before it"),
+    "every block is gone": ("DELETE FROM quotas.block", "chain", "and not in the ledger"),
+    "a chain that was written anew": (
+        "UPDATE quotas.transfer SET at = at + interval '1 second' "
+        "WHERE xid >= (SELECT max(from_xid) FROM quotas.block);"
+        "UPDATE quotas.block SET "
+        "hash = sha256(previous || convert_to(quotas.chain_lines(from_xid, until_xid), 'UTF8')) "
+        "WHERE number = (SELECT max(number) FROM quotas.block)", "chain", "is not the one written",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sealed:
+    db: Database
+    heads: Path
+
+
+@pytest.fixture
+async def sealed(db: Database, clock: FixedClock, tmp_path: Path) -> Sealed:
+    """A ledger in which everything has happened once, sealed in two blocks whose heads are in a file."""
+    heads = tmp_path / "heads.jsonl"
+    now = clock.now()
+    await publish_prices(db, now=now)
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=now, paid_in=yuan(10))
+    await sweep(db, now, heads)
+    async with db.transaction() as tx:
+        await everything(tx, firm, clock)
+    await sweep(db, now, heads)
+    return Sealed(db, heads)
+
+
+async def everything(tx: AsyncSession, firm: FirmId, clock: FixedClock) -> None:
+    now = clock.now()
+    await grant(tx, firm, yuan(5), now=now)
+    held = await hold(tx, firm, now=now, seconds=100)
+    await api.settle_compute(tx, hold_id=held.id, usage=used(firm, start=now, seconds=60), now=now)
+    await hold(tx, firm, now=now, seconds=100, subject="job_2")
+    lease = await api.lease_allowance(
+        tx, holder="gw", firm_id=firm, amount=MicroYuan(10_000), lease_seconds=30, now=now
+    )
+    batch = [tokens(firm, n, at=now + timedelta(seconds=n), lease_id=lease.id) for n in range(3)]
+    await api.ingest_tokens(tx, batch, now=now)
+    key = await open_key(tx, firm, now=now, requests=10)
+    await api.lease_windows(tx, holder="gw", minute=api.minute_of(now), asks=[RateAsk(key, 4, 0)], now=now)
+
+
+async def test_nothing_is_found_where_nothing_is_wrong(sealed: Sealed) -> None:
+    async with sealed.db.transaction() as tx:
+        assert await check_ledger(tx, sealed.heads) == []
+
+
+async def test_a_tampered_ledger_is_found_in_each_way(sealed: Sealed) -> None:
+    missed: dict[str, object] = {}
+    for what, (statements, invariant, words) in TAMPERED.items():
+        async with sealed.db.engine.connect() as connection, AsyncSession(bind=connection) as tx:
+            # Somebody with the database in their hands: triggers and foreign keys do not stop them.
+            await tx.execute(text("SET LOCAL session_replication_role = replica"))
+            for statement in statements.split(";"):
+                if statement.strip():
+                    await tx.execute(text(statement))
+            found = await check_ledger(tx, sealed.heads)
+            await tx.rollback()
+        if not any(one.invariant == invariant and words in f"{one.about} {one.detail}" for one in found):
+            missed[what] = found
+    assert missed == {}
