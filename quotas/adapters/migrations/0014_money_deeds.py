@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "quotas_0014"
-down_revision = "quotas_0012"
+down_revision = "quotas_0010"
 branch_labels = None
 depends_on = None
 
