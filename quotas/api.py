@@ -63,6 +63,8 @@ from quotas.spending import room_of as room_of
 from quotas.statement_service import centre_statement as centre_statement
 from quotas.statement_service import statement as statement
 from quotas.statements import period_of as period_of
+from quotas.storage import record_storage as record_storage
+from quotas.storage import storage_hours_due as storage_hours_due
 from quotas.tariffs import gpu_rate as gpu_rate
 from quotas.tariffs import publish_tariff as publish_tariff
 from quotas.tariffs import token_rate as token_rate

@@ -20,7 +20,7 @@ from kit.clock import Clock
 from kit.db import Database
 from kit.errors import HeliuError, Unavailable
 from quotas.vocabulary import PoolName
-from scheduler import artifacts, effects, fleet, leases, suspensions, uploads
+from scheduler import artifacts, effects, fleet, leases, storage_meter, suspensions, uploads
 from scheduler.adapters import store
 from scheduler.admission import Admitted, Postponed, Stale, admit, is_payable, record_wait, topic
 from scheduler.attempts import finish_workload, request_stop
@@ -79,6 +79,7 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
                 look_at = monotonic() + LOOK_SECONDS
             if monotonic() >= tidy_at:
                 await _guarded("tidy", tidy, controller)
+                await _guarded("storage", storage_meter.measure, controller.db, controller.clock)
                 tidy_at = monotonic() + TIDY_SECONDS
             await _pause(wake, stop)
     finally:
