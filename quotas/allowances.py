@@ -113,6 +113,7 @@ async def _reserve(
         )
         if not isinstance(posting, Refusal):
             return posting.transfer_ids[0], MicroYuan(granted)
+        await ledger_store.lock_balances(tx, [ids[cash]])  # somebody was faster: a race is no lack of money
     raise await no_money(tx, firm_id, 1)
 
 

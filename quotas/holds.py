@@ -257,6 +257,8 @@ async def _reserve(
             return allocation, posting
         if posting.account == ids[cash_account]:
             raise await no_money(tx, firm_id, allocation.cash)
+        # Somebody used a voucher first. A race is no lack of money: what the next look sees stays there.
+        await ledger_store.lock_balances(tx, [ids[cash_account], *(ids[account] for _, account, _ in vouchers)])
     raise await no_money(tx, firm_id, amount)
 
 

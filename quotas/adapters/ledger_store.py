@@ -197,6 +197,15 @@ async def bounded_states(tx: AsyncSession, specs: Sequence[AccountSpec]) -> Mapp
     return {row.code: AccountState(row.posted, row.held, row.floor) for row in rows}
 
 
+async def lock_balances(tx: AsyncSession, ids: Sequence[int]) -> None:
+    """Keep what these accounts have until the transaction ends, so that what is read next can be posted."""
+    await tx.execute(
+        text("""SELECT FROM quotas.balance WHERE account_id = ANY(CAST(:ids AS bigint[]))
+            ORDER BY account_id FOR UPDATE"""),
+        {"ids": list(ids)},
+    )
+
+
 _POSTED = text("""
     WITH tail AS (
         SELECT t.debit_id, t.credit_id, t.amount FROM quotas.transfer t

@@ -126,3 +126,29 @@ async def test_everything_at_once_leaves_a_ledger_that_adds_up(database_url: str
         spent = sum([yuan(1) - (await api.account_of(tx, firm)).balance for firm in firms])
         assert spent > 0
     await db.close()
+
+
+async def test_leases_taken_at_once_are_all_that_is_there_and_a_race_is_no_lack_of_money(
+    database_url: str, clock: FixedClock
+) -> None:
+    db = Database(database_url, pool_size=CONNECTIONS)
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=3200)
+
+    async def one(number: int) -> int:
+        try:
+            lease = await db.retrying(
+                lambda tx: api.lease_allowance(
+                    tx, holder=f"gw {number}", firm_id=firm, amount=MicroYuan(150), lease_seconds=60, now=clock.now()
+                )
+            )
+        except NoMoney:
+            return 0
+        return lease.amount_left
+
+    leased = sorted(await asyncio.gather(*(one(number) for number in range(CONNECTIONS))))
+    assert leased == [0] * 10 + [50] + [150] * 21
+    async with db.transaction() as tx:
+        assert (await api.account_of(tx, firm)).available == 0
+        assert await api.check_ledger(tx) == []
+    await db.close()
