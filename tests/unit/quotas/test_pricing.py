@@ -8,22 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import Refused
-from kit.units import GpuMs
+from kit.units import GpuMs, Ppm
 from quotas.pricing import (
     RESIDUE_UNIT,
     SHANGHAI,
+    Discount,
     Meter,
     RateKey,
     Segment,
     Tariff,
     Window,
+    discount_at,
     gpu_segments,
     price_gpu,
     price_tokens,
     rate_range,
     spread,
 )
-from quotas.vocabulary import TariffId
+from quotas.vocabulary import DiscountId, FirmId, TariffId, UsageKind
 
 POOL = "a/x"
 
@@ -149,3 +151,41 @@ def test_spreading_over_time_loses_nothing(total: int, lengths: list[int]) -> No
     shares = spread(total, spans)
     assert sum(shares) == total
     assert all(share >= 0 for share in shares)
+
+
+def discount(name: str, start: datetime, end: datetime | None, off: int, resource: str = "*") -> Discount:
+    """A contract on compute."""
+    firm = FirmId("firm")
+    return Discount(DiscountId(name), firm, UsageKind.COMPUTE, resource, Ppm(off), start, end)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (at(29, 22, month=2), at(1, 8), [("", 10, 60), ("valley", 4, 90), ("valley", 2, 390), ("", 5, 60)]),
+        (at(1, 0, 30), at(1, 1), [("valley", 2, 30)]),
+        (at(29, 23, month=2), at(1, 0, 30), [("valley", 4, 90)]),
+        (at(29, 12, month=2), at(29, 12, month=2), [("", 10, 0)]),
+    ],
+    ids=["over the leap day", "from its first instant", "up to its first instant", "an instant"],
+)
+def test_a_discount_splits_a_span_where_it_begins_also_inside_a_valley(
+    start: datetime, end: datetime, expected: list[tuple[str, int, int]]
+) -> None:
+    book = [tariff("t", FOREVER, None, 10, valley=4)]
+    contract = [discount("half", at(1, 0, 30), None, 500_000)]
+    segments = gpu_segments(book, pool=POOL, qos="standard", start=start, end=end, discounts=contract)
+    minutes: dict[tuple[str, int], int] = {}
+    for one in segments:
+        passed = (one.end - one.start) // timedelta(minutes=1)
+        minutes[one.window, one.rate] = minutes.get((one.window, one.rate), 0) + passed
+        assert (one.discount_id is None) == (one.rate == one.list_rate)
+    assert [(*key, passed) for key, passed in minutes.items()] == expected
+
+
+def test_a_contract_names_a_pool_before_all_and_ends_half_open() -> None:
+    contracts = [discount("all", at(1, 0), at(2, 0), 100_000), discount("pool", at(1, 6), at(1, 12), 900_000, POOL)]
+    found = [discount_at(contracts, UsageKind.COMPUTE, POOL, instant) for instant in (at(1, 5), at(1, 6), at(1, 12))]
+    assert [one.id if one else None for one in found] == ["all", "pool", "all"]
+    assert discount_at(contracts, UsageKind.COMPUTE, POOL, at(2, 0)) is None
+    assert discount_at(contracts, UsageKind.TOKENS, POOL, at(1, 6)) is None
