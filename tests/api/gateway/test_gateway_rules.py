@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 from sqlalchemy import text
 
 from kit.auth import SYSTEM
@@ -39,6 +40,17 @@ async def storm(gateways: Sequence[GatewayProcess], key: str, count: int) -> Cou
     return Counter(f"{answer.status} {code}".strip() for answer, code in zip(answers, said, strict=True))
 
 
+async def ready(*gateways: GatewayProcess) -> None:
+    """Return once every gateway knows what it can route to."""
+
+    async def answers(url: str) -> bool:
+        async with httpx.AsyncClient() as client:
+            return (await client.get(f"{url}/readyz")).status_code == 200
+
+    for gateway in gateways:
+        await until_async(lambda url=gateway.url: answers(url), seconds=30, what="a ready gateway")
+
+
 async def budget(db: Database, made: Furnished, amount: int, *, of_key: bool) -> None:
     spec = BudgetSpec(made.firm_id, amount, (100,), True, key_id=made.key_id if of_key else None)
     async with db.transaction() as tx:
@@ -61,6 +73,7 @@ async def test_a_keys_budget_is_exact_over_gateways_and_rotation_and_stops_nobod
             row = await key_row(tx, made.key_id)
             rotated = await rotate_key(tx, row, overlap=timedelta(hours=1), by=SYSTEM, now=utc_now())
         with gateway_process(database_url, tmp_path / "a") as a, gateway_process(database_url, tmp_path / "b") as b:
+            await ready(a, b)
             both = await asyncio.gather(storm([a, b], made.key, 20), storm([a, b], rotated.token, 20))
             assert sum(both, Counter()) == {"200": 10, "402 budget_reached": 30}
 
@@ -72,6 +85,7 @@ async def test_the_months_tokens_are_exact_over_gateways(db: Database, database_
         async with db.transaction() as tx:
             await set_ceilings(tx, made.firm_id, None, limits, by=SYSTEM, now=utc_now())
         with gateway_process(database_url, tmp_path / "a") as a, gateway_process(database_url, tmp_path / "b") as b:
+            await ready(a, b)
             assert await storm([a, b], made.key, 16) == {"200": 5, "429 limit_tokens": 11}
             await until_async(lambda: charged(db, made, 5), seconds=20, what="the usage of five requests")
             again = await storm([a, b], made.key, 2)
@@ -84,6 +98,7 @@ async def test_a_budget_set_while_a_gateway_holds_money_stops_it_within_two_seco
     with mock_engine("--key", ENGINE_KEY, "--model", "city-model") as engine:
         made = await furnish(db, [engine.url], model="city-model", engine_key=ENGINE_KEY)
         with gateway_process(database_url, tmp_path / "a") as a:
+            await ready(a)
             assert await storm([a], made.key, 3) == {"200": 3}
             await budget(db, made, 1, of_key=False)
 
@@ -99,6 +114,7 @@ async def test_an_expired_key_and_the_keys_of_a_suspended_firm_stop_within_two_s
     with mock_engine("--key", ENGINE_KEY, "--model", "city-model") as engine:
         made = await furnish(db, [engine.url], model="city-model", engine_key=ENGINE_KEY)
         with gateway_process(database_url, tmp_path / "a") as a:
+            await ready(a)
             spec = KeySpec("short", frozenset({Scope.INFERENCE}), expires_at=utc_now() + timedelta(seconds=3))
             async with db.transaction() as tx:
                 short = await issue_key(tx, made.firm_id, spec, by=SYSTEM, now=utc_now())
