@@ -165,6 +165,7 @@ def why(job_id: JobId, as_json: JsonFlag = False) -> None:
             "It would start with": told["would_start"],
             "Expected start": start,
             "Place in the queue": f"{told['position']} of {told['waiting']}",
+            "It stands": told["standing"],
         }
         show(facts, as_json=False)
 

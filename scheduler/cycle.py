@@ -66,7 +66,7 @@ def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: date
 
 def refusal(workload: Waiting, state: State) -> Reject | None:
     """Why this workload can never run on the pools and quotas as they are; asked before it is accepted."""
-    hopeless = _impossible(workload, state)
+    hopeless = _impossible(workload, _pools_of(state))
     if hopeless:
         return hopeless
     pools = {node.pool for node in state.nodes.values()}
@@ -138,6 +138,7 @@ class _Cycle:
         self._facts = Facts(state, sharing)
         self._standings = Standings.of(state, sharing)
         self._ready = now + timedelta(seconds=self._grace)  # when what is stopped now will have gone
+        self._pools = _pools_of(state)
         self._reserved: dict[PoolName, int] = {}
         self._work_ahead: dict[PoolName, int] = {}  # thousandths × seconds, of what waits before
         self._last: dict[PoolName, datetime] = {}
@@ -154,7 +155,7 @@ class _Cycle:
 
     def consider(self, workload: Waiting) -> list[Decision]:
         """The decision for one workload, given those considered before it, and what is stopped for it."""
-        hopeless = _impossible(workload, self._state)
+        hopeless = _impossible(workload, self._pools)
         if hopeless:
             return [hopeless]
         if workload.held and workload.held_until and workload.held_until > self._now:
@@ -305,9 +306,12 @@ def _most(workload: Waiting, pool: PoolName, sharing: Sharing) -> int:
     return sharing.quota(key).nominal if workload.qos is QoS.RESERVED else sharing.most(key)
 
 
-def _impossible(workload: Waiting, state: State) -> Reject | None:
-    known: set[PoolName] = {node.pool for node in state.nodes.values()}
-    known |= {pool for _, pool in state.quotas}
+def _pools_of(state: State) -> set[PoolName]:
+    """Pools that have a node or in which somebody has a quota."""
+    return {node.pool for node in state.nodes.values()} | {pool for _, pool in state.quotas}
+
+
+def _impossible(workload: Waiting, known: set[PoolName]) -> Reject | None:
     if known.isdisjoint(workload.pools):
         return Reject(workload.id, RejectReason.UNKNOWN_POOL, f"there is no pool {_either(workload.pools)}")
     return None

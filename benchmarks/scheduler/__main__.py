@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scheduler`: placement policies side by side on a trace, with published figures beside them."""
+"""`python -m benchmarks.scheduler`: placement side by side on a trace, the queue's order, and what a cycle costs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import numpy as np
 import typer
 
 from benchmarks.results import Row, publish
+from benchmarks.scheduler.order import cycle_rows, order_rows
 from benchmarks.scheduler.placement import run
 from benchmarks.scheduler.policies import POLICIES
 from benchmarks.scheduler.trace import read_fleet, read_tasks
@@ -22,8 +23,9 @@ def main(
     pods: Annotated[Path, typer.Option(help="CSV of tasks, openb's columns.")] = TRACES / "pods_default.csv",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.")] = 10,
     policy: Annotated[list[str] | None, typer.Option(help="Only these policies; all without it.")] = None,
+    jobs: Annotated[list[int] | None, typer.Option(help="Waiting jobs of a cycle; a tenth as many nodes.")] = None,
 ) -> None:
-    """Compare placement policies at 130 % load and write benchmarks/results/scheduler.json."""
+    """Compare placement policies at 130 % load, order and cost of cycles; write benchmarks/results/scheduler.json."""
     for path in (nodes, pods):
         if not path.exists():
             raise typer.BadParameter(f"{path} is not there; benchmarks/README.md says where the traces come from")
@@ -37,6 +39,9 @@ def main(
             seconds = float(np.median([outcome.seconds for outcome in outcomes]))
             target, met = f"<= {SECONDS_TARGET:g}", seconds <= SECONDS_TARGET
             rows.append(Row("fgd_seconds_per_seed", seconds, f"s ({pods.stem})", "", None, target, met))
+    rows += order_rows()
+    for size in jobs or (1_000, 10_000):
+        rows += cycle_rows(size, size // 10)
     publish("scheduler", rows)
 
 
