@@ -72,14 +72,18 @@ class CountingRun:
                 left.clear()
             await clients
             if not kill:
-                assert await asyncio.to_thread(gateway.terminate, seconds=60) == 0
+                await self._end(gateway)
         if kill:
             with gateway_process(self._url, self._folder) as again:
-                assert await asyncio.to_thread(again.terminate, seconds=60) == 0
+                await self._end(again)
         after, now = self._engine_counts(), await self._billed()
         seen.prompt, seen.generation = after[0] - before[0], after[1] - before[1]
         seen.billed_prompt, seen.billed_generation = now[0] - billed[0], now[1] - billed[1]
         return seen
+
+    async def _end(self, gateway: GatewayProcess) -> None:
+        code = await asyncio.to_thread(gateway.terminate, seconds=60)
+        assert code == 0, f"the gateway ended with {code}: {gateway.log.read_text()[-3000:]}"
 
     async def verify(self) -> None:
         """Every hold is closed, the ledger is sound. Raises AssertionError."""
