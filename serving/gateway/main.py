@@ -1,6 +1,7 @@
 """The gateway process: the composition root, and a graceful end on SIGTERM."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -55,8 +56,12 @@ async def serve(
         ready(running.port)
         await stop.wait()
     finally:
+        unreturned = not returning.done()
         returning.cancel()
         await running.stop()
+        if unreturned and dead and not running.gateway.shipper.backlog:
+            with contextlib.suppress(HeliuError, OSError):  # else they end when their time is over
+                await control.give_back(dead)
         await ledger.close()
         await db.close()
 

@@ -10,6 +10,7 @@ import uvicorn
 
 from serving.gateway.http_server import HttpLimits, HttpServer
 from tests.support.gateways import RawClient
+from tests.support.until import until_async
 from tests.unit.serving.gateway.test_http_server import SMUGGLING, Echo, H
 
 FINE = {
@@ -56,8 +57,11 @@ async def ports() -> AsyncIterator[tuple[int, int]]:
     port = await ours.start("127.0.0.1", 0)
     theirs = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", log_level="critical", lifespan="off", ws="none"))
     running = asyncio.create_task(theirs.serve())
-    while not theirs.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+
+    async def started() -> bool:
+        return theirs.started
+
+    await until_async(started, seconds=10, what="uvicorn to start")
     yield port, theirs.servers[0].sockets[0].getsockname()[1]
     theirs.should_exit = True
     await running

@@ -223,6 +223,23 @@ async def test_known_keys_are_honoured_while_the_database_is_away(gateway: Runni
     assert owed > 0
 
 
+async def test_known_keys_are_refused_once_the_database_was_away_too_long(plane: FakePlane, tmp_path: Path) -> None:
+    async with running(plane, tmp_path, offline_seconds=2) as gateway:
+        assert (await post(gateway.port, chat(max_tokens=1))).status == 200
+        plane.down = True
+        seen: list[int] = []
+
+        async def refused() -> bool:
+            answer = await post(gateway.port, chat(max_tokens=1))
+            seen.append(answer.status)
+            return answer.status == 503
+
+        await until_async(refused, seconds=10, what="the refusal")
+        assert seen[0] == 200
+        plane.down = False
+        assert (await post(gateway.port, chat(max_tokens=1))).status == 200
+
+
 async def test_too_much_unshipped_usage_stops_admission(plane: FakePlane, tmp_path: Path) -> None:
     async with running(plane, tmp_path, backlog_max=2) as gateway:
         assert (await post(gateway.port, chat(max_tokens=1))).status == 200

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ async def test_a_disk_that_turns_slow_is_left_to_a_thread_and_the_order_stays(
 
     def slow(fd: int) -> None:
         synced_by.append(threading.current_thread().name)
-        time.sleep(module.HICCUP_SECONDS + 0.01)
+        threading.Event().wait(module.HICCUP_SECONDS + 0.01)
         sync(fd)
 
     monkeypatch.setattr(module.os, "fdatasync", slow)
