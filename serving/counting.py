@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from serving.vocabulary import EngineCount
+
+ENGINE_LAG = timedelta(seconds=3)
+"""How long after an answer's end, a client's leaving included, an engine may take to count all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def reconcile(billed: Mapping[str, Billed], engines: Iterable[EngineCount], *, b
 def _line(engine: EngineCount, paid: Billed, *, busy: bool) -> Line:
     rest_prompt = engine.prompt_tokens - engine.warmup_prompt_tokens - paid.prompt_tokens
     rest_generation = engine.generation_tokens - engine.warmup_generation_tokens - paid.generation_tokens
-    stale = paid.last_at is not None and engine.counted_at <= paid.last_at
+    stale = paid.last_at is not None and engine.counted_at <= paid.last_at + ENGINE_LAG
     return Line(
         subject=engine.engine_start,
         model=engine.model,

@@ -12,7 +12,7 @@ from kit.clock import FixedClock
 from kit.db import Database
 from kit.errors import Conflict, InvalidInput, NotFound
 from serving import adapter_catalogue, api, replica_sync
-from serving.counting import Verdict
+from serving.counting import ENGINE_LAG, Verdict
 from serving.engines import Counters, EngineUsage
 from serving.replica_sync import Reply, Report
 from serving.vocabulary import AdapterState, ReplicaCommand, ReplicaState, RouteTable
@@ -268,6 +268,7 @@ async def test_tokens_billed_are_held_against_the_engines_own_count(stage: Stage
         assert await api.record_engine_usage(tx, usage) == 0, "a shipped batch may come twice"
         (line,) = await api.reconcile(tx)
     assert line.verdict is Verdict.OPEN, "the engine has not reported since"
+    stage.clock.advance(ENGINE_LAG)
     await stage.ready(counters=Counters(99, 61, 10, 1))
     async with stage.db.transaction() as tx:
         (line,) = await api.reconcile(tx)

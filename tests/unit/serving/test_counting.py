@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from serving.counting import Billed, Verdict, reconcile
+from serving.counting import ENGINE_LAG, Billed, Verdict, reconcile
 from serving.vocabulary import EngineCount, EngineStartId, ModelName, ReplicaId
 
 NOW = datetime(2026, 11, 2, tzinfo=UTC)
@@ -51,10 +51,20 @@ def test_each_difference_has_a_name(
     assert line.difference_generation == counted[1] - billed[1]
 
 
-def test_an_engine_that_has_not_reported_since_the_last_answer_is_not_judged() -> None:
-    billed = {"eng_1": Billed(100, 60, last_at=NOW + timedelta(seconds=1))}
+@pytest.mark.parametrize(
+    ("answer_ended_before_the_report", "verdict"),
+    [
+        (-timedelta(seconds=1), Verdict.OPEN),
+        (ENGINE_LAG, Verdict.OPEN),
+        (ENGINE_LAG + timedelta(milliseconds=1), Verdict.OVERBILLED),
+    ],
+)
+def test_an_engine_is_judged_once_it_had_time_to_count_the_last_answer(
+    answer_ended_before_the_report: timedelta, verdict: Verdict
+) -> None:
+    billed = {"eng_1": Billed(100, 60, last_at=NOW - answer_ended_before_the_report)}
     (line,) = reconcile(billed, [engine(100, 50)], busy=frozenset())
-    assert line.verdict is Verdict.OPEN
+    assert line.verdict is verdict
 
 
 def test_usage_on_an_engine_nobody_knows_is_overbilled() -> None:
