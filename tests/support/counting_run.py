@@ -20,7 +20,7 @@ from serving.gateway.bench_target import Furnished
 from tests.support.gateway_process import GatewayProcess, gateway_process
 from tests.support.gateways import chat, request
 from tests.support.mock_engines import MockEngine
-from tests.support.until import until
+from tests.support.until import until, until_async
 
 MODEL = "city-model"
 CLIENTS = 16
@@ -75,11 +75,17 @@ class CountingRun:
                 await self._end(gateway)
         if kill:
             with gateway_process(self._url, self._folder) as again:
+                await until_async(self._shipped, seconds=60, what="the replay to be shipped")
                 await self._end(again)
         after, now = self._engine_counts(), await self._billed()
         seen.prompt, seen.generation = after[0] - before[0], after[1] - before[1]
         seen.billed_prompt, seen.billed_generation = now[0] - billed[0], now[1] - billed[1]
         return seen
+
+    async def _shipped(self) -> bool:
+        """Whether what the killed gateway left is in the ledger: what it had leased is returned only then."""
+        async with self._db.transaction() as tx:
+            return not [hold for hold in await quotas.open_holds(tx) if hold.firm_id == self._made.firm_id]
 
     async def _end(self, gateway: GatewayProcess) -> None:
         code = await asyncio.to_thread(gateway.terminate, seconds=60)
