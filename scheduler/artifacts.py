@@ -204,6 +204,7 @@ async def _room(tx: AsyncSession, identity: AttemptIdentity, terms: Terms) -> in
 
 
 async def _keep(tx: AsyncSession, row: ArtifactRow, identity: AttemptIdentity, terms: Terms) -> None:
+    await store.workload(tx, identity.workload_id, lock=True)  # the artifact refers to it: the order of locks
     attempt = await store.attempt(tx, identity.attempt_id, lock=True)
     if attempt is None or attempt.state == AttemptState.ENDED:
         raise Conflict("this attempt has no right to run any more", code="fence_lost")

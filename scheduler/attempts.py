@@ -1,7 +1,7 @@
 """The life of an attempt after its placement: claimed, started, kept alive, stopped, over. One transaction each.
 
-Whoever changes an attempt's state locks its workload first, then the attempt. Only a heartbeat does not: it is one
-conditional update on the fence.
+Whoever changes an attempt locks its workload first, then the attempt; a heartbeat too, for what it keeps (log lines,
+progress) belongs to the workload. Only marks that touch no other row (ordered, cleared) lock the attempt alone.
 """
 
 from datetime import datetime, timedelta

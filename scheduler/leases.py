@@ -63,8 +63,8 @@ async def renew_holds(db: Database, terms: Terms, clock: Clock) -> int:
             cause = EndCause.UNPAID if isinstance(refusal, NoMoney) else EndCause.EVICTED
             log.warning("a replica cannot be paid on", extra={"attempt": attempt_id, "why": refusal.message})
             async with db.transaction() as tx:
-                attempt = await store.attempt(tx, attempt_id, lock=True)
-                if attempt is not None and attempt.state != AttemptState.ENDED:
+                _, attempt = await _both(tx, attempt_id)
+                if attempt.state != AttemptState.ENDED:
                     await attempts.request_stop(tx, attempt, cause, now=now)
     return renewed
 

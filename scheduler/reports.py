@@ -68,6 +68,8 @@ async def heartbeat(
     tx: AsyncSession, identity: AttemptIdentity, report: HeartbeatIn, *, terms: Terms, now: datetime
 ) -> HeartbeatOut:
     """Extend the lease, keep log and progress, pass on the wish to stop. Raises Conflict (`fence_lost`)."""
+    workload = await store.workload(tx, identity.workload_id, lock=True)
+    assert workload is not None, "an attempt belongs to a workload"
     until = now + timedelta(seconds=terms.lease_seconds)
     if not await store.renew_lease(tx, identity.attempt_id, identity.fence, until):
         raise attempts.fence_lost()

@@ -162,7 +162,7 @@ async def quote(tx: AsyncSession, quote_id: str) -> QuoteRow | None:
 
 
 async def renew_lease(tx: AsyncSession, attempt_id: str, fence: int, until: datetime) -> bool:
-    """Extend the lease if this attempt is still the one; one conditional update, no other lock."""
+    """Extend the lease if this attempt is still the one; one conditional update. The caller has locked its workload."""
     done = await tx.execute(
         update(AttemptRow)
         .where(
