@@ -94,7 +94,9 @@ async def _publish_prices(db: Database, models: Sequence[str]) -> None:
     rates = {quotas.RateKey(meter, model): price for model in models for meter, price in prices.items()}
     now = utc_now()
     async with db.transaction() as tx:
-        await quotas.publish_tariff(tx, name=new_id("bench"), valid_from=None, rates=rates, by="system", now=now)
+        await quotas.publish_tariff(
+            tx, name=new_id("bench"), valid_from=None, rates=rates, ends_prices=True, by="system", now=now
+        )
 
 
 async def _serve(db: Database, engines: Sequence[str], spec: ModelSpec, engine_key: str, max_concurrency: int) -> None:

@@ -154,6 +154,7 @@ async def test_usage_that_crosses_a_tariff_boundary_is_priced_on_each_side(db: D
             name="dearer",
             valid_from=boundary,
             rates={RateKey(Meter.GPU_HOUR, POOL, "standard"): 7_200_000},
+            ends_prices=True,
             by="test",
             now=clock.now(),
         )
