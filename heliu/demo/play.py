@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -84,10 +85,14 @@ def _tell_all(settings: Settings, stage: Stage, *, stop_after: bool) -> None:
         _tell(settings, stage)
     except Broken as end:
         stage.console.print(f"[red]The story cannot go on: {escape(str(end))}[/red]")
-    if stop_after:
-        with stage.step(10, "Everything stops"):
-            take_down(settings.home, stage.did)
-            stage.did("stopped; the state is kept")
+    except KeyboardInterrupt:
+        stop_after = False  # `play` knows what an interrupt stops
+        raise
+    finally:
+        if stop_after:
+            with suppress(Broken), stage.step(10, "Everything stops"):
+                take_down(settings.home, stage.did)
+                stage.did("stopped; the state is kept")
 
 
 def _tell(settings: Settings, stage: Stage) -> None:

@@ -14,6 +14,9 @@ from rich.table import Table
 from heliu.client.transport import ApiError, AwaitsApproval, Unreachable
 from kit.errors import HeliuError
 
+_REFUSALS = (ApiError, AwaitsApproval, Unreachable, HeliuError, OpenAIError, TimeoutError)
+"""What says in a sentence of its own why it is raised; of anything else the traceback is shown."""
+
 
 class Broken(Exception):
     """A step did not hold and what follows needs it."""
@@ -36,10 +39,18 @@ class Stage:
         began = monotonic()
         try:
             yield
-        except (ApiError, AwaitsApproval, Unreachable, HeliuError, OpenAIError, TimeoutError) as error:
+        except Broken:
+            raise
+        except _REFUSALS as error:
             self.failed.append(f"{number}. {title}: {error}")
             self.console.print(f"  [red]✗ refused:[/red] {escape(str(error))}")
             raise Broken(str(error)) from error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            self.failed.append(f"{number}. {title}: {what}")
+            self.console.print(f"  [red]✗ unexpected:[/red] {escape(what)}")
+            self.console.print_exception()
+            raise Broken(what) from error
         finally:
             self.seconds[f"{number}. {title}"] = monotonic() - began
 

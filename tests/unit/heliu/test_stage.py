@@ -39,3 +39,11 @@ def test_a_refusal_in_a_step_is_counted_and_ends_the_story(stage: Stage) -> None
         raise ApiError(402, "no_money", "the balance does not cover it")
     assert stage.ending() == 1
     assert "no_money" in stage.failed[0]
+
+
+@pytest.mark.parametrize("error", [ValueError("not enough values to unpack"), OSError(28, "No space left on device")])
+def test_what_nobody_foresaw_is_counted_with_its_kind_and_ends_the_story(stage: Stage, error: Exception) -> None:
+    with pytest.raises(Broken), stage.step(6, "The model is served"):
+        raise error
+    assert stage.ending() == 1
+    assert stage.failed == [f"6. The model is served: {type(error).__name__}: {error}"]
