@@ -351,16 +351,17 @@ async def renew_compute(
     usage_slice: ComputeUsage,
     seconds_max: int,
     now: datetime,
-) -> Hold:
-    """Roll a replica's hold on: settle the slice it used, hold the next.
+) -> tuple[Charge, Hold]:
+    """Roll a replica's hold on: settle the slice it used, hold the next; returns that charge and that hold.
 
-    Raises NoMoney or Refused (`no_tariff`) when the next cannot be held: the slice is settled in `tx` all the same, so
-    catch it, commit, and stop the replica. Again with the same slice returns the same next hold.
+    Raises NoMoney or Refused (`no_tariff`) when the next cannot be held: the slice is settled in `tx` all the same;
+    commit it or roll it back and settle it at the end. Again with the same slice returns the same charge and next hold.
+    Call nothing that touches the firm's balance before it in `tx`: it takes turns first.
     """
     row = await locked_hold(tx, hold_id)
     await take_turns(tx, Payer(FirmId(row.firm_id)))  # before any balance is touched: see there
-    await settle_compute(tx, hold_id=hold_id, usage=usage_slice, now=now)
-    return await hold_compute(
+    charge = await settle_compute(tx, hold_id=hold_id, usage=usage_slice, now=now)
+    following = await hold_compute(
         tx,
         key=f"renew {hold_id}",
         firm_id=FirmId(row.firm_id),
@@ -373,3 +374,4 @@ async def renew_compute(
         key_id=None if row.key_id is None else KeyId(row.key_id),
         now=now,
     )
+    return charge, following

@@ -3,11 +3,12 @@
 import logging
 from datetime import datetime, timedelta
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.clock import Clock
 from kit.db import Database
-from kit.errors import NoMoney, Refused
+from kit.errors import HeliuError, NoMoney, Refused, Unavailable
 from quotas import api as quotas
 from quotas.vocabulary import HoldId
 from scheduler import attempts
@@ -57,15 +58,11 @@ async def renew_holds(db: Database, terms: Terms, clock: Clock) -> int:
         due = [a.id for a, w in await store.live_attempts(tx) if confirmed_ms(w, a, terms) is not None]
     for attempt_id in due:
         try:
-            async with db.transaction() as tx:
-                renewed += await _renew_one(tx, attempt_id, terms, now=now)
-        except Refused as refusal:
-            cause = EndCause.UNPAID if isinstance(refusal, NoMoney) else EndCause.EVICTED
-            log.warning("a replica cannot be paid on", extra={"attempt": attempt_id, "why": refusal.message})
-            async with db.transaction() as tx:
-                _, attempt = await _both(tx, attempt_id)
-                if attempt.state != AttemptState.ENDED:
-                    await attempts.request_stop(tx, attempt, cause, now=now)
+            renewed += await _renew_or_stop(db, attempt_id, terms, now=now)
+        except Unavailable:
+            raise  # the database is away for all of them
+        except (HeliuError, DBAPIError, AssertionError):  # the others are renewed all the same
+            log.exception("a replica was not renewed; the next round tries again", extra={"attempt": attempt_id})
     return renewed
 
 
@@ -98,15 +95,27 @@ async def _expire_one(tx: AsyncSession, attempt_id: str, terms: Terms, *, now: d
     return 1
 
 
+async def _renew_or_stop(db: Database, attempt_id: str, terms: Terms, *, now: datetime) -> int:
+    try:
+        return await db.retrying(lambda tx: _renew_one(tx, attempt_id, terms, now=now))
+    except Refused as refusal:
+        cause = EndCause.UNPAID if isinstance(refusal, NoMoney) else EndCause.EVICTED
+        log.warning("a replica cannot be paid on", extra={"attempt": attempt_id, "why": refusal.message})
+    async with db.transaction() as tx:
+        _, attempt = await _both(tx, attempt_id)
+        if attempt.state != AttemptState.ENDED:
+            await attempts.request_stop(tx, attempt, cause, now=now)
+    return 0
+
+
 async def _renew_one(tx: AsyncSession, attempt_id: str, terms: Terms, *, now: datetime) -> int:
     workload, attempt = await _both(tx, attempt_id)
     until_ms = confirmed_ms(workload, attempt, terms)
     if until_ms is None or attempt.stop_requested_at is not None:
         return 0
     usage, hold_id = attempts.usage_of(workload, attempt, until_ms), HoldId(attempt.hold_id)
-    charge = await quotas.settle_compute(tx, hold_id=hold_id, usage=usage, now=now)
     seconds = terms.replica_hold_seconds  # without money for these, all of this is rolled back and settled at the end
-    hold = await quotas.renew_compute(tx, hold_id=hold_id, usage_slice=usage, seconds_max=seconds, now=now)
+    charge, hold = await quotas.renew_compute(tx, hold_id=hold_id, usage_slice=usage, seconds_max=seconds, now=now)
     workload.charged_micro_yuan += charge.amount
     attempt.hold_id, attempt.metered_ms, attempt.held_seconds = hold.id, until_ms, terms.replica_hold_seconds
     await tx.flush()

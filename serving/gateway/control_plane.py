@@ -105,32 +105,22 @@ class ControlPlane:
         """See ports.Treasury."""
         money = wanted if least.missing else 0
         try:
-            async with self._db.transaction() as tx:
-                if lease is None:
-                    begun = await self._begin(tx, payer, money, tokens_wanted)
-                    if begun.amount_left < least.missing or begun.tokens_left < least.tokens:
-                        raise _NothingFree
-                    return _lease(begun, payer)
-                before = await self._renewed(tx, lease)
-                lease.recalled = before.recalled
-                after = await self._renewed(tx, lease, top_up=money, more_tokens=tokens_wanted)
-                more_tokens = after.tokens_left - before.tokens_left
-                if after.amount_left - before.amount_left < least.missing or more_tokens < least.tokens:
-                    raise _NothingFree
+            if lease is None:
+                return await self._db.retrying(lambda tx: self._begun(tx, payer, money, tokens_wanted, least))
+            before, after = await self._db.retrying(lambda tx: self._grown(tx, lease, money, tokens_wanted, least))
         except (_NothingFree, NoMoney):
             return lease
         except (NotFound, Conflict):
             return None  # the lease is lost: it was not renewed in time
         lease.left += after.amount_left - before.amount_left
-        lease.tokens_left += more_tokens
+        lease.tokens_left += after.tokens_left - before.tokens_left
         lease.expires_ms = _ms(after.expires_at)
         return lease
 
     async def renew(self, lease: Lease) -> None:
         """See ports.Treasury."""
         try:
-            async with self._db.transaction() as tx:
-                seen = await self._renewed(tx, lease)
+            seen = await self._db.retrying(lambda tx: self._renewed(tx, lease))
         except (NotFound, Conflict):
             lease.expires_ms = 0
             return
@@ -138,10 +128,12 @@ class ControlPlane:
 
     async def shrink(self, lease: Lease, *, keep: int, keep_tokens: int) -> None:
         """See ports.Treasury. What is kept goes on as a lease of its own, taken in the same transaction."""
-        now = utc_now()
-        async with self._db.transaction() as tx:
-            await quotas.return_allowance(tx, lease_id=LeaseId(lease.id), holder=self.holder, now=now)
-            kept = await self._begin(tx, lease.payer, keep, keep_tokens, kept=True) if keep or keep_tokens else None
+
+        async def work(tx: AsyncSession) -> AllowanceLease | None:
+            await quotas.return_allowance(tx, lease_id=LeaseId(lease.id), holder=self.holder, now=utc_now())
+            return await self._begin(tx, lease.payer, keep, keep_tokens, kept=True) if keep or keep_tokens else None
+
+        kept = await self._db.retrying(work)
         if kept is not None:
             self._successors[lease.id] = kept.id
             lease.id, lease.expires_ms, lease.recalled = kept.id, _ms(kept.expires_at), False
@@ -179,6 +171,23 @@ class ControlPlane:
         async with self._db.transaction() as tx:
             for lease_id in lease_ids:
                 await quotas.return_allowance(tx, lease_id=LeaseId(lease_id), holder=self.holder, now=utc_now())
+
+    async def _begun(self, tx: AsyncSession, payer: str, money: int, tokens: int, least: TopUp) -> Lease:
+        begun = await self._begin(tx, payer, money, tokens)
+        if begun.amount_left < least.missing or begun.tokens_left < least.tokens:
+            raise _NothingFree
+        return _lease(begun, payer)
+
+    async def _grown(
+        self, tx: AsyncSession, lease: Lease, money: int, tokens: int, least: TopUp
+    ) -> tuple[AllowanceLease, AllowanceLease]:
+        before = await self._renewed(tx, lease)
+        lease.recalled = before.recalled
+        after = await self._renewed(tx, lease, top_up=money, more_tokens=tokens)
+        more_money, more_tokens = after.amount_left - before.amount_left, after.tokens_left - before.tokens_left
+        if more_money < least.missing or more_tokens < least.tokens:
+            raise _NothingFree
+        return before, after
 
     async def _begin(
         self, tx: AsyncSession, payer: str, amount: int, tokens: int, *, kept: bool = False

@@ -178,10 +178,10 @@ async def test_a_replica_rolls_its_hold_on_until_the_money_ends(db: Database, cl
     for _ in range(2):
         async with db.transaction() as tx:
             piece = used(firm, start=start, seconds=60, subject="rep_1")
-            following = await api.renew_compute(
+            charge, following = await api.renew_compute(
                 tx, hold_id=held.id, usage_slice=piece, seconds_max=30 if _ else 60, now=clock.now()
             )
-            assert following.id != held.id
+            assert (following.id != held.id, charge.amount) == (True, 60_000)
             held, start = following, start + timedelta(seconds=60)
     async with db.transaction() as tx:
         piece = used(firm, start=start, seconds=30, subject="rep_1")
