@@ -122,8 +122,9 @@ def wanted_ports() -> list[tuple[str, int]]:
     ports = []
     for name, default in PORTS.items():
         value = os.environ.get(name, str(default))
-        if not value.isdecimal() or not 0 < int(value) < 65536:
-            raise Refusal(f"{name} is {value!r}; set it to a port number between 1 and 65535, or leave it unset")
+        largest = 65534 if name == RAY_PORT else 65535
+        if not value.isdecimal() or not 0 < int(value) <= largest:
+            raise Refusal(f"{name} is {value!r}; set it to a port number between 1 and {largest}, or leave it unset")
         ports.append((name, int(value)))
         if name == RAY_PORT:
             ports.append((name, int(value) + 1))  # the Ray head's client server

@@ -1,9 +1,15 @@
 """Settings every process shares. Read once, by a composition root, from `HELIU_*` variables."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PORT_MAX = 65535
+Port = Annotated[int, Field(ge=0, le=PORT_MAX)]
+Seconds = Annotated[int, Field(ge=1)]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 class Settings(BaseSettings):
@@ -15,21 +21,29 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="PostgreSQL URL; without it an embedded server is used")
     blob_url: str | None = Field(default=None, description="file:///… or s3://bucket/prefix; default <home>/blobs")
     host: str = "127.0.0.1"
-    api_port: int = 8700
-    gateway_port: int = 8701
-    ray_gcs_port: int = 6390
-    ray_dashboard_port: int = 8266
+    api_port: Port = 8700
+    gateway_port: Port = 8701
+    ray_gcs_port: int = Field(default=6390, ge=1, le=PORT_MAX - 1, description="the head takes the port above it too")
+    ray_dashboard_port: Port = 8266
     node_venv: Path = Path(".venv-node")
     models_dir: Path | None = Field(default=None, description="prepared base models; default <home>/models")
     control_url: str | None = Field(default=None, description="how nodes reach the control plane; default loopback")
     ray_url: str | None = Field(default=None, description="Ray dashboard URL; default loopback at ray_dashboard_port")
-    lease_seconds: int = 20
-    heartbeat_seconds: int = 4
-    lease_margin_seconds: int = 5
-    body_limit_bytes: int = 1 << 20
-    upload_limit_bytes: int = 1 << 30
-    database_pool_size: int = 10
-    log_level: str = "INFO"
+    lease_seconds: Seconds = 20
+    heartbeat_seconds: Seconds = Field(default=4, validate_default=True)
+    lease_margin_seconds: Seconds = 5
+    body_limit_bytes: int = Field(default=1 << 20, ge=1)
+    upload_limit_bytes: int = Field(default=1 << 30, ge=1)
+    database_pool_size: int = Field(default=10, ge=1)
+    log_level: LogLevel = "INFO"
+
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _several_beats_a_lease(cls, value: int, info: ValidationInfo) -> int:
+        lease = info.data.get("lease_seconds")
+        if lease is not None and value >= lease:
+            raise ValueError(f"it has to be shorter than HELIU_LEASE_SECONDS, which is {lease}")
+        return value
 
     @property
     def api_url(self) -> str:

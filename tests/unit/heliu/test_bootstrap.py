@@ -122,6 +122,14 @@ def test_what_is_no_port_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch
         bootstrap.check_ports()
 
 
+def test_the_last_port_is_none_for_ray_which_takes_the_one_above_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELIU_RAY_GCS_PORT", "65535")
+    with pytest.raises(Refusal, match="HELIU_RAY_GCS_PORT is '65535'; set it to a port number between 1 and 65534"):
+        bootstrap.check_ports()
+
+
 def test_environments_are_made_once_and_made_again_when_their_pins_change(
     place: Path, commands: list[list[str]]
 ) -> None:

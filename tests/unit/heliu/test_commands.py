@@ -139,12 +139,22 @@ def test_what_was_typed_wrong_is_json_too_and_still_exit_code_2() -> None:
     assert "job_id" in refusal["message"].lower()
 
 
-def test_a_setting_that_is_none_is_refused_by_the_name_of_its_variable() -> None:
-    told = heliu("status", "--json", HELIU_API_PORT="eighty")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HELIU_API_PORT", "eighty"),
+        ("HELIU_API_PORT", "99999"),
+        ("HELIU_RAY_GCS_PORT", "65535"),
+        ("HELIU_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused_by_the_name_of_its_variable(variable: str, value: str) -> None:
+    told = heliu("status", "--json", **{variable: value})
     assert told.returncode == 1
     refusal = json.loads(told.stderr)
     assert refusal["code"] == "wrong_setting"
-    assert refusal["message"].startswith("HELIU_API_PORT is 'eighty'")
+    assert refusal["message"].startswith(f"{variable} is '{value}': ")
+    assert refusal["hint"] == f"set {variable} right, or leave it unset"
 
 
 def test_the_shell_completes_commands_and_their_options() -> None:

@@ -45,3 +45,37 @@ def test_nodes_may_reach_the_control_plane_by_another_address(monkeypatch: pytes
     monkeypatch.setenv("HELIU_BLOB_URL", "s3://bucket/prefix")
     assert Settings().node_control_url == "https://heliu.example"
     assert Settings().blobs == "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("API_PORT", "-1"),
+        ("GATEWAY_PORT", "65536"),
+        ("RAY_DASHBOARD_PORT", "99999"),
+        ("RAY_GCS_PORT", "65535"),
+        ("RAY_GCS_PORT", "0"),
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_MARGIN_SECONDS", "-5"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_what_lies_outside_a_settings_bounds_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(f"HELIU_{variable}", value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert variable.lower() in [error["loc"][0] for error in caught.value.errors()]
+
+
+@pytest.mark.parametrize(("lease", "heartbeat"), [("20", "20"), ("3", None)])
+def test_a_heartbeat_that_is_not_shorter_than_the_lease_is_refused(
+    monkeypatch: pytest.MonkeyPatch, lease: str, heartbeat: str | None
+) -> None:
+    monkeypatch.setenv("HELIU_LEASE_SECONDS", lease)
+    if heartbeat is not None:
+        monkeypatch.setenv("HELIU_HEARTBEAT_SECONDS", heartbeat)
+    with pytest.raises(ValidationError, match=f"shorter than HELIU_LEASE_SECONDS, which is {lease}"):
+        Settings()
