@@ -132,7 +132,9 @@ class Intake(ABC):
             return
         if grant is None:
             self.refuse(Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked"))
-        elif not self.gone:
+        elif self.gone:
+            self._release(NOTHING)
+        else:
             self.admit(grant)
 
     def admit(self, grant: KeyGrant) -> None:

@@ -1,11 +1,14 @@
 """A client that goes away: an engine that counts as it goes stops, one that counts at the end is let finish."""
 
+import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quotas.vocabulary import KeyGrant
 from serving.metering import NOTHING, Outcome
 from tests.support.gateways import MODEL, FakePlane, RawClient, billed, chat, request, running
 from tests.support.mock_engines import MockEngine, mock_engine
@@ -110,3 +113,41 @@ async def test_a_drain_that_runs_out_of_time_cuts_what_nobody_waits_for(
 
     await until_async(stopped, seconds=5, what="the engine to stop")
     assert [record.tokens for record in plane.records if record.tokens != NOTHING] == []
+
+
+@dataclass
+class SlowKeys(FakePlane):
+    """A control plane that looks a key up only when the test lets it."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    answer: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def load(self, bearer: str) -> KeyGrant | None:
+        self.asked.set()
+        await self.answer.wait()
+        return await super().load(bearer)
+
+
+async def test_a_client_that_leaves_while_its_key_is_looked_up_leaves_nothing_running(
+    slow: MockEngine, tmp_path: Path
+) -> None:
+    plane = SlowKeys(engines=[slow.url])
+    async with running(plane, tmp_path) as gateway:
+        client = await RawClient.to(gateway.port)
+        client.send(request(chat()))
+        await asyncio.wait_for(plane.asked.wait(), 5)
+        (waiting,) = gateway.gateway.active
+        await client.close()
+
+        async def gone() -> bool:
+            return waiting.gone
+
+        await until_async(gone, seconds=5, what="the gateway to see it leave")
+        plane.answer.set()
+
+        async def nothing_runs() -> bool:
+            return not gateway.gateway.active
+
+        await until_async(nothing_runs, seconds=5, what="the request to be released")
+        assert slow.counted("prompt_tokens_total") == 0
+        assert plane.records == []
