@@ -116,9 +116,9 @@ async def submit_job(
         project = await quotas.project_of(tx, project_id, firm_id)
         request_hash = spec.request_hash(project.id, quote_id)
         known = await _known(tx, firm_id, idempotency_key, request_hash)
+        if known is not None:
+            return Submission(known, created=False)  # also when what it reads was deleted since
         files = await resolve_inputs(tx, spec.inputs, firm_id=firm_id)
-    if known is not None:
-        return Submission(known, created=False)
     prepared = await prepare_job(blobs, spec, files, terms=terms)
     job = _row(spec, prepared, firm_id, project.id, by=by, now=now)
     job.idempotency_key, job.request_hash = idempotency_key, request_hash

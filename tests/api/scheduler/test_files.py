@@ -194,3 +194,13 @@ async def test_uploads_nobody_completed_are_forgotten(city: City) -> None:
     await city.pass_time(86_401)
     await tidy(city.controller)
     assert (await firm.http.get("/api/uploads")).json() == []
+
+
+async def test_a_job_sent_again_after_its_input_was_deleted_is_the_same_job(city: City) -> None:
+    firm = await city.firm()
+    upload_id = await city.upload(firm, "in.txt", b"read once")
+    inputs = [{"name": "in.txt", "source_id": upload_id}]
+    job_id = await city.submit(firm, key="once", inputs=inputs)
+    assert (await firm.http.post(f"/api/jobs/{job_id}/cancel")).status_code == 200
+    assert (await firm.http.delete(f"/api/uploads/{upload_id}")).status_code == 204
+    assert await city.submit(firm, key="once", inputs=inputs) == job_id
