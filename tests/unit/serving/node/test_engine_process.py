@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from kit.errors import InvalidInput
-from serving.node.engine_process import command_line, environment
+from serving.node.engine_process import command_line, environment, on_cpu
 from serving.node.params import Params
 from serving.vocabulary import ReplicaParams
 
@@ -88,3 +88,14 @@ def test_the_engines_environment_holds_its_key_and_nothing_that_speaks_for_the_p
     assert "ha_secret" not in made.values() and "HELIU_HOME" not in made
     assert made["VLLM_CPU_KVCACHE_SPACE"] == "4", "the node's own choice"
     assert environment({}, key="k", cache=Path("/c"), tag="t", on_cpu=True)["VLLM_CPU_KVCACHE_SPACE"] == "1"
+
+
+@pytest.mark.parametrize(("installed", "cpu"), [("vllm_cpu", True), ("vllm", False)])
+def test_the_installed_build_of_vllm_decides_whether_it_computes_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str, cpu: bool
+) -> None:
+    record = tmp_path / f"{installed}-0.32.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {installed.replace('_', '-')}\nVersion: 0.32.0\n")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert on_cpu() is cpu
