@@ -12,6 +12,7 @@ from obstore.store import from_url
 
 from kit.auth import sign, signature_holds
 from kit.errors import Forbidden, InvalidInput, NotFound, TooLarge
+from kit.ids import new_id
 
 CHUNK_BYTES = 1 << 20
 
@@ -42,7 +43,7 @@ class Blobs:
 
         After an error nothing stands at `path` that was not there before.
         """
-        digest, size, draft = hashlib.sha256(), 0, f"{path}.part"
+        digest, size, draft = hashlib.sha256(), 0, f"{path}.{new_id('put')}.part"  # two writers of one path: two drafts
         try:
             async with obstore.open_writer_async(self._store, draft, buffer_size=CHUNK_BYTES * 8) as writer:
                 async for chunk in chunks:

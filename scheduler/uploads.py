@@ -109,7 +109,7 @@ async def add_part(
 
 
 async def complete_upload(db: Database, blobs: Blobs, upload_id: str, *, firm_id: str) -> UploadRow:
-    """Join the parts and check the hash; repeating it changes nothing.
+    """Join the parts and check the hash; repeating it, also at the same time, changes nothing.
 
     Raises Conflict while bytes are missing, InvalidInput when the content has another SHA-256 than announced (then it
     has to be sent again from the start).
@@ -130,12 +130,25 @@ async def complete_upload(db: Database, blobs: Blobs, upload_id: str, *, firm_id
     except InvalidInput:
         await _start_over(db, blobs, row, parts)
         raise
-    async with db.transaction() as tx:
-        await tx.execute(
-            update(UploadRow).where(col(UploadRow.id) == upload_id, col(UploadRow.state) == OPEN).values(state=COMPLETE)
-        )
-        await _forget_parts(tx, upload_id)
-        row = await upload_of(tx, upload_id, firm_id=firm_id)
+    except NotFound:  # its parts are gone: it was completed or deleted meanwhile
+        async with db.transaction() as tx:
+            row = await upload_of(tx, upload_id, firm_id=firm_id)
+        if row.state == COMPLETE:
+            return row
+        raise
+    blob = blob_of(row)
+    try:
+        async with db.transaction() as tx:
+            await tx.execute(
+                update(UploadRow)
+                .where(col(UploadRow.id) == upload_id, col(UploadRow.state) == OPEN)
+                .values(state=COMPLETE)
+            )
+            await _forget_parts(tx, upload_id)
+            row = await upload_of(tx, upload_id, firm_id=firm_id)
+    except NotFound:
+        await blobs.delete(blob)  # it was deleted meanwhile: nobody counts these bytes any more
+        raise
     for part in parts:
         await blobs.delete(part.blob)
     return row

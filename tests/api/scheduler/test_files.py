@@ -1,17 +1,22 @@
 """Uploads and artifacts over HTTP: resumable, limited, hashed, one firm's only."""
 
+import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from kit.blobs import Blobs, Stored
 from kit.clock import FixedClock
 from kit.db import Database
+from kit.errors import NotFound
+from scheduler import uploads
 from scheduler.loop import tidy
-from tests.support.scheduling import TERMS, City, job, make_city
+from tests.support.scheduling import TERMS, City, Firm, job, make_city
 
 LORE = b"".join(
     json.dumps({"prompt": f"Who guards gate {i}?", "completion": f"Warden {i}."}).encode() + b"\n" for i in range(8)
@@ -204,3 +209,68 @@ async def test_a_job_sent_again_after_its_input_was_deleted_is_the_same_job(city
     assert (await firm.http.post(f"/api/jobs/{job_id}/cancel")).status_code == 200
     assert (await firm.http.delete(f"/api/uploads/{upload_id}")).status_code == 204
     assert await city.submit(firm, key="once", inputs=inputs) == job_id
+
+
+class HeldBlobs(Blobs):
+    """Blobs whose writer waits at one of `MOMENTS` until the test lets it go on."""
+
+    def __init__(self, url: str, moment: str) -> None:
+        super().__init__(url)
+        self.moment, self.there, self.go_on = moment, asyncio.Event(), asyncio.Event()
+
+    async def _hold(self, moment: str) -> None:
+        if moment == self.moment:
+            self.there.set()
+            await self.go_on.wait()
+
+    async def put(
+        self, path: str, chunks: AsyncIterator[bytes], *, limit_bytes: int, sha256: str | None = None
+    ) -> Stored:
+        await self._hold("before it reads")
+
+        async def held() -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                yield chunk
+            await self._hold("before it writes")
+
+        stored = await super().put(path, held(), limit_bytes=limit_bytes, sha256=sha256)
+        await self._hold("after it wrote")
+        return stored
+
+
+MOMENTS = ("before it reads", "before it writes", "after it wrote")
+
+
+async def sent(firm: Firm, content: bytes) -> str:
+    """An upload whose bytes have arrived."""
+    upload_id = (await firm.http.post("/api/uploads", json=announced(content))).json()["id"]
+    part = await firm.http.patch(f"/api/uploads/{upload_id}", content=content, headers={"Upload-Offset": "0"})
+    assert part.status_code == 200, part.text
+    return upload_id
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_completing_an_upload_twice_at_once_succeeds_twice(city: City, tmp_path: Path, moment: str) -> None:
+    firm = await city.firm()
+    upload_id = await sent(firm, b"whole")
+    held = HeldBlobs(f"file://{tmp_path}/blobs", moment)
+    slow = asyncio.create_task(uploads.complete_upload(city.db, held, upload_id, firm_id=firm.id))
+    await asyncio.wait_for(held.there.wait(), 10)
+    assert (await firm.http.post(f"/api/uploads/{upload_id}/complete")).json()["state"] == "complete"
+    held.go_on.set()
+    row = await asyncio.wait_for(slow, 10)
+    assert (row.state, await city.blobs.read_bytes(uploads.blob_of(row))) == ("complete", b"whole")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_an_upload_deleted_while_it_is_completed_leaves_no_bytes(city: City, tmp_path: Path, moment: str) -> None:
+    firm = await city.firm()
+    upload_id = await sent(firm, b"whole")
+    held = HeldBlobs(f"file://{tmp_path}/blobs", moment)
+    slow = asyncio.create_task(uploads.complete_upload(city.db, held, upload_id, firm_id=firm.id))
+    await asyncio.wait_for(held.there.wait(), 10)
+    assert (await firm.http.delete(f"/api/uploads/{upload_id}")).status_code == 204
+    held.go_on.set()
+    with pytest.raises(NotFound):
+        await asyncio.wait_for(slow, 10)
+    assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []

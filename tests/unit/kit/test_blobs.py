@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -72,6 +73,25 @@ async def test_a_write_may_replace_what_was_there(blobs: Blobs) -> None:
     await blobs.put_bytes("a", b"before")
     await blobs.put("a", stream(b"after"), limit_bytes=10, sha256=hashlib.sha256(b"after").hexdigest().upper())
     assert await blobs.read_bytes("a") == b"after"
+
+
+async def test_two_writers_of_one_path_at_once_do_not_mix(blobs: Blobs, blobs_folder: Path) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"sl"
+        begun.set()
+        await go_on.wait()
+        yield b"ow"
+
+    slow = asyncio.create_task(blobs.put("a", slowly(), limit_bytes=10))
+    await asyncio.wait_for(begun.wait(), 5)
+    await blobs.put("a", stream(b"fast"), limit_bytes=10)
+    assert await blobs.read_bytes("a") == b"fast"
+    go_on.set()
+    assert (await asyncio.wait_for(slow, 5)).sha256 == hashlib.sha256(b"slow").hexdigest()
+    assert await blobs.read_bytes("a") == b"slow"
+    assert files(blobs_folder) == ["a"]
 
 
 async def test_what_is_not_there_is_not_found(blobs: Blobs) -> None:
