@@ -1,4 +1,4 @@
-"""README's finance section is what the commands really print: one month of one firm, from its first yuan to its close.
+"""docs/finance.md is what the commands really print: one month of one firm, from its first yuan to its close.
 
 `HELIU_REWRITE=1 pytest tests/api/quotas/test_finance_walk.py` writes it anew. Ids and the spaces that line up columns
 may differ from run to run; everything else must be the same.
@@ -37,6 +37,7 @@ address, admin_token, heliu = test_cli.address, test_cli.admin_token, test_cli.h
 firm_id = test_cli_money.firm_id
 
 BEGIN, END = "<!-- finance walk -->\n```console\n", "```\n<!-- end of the finance walk -->"
+QUOTED, QUOTED_END = "<!-- from docs/finance.md -->\n```console\n", "```\n<!-- end -->"
 CHANGING = re.compile(r"\b([a-z]{3,6})_[0-9a-z]{20,}")
 
 
@@ -139,14 +140,24 @@ def test_the_readmes_month_is_what_the_commands_print(
     walk.run("ledger verify", who="admin")
 
     written = "".join(f"{line}\n" for line in walk.lines).replace(str(book), "book.json").replace(f":{port}", ":9000")
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
+    document = ROOT / "docs" / "finance.md"
+    before, _, rest = document.read_text().partition(BEGIN)
     kept, found, after = rest.partition(END)
-    assert found, "README.md keeps the walk between its two marks"
+    assert found, "docs/finance.md keeps the walk between its two marks"
     if os.environ.get("HELIU_REWRITE"):
-        readme.write_text(before + BEGIN + written + END + after)
+        document.write_text(before + BEGIN + written + END + after)
     else:
         assert _shape(kept) == _shape(written), "run this test with HELIU_REWRITE=1 and look at what changed"
+
+
+def test_what_the_readme_quotes_stands_in_the_walk() -> None:
+    walk = (ROOT / "docs" / "finance.md").read_text().splitlines()
+    for readme in ("README.md", "README.zh-CN.md"):
+        _, _, rest = (ROOT / readme).read_text().partition(QUOTED)
+        quoted, found, _ = rest.partition(QUOTED_END)
+        assert found, f"{readme} quotes the walk between its two marks"
+        lines = iter(walk)
+        assert [line for line in quoted.splitlines() if line not in lines] == [], "in this order"
 
 
 def _shape(text: str) -> str:
