@@ -32,7 +32,7 @@ _CAUSES = {
     Cause.ENGINE_DIED: EndCause.PLATFORM,
     Cause.KILLED: EndCause.PLATFORM,
 }
-_CREDENTIAL = re.compile(r"\b(h[las]_[A-Za-z0-9_]+?_)[A-Za-z0-9_-]{20,}")
+_CREDENTIAL = re.compile(r"\b(h[la]_[A-Za-z0-9_]+?_|hs_)[A-Za-z0-9_-]{20,}")
 
 
 async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, terms: Terms, now: datetime) -> Plan:
@@ -73,7 +73,7 @@ async def heartbeat(
     until = now + timedelta(seconds=terms.lease_seconds)
     if not await store.renew_lease(tx, identity.attempt_id, identity.fence, until):
         raise attempts.fence_lost()
-    lines = [(line.seq, _CREDENTIAL.sub(r"\1…", line.text)) for line in report.log]
+    lines = [(line.seq, _without_credentials(line.text)) for line in report.log]
     await store.add_log_lines(tx, identity.workload_id, identity.fence, lines, now)
     if report.progress is not None:
         await _keep_progress(tx, identity, report, now=now)
@@ -93,7 +93,7 @@ async def finished(
     assert workload is not None and attempt is not None, "an identity was made from both"
     if attempt.ended_at is not None or attempt.claimed_at is None:
         raise attempts.fence_lost()
-    cause, message = end_cause(report, attempt), report.message or report.cause.value
+    cause, message = end_cause(report, attempt), _without_credentials(report.message) or report.cause.value
     await attempts.end(
         tx, workload, attempt, cause, message, terms=terms, now=now, ran_ms=report.ran_ms, exit_code=report.exit_code
     )
@@ -106,6 +106,11 @@ def end_cause(report: FinishedIn, attempt: AttemptRow) -> EndCause:
     if attempt.stop_cause is not None:
         return EndCause(attempt.stop_cause)
     return _CAUSES[report.cause]
+
+
+def _without_credentials(said: str) -> str:
+    """What a program said, without the secrets of Heliu that it may have printed."""
+    return _CREDENTIAL.sub(r"\1…", said)
 
 
 def _input(attempt: AttemptRow, row: InputRow) -> InputFile:
