@@ -194,9 +194,11 @@ async def _on_http_exception(_request: Request, error: Exception) -> Response:
     return problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
 
 
-async def _on_surprise(_request: Request, error: Exception) -> Response:
+async def _on_surprise(request: Request, error: Exception) -> Response:
     log.error("unhandled error", exc_info=error)
-    return problem(500, "internal", "something broke on our side; nothing was changed", retryable=True)
+    repeatable = request.method in ("GET", "HEAD") or "idempotency-key" in request.headers
+    hint = "send it again" if repeatable else "look whether it was done before you send it again"
+    return problem(500, "internal", "something broke on our side", hint=hint, retryable=repeatable)
 
 
 class RequestEnvelope:

@@ -23,7 +23,7 @@ async def order(body: Order) -> dict[str, int]:
     return {"count": body.count}
 
 
-@router.get("/refuse/{kind}")
+@router.api_route("/refuse/{kind}", methods=["GET", "POST"])
 async def refuse(kind: str) -> None:
     raise {
         "rule": errors.Refused("no quota in this pool", code="no_quota", hint="ask for quota", details={"pool": "p"}),
@@ -86,6 +86,19 @@ async def test_a_bug_is_answered_without_its_details(client: httpx.AsyncClient) 
     answer = await client.get("/refuse/bug")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "repeatable"),
+    [("GET", {}, True), ("POST", {}, False), ("POST", {"Idempotency-Key": "once"}, True)],
+)
+async def test_a_bug_says_that_it_may_be_sent_again_only_when_that_cannot_act_twice(
+    client: httpx.AsyncClient, method: str, headers: dict[str, str], repeatable: bool
+) -> None:
+    said = (await client.request(method, "/refuse/bug", headers=headers)).json()
+    assert said["retryable"] is repeatable
+    assert said["hint"].startswith("send it again" if repeatable else "look whether it was done")
+    assert "nothing was changed" not in said["detail"]
 
 
 @pytest.mark.parametrize(
