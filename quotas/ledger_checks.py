@@ -1,6 +1,7 @@
 """What must always hold of a ledger (invariants L1 and L2), and the chain that shows it was not rewritten.
 
-The same functions judge the model in the tests, the simulator's books and a live database.
+They judge the model and the books that tests read whole. A live database is examined where it is, by the queries of
+`quotas/adapters/ledger_audit.py`; both take the blocks of the chain from here.
 """
 
 import hashlib
