@@ -92,6 +92,7 @@ def test_the_command_shows_the_same_job_and_log(platform: RunningPlatform, telli
     assert shown.returncode == 0, shown.stderr
     assert f'"{job.id}"' in shown.stdout
     log = platform.heliu("job", "logs", "-f", job.id, HELIU_TOKEN=telling.story.cast.key)
+    assert log.returncode == 0, log.stderr
     assert "loss" in log.stdout
 
 

@@ -23,7 +23,7 @@ FILES_MAX = 200
 PROBE = r"""
 import json, os, socket
 targets = json.load(open("targets.json"))
-tried = {"tcp": {}, "unix": {}, "file": {}}
+tried = {"tcp": {}, "unix": {}, "file": {}, "own": {}}
 
 def attempt(kind, name, act):
     try:
@@ -38,6 +38,14 @@ for path in targets["unix"]:
     attempt("unix", path, lambda: socket.socket(socket.AF_UNIX).connect(path))
 for path in targets["file"]:
     attempt("file", path, lambda: open(path, "rb").read(1) if not os.path.isdir(path) else os.listdir(path))
+with socket.create_server(("127.0.0.1", 0)) as own, socket.socket(socket.AF_UNIX) as beside:
+    beside.bind("own.sock")
+    beside.listen()
+    port = own.getsockname()[1]
+    attempt("own", "tcp", lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close())
+    attempt("own", "unix", lambda: socket.socket(socket.AF_UNIX).connect("own.sock"))
+    attempt("own", "file", lambda: open("targets.json", "rb").read(1))
+    attempt("own", "folder", lambda: os.listdir("."))
 tried["environment"] = dict(os.environ)
 tried["commands"] = []
 for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -126,6 +134,10 @@ def test_from_outside_everything_the_script_is_to_try_is_there(
     assert any("raylet" in path for path in targets["unix"]), targets["unix"]
     assert str(settings.secret_file("ray_token").resolve()) in targets["file"]
     assert len(targets["tcp"]) > 8 and len(targets["file"]) > 50
+
+
+def test_a_script_reaches_what_is_its_own_in_the_way_it_tried_the_rest(tried: dict[str, Any]) -> None:
+    assert tried["own"] == {"tcp": "reached", "unix": "reached", "file": "reached", "folder": "reached"}
 
 
 def test_a_script_reaches_no_port_no_socket_and_no_file_of_the_platform_or_of_another_firm(
