@@ -47,6 +47,8 @@ PORTS = {
     "HELIU_RAY_DASHBOARD_PORT": 8266,
 }
 RAY_PORT = "HELIU_RAY_GCS_PORT"
+START_TOLERANCE_SECONDS = 2.0
+"""The clock may have been set a little since the record was written."""
 DEBIAN = {"bwrap": "bubblewrap"}
 """Command to look for → package that brings it."""
 CPU_LEFTOVERS = ("torchaudio", "torchcodec", "torchvision")
@@ -143,12 +145,23 @@ def is_free(port: int) -> bool:
 
 
 def runs_here() -> bool:
-    """Whether a process that `heliu up` recorded in this home is alive."""
+    """Whether a process that `heliu up` recorded in this home is alive: one with its number and its start time."""
     return any(
-        Path(f"/proc/{pid}").exists()
+        abs(started_at(int(pid)) - float(began)) < START_TOLERANCE_SECONDS
         for record in (HOME / "run").glob("*.json")
-        for pid in re.findall(r'"pid": *(\d+)', record.read_text())
+        for pid, began in re.findall(r'"pid": *(\d+), *"create_time": *([\d.]+)', record.read_text())
     )
+
+
+def started_at(pid: int) -> float:
+    """When the process began, in seconds since 1970; minus infinity when there is none."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return float("-inf")
+    boot = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    assert boot, "Linux says when it was booted"
+    return int(boot[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 # ------------------------------------------------------------------------------------------------- the steps

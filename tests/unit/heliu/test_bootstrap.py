@@ -1,6 +1,5 @@
 """Set-up before there is any environment: what it refuses, what it leaves alone, what it continues."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,10 +10,12 @@ import threading
 from collections import namedtuple
 from pathlib import Path
 
+import psutil
 import pytest
 
 from heliu import bootstrap, bootstrap_tasks
 from heliu.bootstrap_tasks import Refusal, Task, run_tasks
+from heliu.supervisor.records import ProcessRef, ServiceRecord
 from tests.support.running_platform import free_ports
 from tests.support.until import until
 
@@ -108,10 +109,13 @@ def test_ports_held_by_the_heliu_of_this_home_are_no_obstacle(place: Path, monke
     record = bootstrap.HOME / "run" / "api.json"
     record.parent.mkdir(parents=True)
     with listener:
-        record.write_text(json.dumps({"name": "api", "process": {"pid": 2**22 + 1, "create_time": 1.0}}))
-        with pytest.raises(Refusal):
-            bootstrap.check_ports()
-        record.write_text(json.dumps({"name": "api", "process": {"pid": os.getpid(), "create_time": 1.0}}))
+        for pid, began in ((2**22 + 1, 1.0), (os.getpid(), psutil.Process().create_time() - 60)):
+            process = ProcessRef(pid=pid, create_time=began)
+            record.write_text(ServiceRecord(name="api", process=process).model_dump_json())
+            with pytest.raises(Refusal):
+                bootstrap.check_ports()
+        process = ProcessRef.of(psutil.Process())
+        record.write_text(ServiceRecord(name="api", process=process).model_dump_json())
         bootstrap.check_ports()
 
 
