@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 from heliu.client.money_views import Statement, StatementLine
 from heliu.client.serving_views import EngineLine
-from heliu.demo.story import CENTRE, Story
+from heliu.demo.story import Story
+from heliu.supervisor.ray_cluster import CENTRE
 from kit.units import MS_PER_HOUR, PPM, format_yuan
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")

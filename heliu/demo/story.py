@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from heliu.client import Client
 from heliu.demo.actors import Account, Cast, Memory
 from heliu.demo.stage import Stage
+from heliu.supervisor.ray_cluster import ACCELERATOR, CENTRE
 from kit.settings import Settings
 
-CENTRE = "optics-valley"
-POOL = "optics-valley/cpu-slot"
+POOL = f"{CENTRE}/{ACCELERATOR}"
 BASE_MODEL = "smollm2-135m-instruct"
 
 
