@@ -11,7 +11,8 @@ from kit import events
 from quotas.vocabulary import PoolName
 from scheduler import attempts
 from scheduler.adapters import store
-from scheduler.adapters.tables import AttemptRow, InputRow
+from scheduler.adapters.tables import AttemptRow, InputRow, WorkloadRow
+from scheduler.admission import topic
 from scheduler.node.protocol import Cause, FinishedIn, HeartbeatIn, HeartbeatOut, InputFile, Outcome, Plan
 from scheduler.terms import Terms
 from scheduler.vocabulary import AttemptIdentity, EndCause, WorkloadKind
@@ -76,7 +77,7 @@ async def heartbeat(
     lines = [(line.seq, _without_credentials(line.text)) for line in report.log]
     await store.add_log_lines(tx, identity.workload_id, identity.fence, lines, now)
     if report.progress is not None:
-        await _keep_progress(tx, identity, report, now=now)
+        await _keep_progress(tx, workload, identity, report, now=now)
     return HeartbeatOut(
         lease_seconds=terms.lease_seconds,
         command="stop" if identity.stop_requested else "run",
@@ -118,7 +119,9 @@ def _input(attempt: AttemptRow, row: InputRow) -> InputFile:
     return InputFile(name=row.name, url=url, sha256=row.sha256, bytes=row.size_bytes)
 
 
-async def _keep_progress(tx: AsyncSession, identity: AttemptIdentity, report: HeartbeatIn, *, now: datetime) -> None:
+async def _keep_progress(
+    tx: AsyncSession, workload: WorkloadRow, identity: AttemptIdentity, report: HeartbeatIn, *, now: datetime
+) -> None:
     assert report.progress is not None, "the caller looked"
     body = report.progress.model_dump(mode="json")
     changed = await tx.execute(
@@ -128,4 +131,4 @@ async def _keep_progress(tx: AsyncSession, identity: AttemptIdentity, report: He
         {"id": identity.workload_id, "fence": identity.fence, "progress": report.progress.model_dump_json()},
     )
     if changed.scalar_one_or_none() is not None:
-        await events.append(tx, "job.progress", identity.workload_id, body, now=now, firm_id=identity.firm_id)
+        await events.append(tx, topic(workload, "progress"), workload.id, body, now=now, firm_id=workload.firm_id)

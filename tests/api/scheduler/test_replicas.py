@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 
 from kit.auth import SYSTEM
 from kit.errors import Conflict, NotFound
@@ -76,6 +77,15 @@ async def test_a_replica_has_no_maximum_and_is_paid_in_slices(city: City) -> Non
     assert (await city.workload(workload_id)).charged_micro_yuan == 330_000
     assert await city.open_holds(workload_id) == 0
     await city.assert_ledger()
+
+
+async def test_a_replicas_progress_is_no_jobs(city: City) -> None:
+    firm = await city.firm()
+    workload_id = await replica(city, firm)
+    await (await city.runner(workload_id)).heartbeat(step=3)
+    async with city.db.transaction() as tx:
+        query = text("SELECT topic FROM kit.event WHERE subject = :id AND topic LIKE '%.progress'")
+        assert (await tx.execute(query, {"id": workload_id})).scalars().all() == ["workload.progress"]
 
 
 async def test_a_replica_comes_back_with_growing_pauses_until_it_is_stopped(city: City) -> None:
