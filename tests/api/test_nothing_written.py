@@ -1,4 +1,4 @@
-"""The check that a refusal wrote nothing sees rows that come, rows that change, and not the mere use of a key."""
+"""The check that a refusal wrote nothing sees also a row that only changed."""
 
 import pytest
 from sqlalchemy import text
