@@ -1,11 +1,9 @@
 """Identifiers: a prefix that names the noun and 26 characters that sort by time (ULID alphabet)."""
 
-import re
 import secrets
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_ID = re.compile(r"^[a-z]{2,4}_[0-9a-z]{8,40}$")
 
 
 def new_id(prefix: str) -> str:
@@ -16,8 +14,3 @@ def new_id(prefix: str) -> str:
         value, digit = divmod(value, 32)
         digits.append(_ALPHABET[digit])
     return f"{prefix}_{''.join(reversed(digits))}"
-
-
-def is_id(text: str, prefix: str) -> bool:
-    """Whether `text` has the form of an id of this noun."""
-    return text.startswith(f"{prefix}_") and _ID.match(text) is not None

@@ -54,21 +54,6 @@ def grant_state(*, asked: GpuMilli, granted: GpuMilli) -> RequestState:
     return RequestState.GRANTED if granted == asked else RequestState.PARTLY_GRANTED
 
 
-@dataclass(frozen=True, slots=True)
-class CapCheck:
-    """Whether an ask fits: `fits`, and by how much it goes over the cap (0 when it fits)."""
-
-    fits: bool
-    over: GpuMilli
-
-
-def check_cap(*, cap: GpuMilli, used: GpuMilli, asked: GpuMilli) -> CapCheck:
-    """Whether `asked` more fits under `cap` beside `used`, all in thousandths of an accelerator."""
-    assert min(cap, used, asked) >= 0, "capacity is counted from zero"
-    over = max(0, used + asked - cap)
-    return CapCheck(over == 0, GpuMilli(over))
-
-
 def valid_nominal(gpu_milli: int) -> GpuMilli:
     """`gpu_milli` as a quota. Raises InvalidInput below zero or beyond a million accelerators."""
     if not 0 <= gpu_milli <= MAX_NOMINAL:

@@ -13,9 +13,6 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-INPUT_WEIGHT = 1
-OUTPUT_WEIGHT = 2
-
 
 class QueueReason(StrEnum):
     """Why a request was not kept waiting."""

@@ -88,14 +88,6 @@ REPLICA_TRANSITIONS: Mapping[ReplicaState, frozenset[ReplicaState]] = {
 }
 REPLICA_OVER = frozenset({ReplicaState.GONE, ReplicaState.FAILED})
 
-_A = AdapterState
-ADAPTER_TRANSITIONS: Mapping[AdapterState, frozenset[AdapterState]] = {
-    _A.ACTIVE: frozenset({_A.RETIRING}),
-    _A.RETIRING: frozenset({_A.DELETED}),
-    _A.REFUSED: frozenset({_A.DELETED}),
-    _A.DELETED: frozenset(),
-}
-
 
 def may_become(now: ReplicaState, then: ReplicaState) -> bool:
     """Whether a replica in state `now` may next be in state `then`; staying as it is always may."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kit.errors import InvalidInput
 from kit.units import GpuMilli
-from quotas.limits import MAX_NOMINAL, QuotaVersion, check_cap, grant_state, in_force, valid_nominal
+from quotas.limits import MAX_NOMINAL, QuotaVersion, grant_state, in_force, valid_nominal
 from quotas.vocabulary import FirmId, PoolName, RequestState
 
 FIRM, POOL = FirmId("firm_1"), PoolName("optics-valley/cpu-slot")
@@ -39,17 +39,6 @@ def test_the_order_in_which_versions_are_read_does_not_matter(rows: list[tuple[i
     versions = [version(number, nominal, start) for number, (start, nominal) in enumerate(rows)]
     at = DAY_ONE + timedelta(days=day)
     assert in_force(versions, at=at) == in_force(reversed(versions), at=at)
-
-
-@pytest.mark.parametrize(
-    ("cap", "used", "asked", "fits", "over"),
-    [(2000, 0, 2000, True, 0), (2000, 1000, 1001, False, 1), (0, 0, 0, True, 0), (0, 0, 1000, False, 1000)],
-)
-def test_an_ask_fits_up_to_the_cap_and_says_by_how_much_it_goes_over(
-    cap: int, used: int, asked: int, fits: bool, over: int
-) -> None:
-    seen = check_cap(cap=GpuMilli(cap), used=GpuMilli(used), asked=GpuMilli(asked))
-    assert (seen.fits, seen.over) == (fits, over)
 
 
 def test_a_grant_is_whole_in_part_or_too_much() -> None:
