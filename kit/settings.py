@@ -19,7 +19,7 @@ class Settings(BaseSettings):
 
     home: Path = Path(".heliu")
     database_url: str | None = Field(default=None, description="PostgreSQL URL; without it an embedded server is used")
-    blob_url: str | None = Field(default=None, description="file:///… or s3://bucket/prefix; default <home>/blobs")
+    blob_url: str | None = Field(default=None, description="file:///…, or s3://… (untested); default <home>/blobs")
     host: str = "127.0.0.1"
     api_port: Port = 8700
     gateway_port: Port = 8701
