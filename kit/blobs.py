@@ -60,11 +60,6 @@ class Blobs:
             raise
         return Stored(path, size, digest.hexdigest())
 
-    async def put_bytes(self, path: str, content: bytes) -> Stored:
-        """Write a small object at once."""
-        await obstore.put_async(self._store, path, content)
-        return Stored(path, len(content), hashlib.sha256(content).hexdigest())
-
     async def read(self, path: str, *, start: int = 0) -> AsyncIterator[bytes]:
         """Its bytes from `start` on, in chunks. Raises NotFound."""
         try:

@@ -1,6 +1,7 @@
 """A finished job with outputs, as the scheduler leaves it: for tests of those who read them."""
 
 import json
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -63,7 +64,12 @@ async def _store(
     tx: AsyncSession, blobs: Blobs, values: dict[str, Any], name: str, content: bytes, about: Any, recipe: str
 ) -> None:
     artifact = new_id("art")
-    stored = await blobs.put_bytes(f"firms/{values['firm']}/artifacts/{artifact}", content)
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield content
+
+    path = f"firms/{values['firm']}/artifacts/{artifact}"
+    stored = await blobs.put(path, whole(), limit_bytes=len(content))
     body = {
         "workload_id": values["job"], "recipe": recipe, "name": name, "kind": "adapter", "sha256": stored.sha256,
         "size_bytes": stored.size, "meta": about,

@@ -62,7 +62,7 @@ async def test_a_write_that_fails_leaves_what_was_there_and_no_debris(
     digest: str | None,
     refusal: type[Exception],
 ) -> None:
-    await blobs.put_bytes("firm_1/art_1", b"before")
+    await blobs.put("firm_1/art_1", stream(b"before"), limit_bytes=100)
     with pytest.raises(refusal):
         await blobs.put("firm_1/art_1", chunks, limit_bytes=limit, sha256=digest)
     assert await blobs.read_bytes("firm_1/art_1") == b"before"
@@ -70,7 +70,7 @@ async def test_a_write_that_fails_leaves_what_was_there_and_no_debris(
 
 
 async def test_a_write_may_replace_what_was_there(blobs: Blobs) -> None:
-    await blobs.put_bytes("a", b"before")
+    await blobs.put("a", stream(b"before"), limit_bytes=100)
     await blobs.put("a", stream(b"after"), limit_bytes=10, sha256=hashlib.sha256(b"after").hexdigest().upper())
     assert await blobs.read_bytes("a") == b"after"
 
@@ -105,13 +105,13 @@ async def test_what_is_not_there_is_not_found(blobs: Blobs) -> None:
 
 
 async def test_a_deleted_object_is_gone(blobs: Blobs, blobs_folder: Path) -> None:
-    await blobs.put_bytes("a", b"x")
+    await blobs.put("a", stream(b"x"), limit_bytes=100)
     await blobs.delete("a")
     assert files(blobs_folder) == []
 
 
 async def test_an_object_too_large_to_hold_is_not_read_at_once(blobs: Blobs) -> None:
-    await blobs.put_bytes("a", b"four")
+    await blobs.put("a", stream(b"four"), limit_bytes=100)
     with pytest.raises(TooLarge):
         await blobs.read_bytes("a", limit_bytes=3)
 
