@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from tests.support.databases import ROOT
 from tests.support.until import until
 
@@ -42,7 +44,7 @@ class GatewayProcess:
 
 @contextmanager
 def gateway_process(database_url: str, folder: Path, **settings: object) -> Iterator[GatewayProcess]:
-    """Start one and wait until it listens; ended afterwards, however it went."""
+    """Start one and wait until it admits requests; ended afterwards, however it went."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"log-{len(list(folder.glob('log-*')))}.json"
     environment = os.environ | {
@@ -58,11 +60,16 @@ def gateway_process(database_url: str, folder: Path, **settings: object) -> Iter
         )
     try:
         port = until(lambda: _port(process, log), seconds=60, what="the gateway to listen")
+        until(lambda: _ready(port), seconds=30, what="the gateway to know what is served")
         yield GatewayProcess(process, port, folder, log)
     finally:
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def _ready(port: int) -> bool:
+    return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
 
 
 def _port(process: subprocess.Popen[bytes], log: Path) -> int | None:

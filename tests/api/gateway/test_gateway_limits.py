@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -18,6 +19,7 @@ from serving.gateway.bench_target import Furnished, furnish
 from tests.support.gateway_process import GatewayProcess, gateway_process
 from tests.support.gateways import Answer, RawClient, chat, request
 from tests.support.mock_engines import MockEngine, mock_engine
+from tests.support.until import until_async
 
 ENGINE_KEY = "engine-key-0123456789-0123456789-0123456789"
 
@@ -68,18 +70,46 @@ async def storm(
 async def storm_in_one_minute(
     gateways: list[GatewayProcess], key: str, count: int, body: dict[str, Any]
 ) -> list[Answer]:
-    """A storm that no change of the minute parts: each minute begins afresh."""
+    """A storm that no change of the minute parts."""
     while True:
-        minute = int(time.time()) // 60
+        minute = this_minute()
         answers = await storm(gateways, key, count, body)
-        if int(time.time()) // 60 == minute:
+        if this_minute() == minute:
             return answers
+        await next_minute()
+
+
+def this_minute() -> int:
+    return int(time.time()) // 60
+
+
+async def next_minute() -> None:
+    """Wait for a minute of which nothing is used."""
+    minute = this_minute()
+
+    async def begun() -> bool:
+        return this_minute() > minute
+
+    await until_async(begun, seconds=61, what="a new minute")
+
+
+async def known(gateways: list[GatewayProcess], key: str) -> None:
+    """Return once every gateway has read what was furnished after it started."""
+
+    async def lists(url: str) -> bool:
+        async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client:
+            answer = await client.get("/v1/models")
+            return answer.is_success and [model["id"] for model in answer.json()["data"]] == ["city-model"]
+
+    for gateway in gateways:
+        await until_async(lambda url=gateway.url: lists(url), seconds=30, what="a gateway that knows the model")
 
 
 async def test_a_thousand_requests_per_minute_are_a_thousand_over_three_gateways(
     db: Database, engine: MockEngine, three: list[GatewayProcess]
 ) -> None:
     made = await city(db, engine, requests_per_minute=1_000)
+    await known(three, made.key)
     answers = await storm_in_one_minute(three, made.key, 1_200, chat(model="city-model", max_tokens=1))
     assert Counter(answer.status for answer in answers) == {200: 1_000, 429: 200}
     refused = next(answer for answer in answers if answer.status == 429)
@@ -96,16 +126,18 @@ async def test_tokens_per_minute_are_never_passed_and_what_was_reserved_and_not_
     reserved = len(request(body).partition(b"\r\n\r\n")[2]) + 256 + 10
     limit = 8 * reserved
     made = await city(db, engine, tokens_per_minute=limit)
+    await known(three, made.key)
     while True:
-        minute = int(time.time()) // 60
+        minute = this_minute()
         answers = await storm(three, made.key, 150, body)
         admitted = time.monotonic()
         while time.monotonic() - admitted < 1.5:  # longer than a gateway remembers that others had nothing
             answers += await storm(three[:1], made.key, 1, body, clients=1)
             if answers[-1].status == 200:
                 admitted = time.monotonic()
-        if int(time.time()) // 60 == minute:
+        if this_minute() == minute:
             break
+        await next_minute()
     assert {answer.status for answer in answers} == {200, 429}
     used = sum(answer.json()["usage"]["total_tokens"] for answer in answers if answer.status == 200)
     assert limit - reserved < used <= limit, "the last one refused did not fit, and everything before it did"
