@@ -1,4 +1,4 @@
-"""Objects by path, in a folder or an S3 bucket: written whole, hashed on the way, never seen half-done."""
+"""Objects by path, in a folder or (by URL, untested) an S3 bucket: written whole, hashed, never seen half-done."""
 
 import hashlib
 from collections.abc import AsyncIterator
