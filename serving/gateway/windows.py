@@ -41,6 +41,10 @@ class _Window:
     refused_minute: int = 0
     refused_until: float = 0.0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of the requests that need more than the share; held while others are asked to give."""
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of the calls to the database: a lease and a return at once could be heard in another order than they were done,
+    and what was given back would be used as well."""
 
     def refuse(self, short: Short) -> None:
         """Nobody had that much."""
@@ -118,32 +122,34 @@ class Windows:
     # --- the database ---------------------------------------------------------------------------------------------
 
     async def _lease(self, key_id: KeyId, window: _Window, short: Short) -> None:
-        minute = _minute()
-        ask = _ask(key_id, window.limits, window.meter, minute, short)
-        try:
-            leases = await self._source.lease_windows(minute, [ask])
-        except Unavailable:
-            # As much as it had when the database was last heard: what others had is theirs.
-            if window.share.minute == minute or time.monotonic() - window.leased > self._offline:
-                raise
-            window.share.minute = minute
-            return
-        for lease in leases:
-            if lease.recalled:
-                await self._give_back(key_id, window)
-            else:
-                _hand_over(window, lease)
+        async with window.asking:
+            minute = _minute()
+            ask = _ask(key_id, window.limits, window.meter, minute, short)
+            try:
+                leases = await self._source.lease_windows(minute, [ask])
+            except Unavailable:
+                # As much as it had when the database was last heard: what others had is theirs.
+                if window.share.minute == minute or time.monotonic() - window.leased > self._offline:
+                    raise
+                window.share.minute = minute
+                return
+            for lease in leases:
+                if not lease.recalled:
+                    _hand_over(window, lease)
+        if any(lease.recalled for lease in leases):
+            await self._give_back(key_id, window)
 
     async def _give_back(self, key_id: KeyId, window: _Window) -> None:
         """Return what is not used or reserved."""
-        minute, meter, share = _minute(), window.meter, window.share
-        if share.minute != minute:
-            return
-        used = (meter.requests, meter.tokens) if meter.minute == minute else (0, 0)
-        # Out of use before it is returned: nobody here may take it meanwhile.
-        share.requests, share.tokens = min(share.requests, used[0]), min(share.tokens, used[1])
-        for lease in await self._source.return_windows(minute, [RateAsk(key_id, share.requests, share.tokens)]):
-            _hand_over(window, lease)
+        async with window.asking:
+            minute, meter, share = _minute(), window.meter, window.share
+            if share.minute != minute:
+                return
+            used = (meter.requests, meter.tokens) if meter.minute == minute else (0, 0)
+            # Out of use before it is returned: nobody here may take it meanwhile.
+            share.requests, share.tokens = min(share.requests, used[0]), min(share.tokens, used[1])
+            for lease in await self._source.return_windows(minute, [RateAsk(key_id, share.requests, share.tokens)]):
+                _hand_over(window, lease)
 
     async def tend(self) -> None:
         """For ever: lease the next minute of keys in use before it begins, forget keys that are not."""

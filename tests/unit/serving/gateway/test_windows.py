@@ -1,12 +1,17 @@
 """A gateway counts within what it leased of a key's minute, leases more when that is short, and survives an outage."""
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
 import pytest
 
 from kit.errors import Unavailable
+from quotas.vocabulary import RateAsk, RateLease
 from serving.gateway import windows as module
 from serving.gateway.windows import AHEAD_MS, Windows
 from serving.limits import WINDOW_MS, Limited, LimitReason, Limits, Meter, Short
 from tests.support.gateways import KEY, FakePlane, grant
+from tests.support.until import until_async
 
 NOON = 29_000_000 * WINDOW_MS
 PER_MINUTE = 16
@@ -113,3 +118,54 @@ async def test_the_next_minute_is_leased_before_it_begins(
     clock.now_ms += AHEAD_MS
     plane.down = True
     assert await gateway.admitted(2) == 2, "without asking"
+
+
+class SlowToAnswer(FakePlane):
+    """A database whose answer to a lease comes late, and another gateway that recalls meanwhile and takes the rest."""
+
+    def __init__(self) -> None:
+        super().__init__(grants={KEY: grant(1, requests_per_minute=PER_MINUTE)})
+        self.leasing, self.answer, self.recall = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.answer.set()
+        self.recalled = 0
+
+    async def lease_windows(self, minute: int, asks: Sequence[RateAsk]) -> list[RateLease]:
+        leases = await super().lease_windows(minute, asks)
+        self.leasing.set()
+        await self.answer.wait()
+        return leases
+
+    async def return_windows(self, minute: int, keeps: Sequence[RateAsk]) -> list[RateLease]:
+        await super().return_windows(minute, keeps)
+        self.elsewhere = (PER_MINUTE - keeps[0].requests, 0)
+        self.recalled += 1
+        return await super().return_windows(minute, keeps)
+
+    async def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
+        await self.recall.wait()
+        self.recall.clear()
+        yield "key_1", NOON // WINDOW_MS
+
+
+async def test_what_is_returned_while_a_lease_is_under_way_is_not_used_as_well(clock: Clock) -> None:
+    plane = SlowToAnswer()
+    gateway = Gateway(plane, clock)
+    hearing = asyncio.create_task(gateway.windows.hear())
+    assert await gateway.admitted(2) == 2
+    plane.leasing.clear()
+    plane.answer.clear()
+    third = asyncio.create_task(gateway.ask())
+    await plane.leasing.wait()
+    plane.recall.set()
+    for _ in range(20):  # the recall is heard and whatever it starts has had its turns
+        await asyncio.sleep(0)
+    plane.answer.set()
+    assert await third is None
+
+    async def returned() -> bool:
+        return plane.recalled == 1
+
+    await until_async(returned, seconds=5, what="the return")
+    await gateway.admitted(PER_MINUTE)
+    assert gateway.meter.requests + plane.elsewhere[0] == PER_MINUTE
+    hearing.cancel()
