@@ -125,7 +125,7 @@ class SlowToAnswer(FakePlane):
 
     def __init__(self) -> None:
         super().__init__(grants={KEY: grant(1, requests_per_minute=PER_MINUTE)})
-        self.leasing, self.answer, self.recall = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.leasing, self.answer, self.others_ask = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.answer.set()
         self.recalled = 0
 
@@ -142,8 +142,8 @@ class SlowToAnswer(FakePlane):
         return await super().return_windows(minute, keeps)
 
     async def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
-        await self.recall.wait()
-        self.recall.clear()
+        await self.others_ask.wait()
+        self.others_ask.clear()
         yield "key_1", NOON // WINDOW_MS
 
 
@@ -156,7 +156,7 @@ async def test_what_is_returned_while_a_lease_is_under_way_is_not_used_as_well(c
     plane.answer.clear()
     third = asyncio.create_task(gateway.ask())
     await plane.leasing.wait()
-    plane.recall.set()
+    plane.others_ask.set()
     for _ in range(20):  # the recall is heard and whatever it starts has had its turns
         await asyncio.sleep(0)
     plane.answer.set()
