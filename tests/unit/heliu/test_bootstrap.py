@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -291,18 +292,27 @@ def test_the_first_failure_is_raised_once_all_have_ended(tmp_path: Path) -> None
     assert good.error is None
 
 
+@pytest.fixture
+def heeded_interrupt() -> Iterator[None]:
+    """A suite that a shell started in the background inherits an ignored SIGINT, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
-    ("script", "returncode"),
+    ("script", "patience", "returncode"),
     [
-        ("echo $$ > {started}; sleep 600", -signal.SIGINT),
-        ("trap '' INT; echo $$ > {started}; sleep 600", -signal.SIGKILL),
+        ("echo $$ > {started}; sleep 600", 30.0, -signal.SIGINT),
+        ("trap '' INT; echo $$ > {started}; sleep 600", 1.0, -signal.SIGKILL),
     ],
     ids=["heeds an interrupt", "ignores it"],
 )
+@pytest.mark.usefixtures("heeded_interrupt")
 def test_stopping_ends_what_runs_and_everything_below_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, returncode: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, patience: float, returncode: int
 ) -> None:
-    monkeypatch.setattr(bootstrap_tasks, "STOP_SECONDS", 1.0)
+    monkeypatch.setattr(bootstrap_tasks, "STOP_SECONDS", patience)
     task, started = Task("long", tmp_path / "log"), tmp_path / "started"
 
     def work() -> None:
