@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from heliu.client.job_views import Job, Quote
@@ -13,6 +14,7 @@ from kit.units import format_yuan
 EXAMPLES = Path(__file__).parent / "examples"
 LORE = EXAMPLES / "lore.jsonl"
 STEPS = 30
+NODE_SECONDS_MAX = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ def quote_then_submit(story: Story, *, steps: int = STEPS) -> FineTune:
     adapter = f"lantern-lore-{story.cast.runs}"
     params = {"base_model": BASE_MODEL, "adapter_name": adapter, "steps": steps}
     wanted: dict[str, Any] = {"pools": [POOL], "inputs": {"data.jsonl": upload.id}, "params": params}
+    _until_lent(story)
     quote = jobs.quote("lora-finetune", **wanted)
     _show(story, quote)
     key = f"demo-finetune-{story.firm_id}-{story.cast.runs}"
@@ -40,6 +43,15 @@ def quote_then_submit(story: Story, *, steps: int = STEPS) -> FineTune:
     again = jobs.submit("lora-finetune", **wanted, name="Lore of the lanterns", quote_id=quote.id, idempotency_key=key)
     stage.check(again.id == job.id, "sent twice with one idempotency key: one job")
     return FineTune(job, quote, adapter)
+
+
+def _until_lent(story: Story) -> None:
+    """A platform that started a moment ago may not have seen its node yet; then nobody knows when a job begins."""
+    deadline = monotonic() + NODE_SECONDS_MAX
+    while not any(pool.name == POOL and pool.nodes for pool in story.developer.fleet.pools()):
+        if monotonic() > deadline:
+            return  # the quote says so
+        sleep(0.5)
 
 
 def _show(story: Story, quote: Quote) -> None:
