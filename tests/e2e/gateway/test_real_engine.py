@@ -1,6 +1,5 @@
 """The gateway before a real vLLM: what it bills is what the engine counted, plain, streamed and cut off."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -150,5 +149,4 @@ async def test_the_official_sdk_streams_with_usage_and_constrains_output(city: C
             model=MODEL, messages=messages, max_tokens=10, extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
         )
         assert answer.choices[0].message.content in ("yes", "no")
-    await asyncio.sleep(0)
     assert await city.billed(2) == city.counted()

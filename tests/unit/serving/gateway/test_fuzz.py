@@ -137,7 +137,9 @@ async def test_whatever_arrives_is_answered_or_refused(server: HttpServer, sent:
 @FUZZ
 @given(st.binary(max_size=200))
 async def test_noise_is_refused(server: HttpServer, noise: bytes) -> None:
-    send(server, [noise])
+    transport, seen = send(server, [noise])
+    assert seen == [], "noise is nobody's request"
+    assert all(status >= 400 for status in Answers().read(transport.written))
 
 
 JSON = st.recursive(
