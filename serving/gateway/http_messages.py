@@ -49,6 +49,28 @@ class Request:
         self.body = b""
 
 
+def head_refusal(
+    headers: dict[bytes, bytes], version: str, upgrade: bool, limits: HttpLimits
+) -> tuple[int, str, str] | None:
+    """(status, code, message) for a head that llhttp lets through and we do not; None for a good one."""
+    if upgrade:
+        return 501, "upgrade_not_supported", "protocol upgrades and CONNECT are not supported here"
+    if version not in ("1.1", "1.0"):
+        return 505, "http_version_not_supported", "speak HTTP/1.1"
+    if b"host" not in headers and version == "1.1":
+        return 400, "missing_host", "an HTTP/1.1 request names its host"
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+        return 501, "transfer_coding_not_supported", "the only transfer coding understood is chunked"
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > limits.body_bytes_max:
+        return 413, "body_too_large", f"the body exceeds {limits.body_bytes_max} bytes"
+    expect = headers.get(b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        return 417, "expectation_failed", "the only expectation understood is 100-continue"
+    return None
+
+
 class Listener(Protocol):
     """Who answers a request hears about its client."""
 

@@ -1,7 +1,7 @@
 """HTTP/1.1 towards clients: an asyncio protocol on llhttp that hands complete requests to a handler, in order.
 
 llhttp refuses what request smuggling needs (two lengths, a length beside a transfer coding, folded or malformed
-headers, bare line feeds); what it lets through and we do not want is refused in `_head_refusal`.
+headers, bare line feeds); what it lets through and we do not want is refused in `head_refusal`.
 """
 
 import asyncio
@@ -11,9 +11,11 @@ from typing import cast
 
 import httptools
 
-from serving.gateway.http_messages import HEADS, Handler, HttpLimits, Listener, Request
+from serving.gateway.http_messages import HEADS, Handler, HttpLimits, Listener, Request, head_refusal
 from serving.gateway.openai_errors import error_body
 
+BURST = 64
+"""So many pipelined requests are answered in one turn of the loop; then other connections have theirs."""
 _SINGLE = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"expect", b"x-api-key"})
 
 
@@ -164,6 +166,7 @@ class Connection(asyncio.Protocol):
         return False  # a client that closes its side is gone
 
     def pause_writing(self) -> None:
+        # Until there is room again nothing more is answered or begun, and only this deadline counts.
         self._paused = True
         self.deadline = self.server.loop.time() + self.limits.write_stall_seconds_max
         if self.listener is not None:
@@ -171,9 +174,12 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        if self.transport is None or self.transport.is_closing():
+            return
         self.deadline = 0.0 if self.current is not None else self._idle_deadline()
         if self.listener is not None:
             self.listener.client_slow(False)
+        self._pump()
 
     # --- llhttp's callbacks ---------------------------------------------------------------------------------------
 
@@ -183,7 +189,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._body = []
         self._head_bytes = self._body_bytes = 0
-        if self.current is None:
+        if self.current is None and not self._paused:
             self.deadline = self.server.loop.time() + self.limits.head_seconds_max
 
     def on_url(self, url: bytes) -> None:
@@ -207,11 +213,12 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        refusal = self._head_refusal()
+        parser = self.parser
+        refusal = head_refusal(self._headers, parser.get_http_version(), parser.should_upgrade(), self.limits)
         if refusal is not None:
             self._break(*refusal)
             return
-        if self.current is None:
+        if self.current is None and not self._paused:
             self.deadline = self.server.loop.time() + self.limits.body_seconds_max
         if self._headers.get(b"expect"):
             self._continue = True
@@ -234,35 +241,20 @@ class Connection(asyncio.Protocol):
         self._body = []
         self._queue.append(request)
 
-    def _head_refusal(self) -> tuple[int, str, str] | None:
-        headers = self._headers
-        if self.parser.should_upgrade():
-            return 501, "upgrade_not_supported", "protocol upgrades and CONNECT are not supported here"
-        version = self.parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            return 505, "http_version_not_supported", "speak HTTP/1.1"
-        if b"host" not in headers and version == "1.1":
-            return 400, "missing_host", "an HTTP/1.1 request names its host"
-        coding = headers.get(b"transfer-encoding")
-        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
-            return 501, "transfer_coding_not_supported", "the only transfer coding understood is chunked"
-        length = headers.get(b"content-length")
-        if length is not None and int(length) > self.limits.body_bytes_max:
-            return 413, "body_too_large", f"the body exceeds {self.limits.body_bytes_max} bytes"
-        expect = headers.get(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
-            return 417, "expectation_failed", "the only expectation understood is 100-continue"
-        return None
-
     # --- the order of answers -------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Hand over requests one after another; answers given at once do not nest."""
+        """Hand over requests one after another; answers given at once do not nest, and wait for room."""
         if self._pumping:
             return
         self._pumping = True
+        burst = BURST
         try:
-            while self.current is None and self._queue and self.transport is not None:
+            while self.current is None and self._queue and not self._paused and self.transport is not None:
+                if burst == 0:
+                    self.server.loop.call_soon(self._pump)
+                    break
+                burst -= 1
                 request = self.current = self._queue.popleft()
                 self.started = False
                 self.deadline = 0.0
@@ -271,11 +263,12 @@ class Connection(asyncio.Protocol):
             self._pumping = False
         if self.transport is None or self.transport.is_closing():
             return  # the last answer said `connection: close`: what followed is not heard
-        if self.current is None:
+        if self._queue:
+            if self._reading:
+                self._reading = False  # a pipelined request waits its turn; more of them wait in the kernel
+                self.transport.pause_reading()
+        elif self.current is None and not self._paused:
             self._after_last()
-        elif self._queue and self._reading:
-            self._reading = False  # a pipelined request waits its turn; more of them wait in the kernel
-            self.transport.pause_reading()
 
     def _after_last(self) -> None:
         if self._broken is not None:
@@ -287,7 +280,7 @@ class Connection(asyncio.Protocol):
         self._send_continue()
 
     def _send_continue(self) -> None:
-        if self._continue and self.current is None and not self._queue and self.transport is not None:
+        if self._continue and self.current is None and not (self._queue or self._paused) and self.transport is not None:
             self._continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -307,6 +300,11 @@ class Connection(asyncio.Protocol):
             + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
             + body
         )
+        self._close(transport)
+
+    def _close(self, transport: asyncio.Transport) -> None:
+        """Close once all is sent; a client that does not read it is cut (see `time_out`)."""
+        self.deadline = self.server.loop.time() + self.limits.write_stall_seconds_max
         transport.close()
 
     # --- how a handler answers ------------------------------------------------------------------------------------
@@ -361,17 +359,20 @@ class Connection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Close when nothing is being answered or received; otherwise it closes after the current answer."""
         if self.current is None and not self._queue and not self._in_message and self.transport is not None:
-            self.transport.close()
+            self._close(self.transport)
 
     def time_out(self) -> None:
         """The deadline passed: a slow sender is told so, an idle or stalled connection is closed."""
         self.deadline = 0.0
-        if self._paused:
-            self.abort()
+        transport = self.transport
+        if transport is None:
+            return
+        if self._paused or transport.is_closing():
+            transport.abort()
         elif self._in_message and self.current is None:
             self._refuse(408, "request_timeout", "the request did not arrive in time")
-        elif self.transport is not None:
-            self.transport.close()
+        else:
+            self._close(transport)
 
     def _closes(self, request: Request) -> bool:
         return not request.keep_alive or self.server.draining
@@ -381,9 +382,10 @@ class Connection(asyncio.Protocol):
         self.started = False
         if close and self.transport is not None:
             self._queue.clear()
-            self.transport.close()
+            self._close(self.transport)
             return
-        self.deadline = self._idle_deadline()
+        if not self._paused:
+            self.deadline = self._idle_deadline()
         if not self._pumping:
             self._pump()
 

@@ -1,6 +1,7 @@
 """The HTTP a client may and may not speak, byte by byte over a real socket."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class Echo:
             while not (self.slow and self.slow[-1]):
                 reply.write(b"x" * 65_536)
             self.waiting.append((request, reply))
+        elif request.path == b"/last":
+            assert reply.transport is not None
+            reply.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+            reply.respond(200, b"x" * 60_000)  # below what the transport holds before it says that it is full
         else:
             reply.respond(200, request.method + b" " + request.path + b" " + request.body)
 
@@ -216,6 +221,47 @@ async def test_a_client_that_reads_nothing_is_held_back_and_then_cut(client: Raw
 
     await until_async(gone, seconds=5, what="the stalled client to be cut")
     assert echo.slow[0] is True
+
+
+async def test_pipelined_answers_that_nobody_reads_do_not_pile_up(client: RawClient, server: Any) -> None:
+    one = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n" + b"x" * 900
+    client.send(one * 100_000)
+    most = 0
+
+    async def cut() -> bool:
+        nonlocal most
+        sizes = [c.transport.get_write_buffer_size() for c in server.connections if c.transport is not None]
+        most = max(most, *sizes, 0)
+        return not server.connections
+
+    await until_async(cut, seconds=10, what="the stalled client to be cut")
+    assert 0 < most <= server.limits.write_buffer_bytes + 2_000
+    client.writer.transport.abort()
+
+
+async def test_pipelined_requests_beyond_the_buffer_are_all_answered_to_a_client_that_reads(
+    client: RawClient,
+) -> None:
+    client.send((H + b"Content-Length: 900\r\n\r\n" + b"x" * 900) * 5_000)
+    for _ in range(5_000):
+        assert (await client.answer()).status == 200
+
+
+async def test_a_closing_connection_whose_last_answer_nobody_reads_is_cut(server: Any) -> None:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", server.port))
+        client.send(b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+
+        async def closing() -> bool:
+            return any(c.transport is not None and c.transport.is_closing() for c in server.connections)
+
+        async def cut() -> bool:
+            return not server.connections
+
+        await until_async(closing, seconds=5, what="the answer to be given")
+        await until_async(cut, seconds=5, what="the connection to be cut")
 
 
 async def test_a_client_that_reads_again_lets_the_sender_go_on(client: RawClient, echo: Echo) -> None:
