@@ -104,7 +104,7 @@ async def settle_compute(tx: AsyncSession, *, hold_id: HoldId, usage: ComputeUsa
         await expire_hold(tx, row, now=now)
     bill = await _bill(tx, row, usage, now=now)
     await _post(tx, row, usage, bill, now=now)
-    charge = await _record(tx, row, usage, bill, request)
+    charge = await _record(tx, row, usage, bill, request, now=now)
     if row.state == HoldState.OPEN:
         row.state, row.closed_at, row.close_reason = (
             HoldState.SETTLED.value,
@@ -257,9 +257,11 @@ async def _record(
     usage: ComputeUsage,
     bill: _Bill,
     request: bytes,
+    *,
+    now: datetime,
 ) -> Charge:
     service = service_period(usage.started_at, usage.ended_at)
-    period = (await billing_periods(tx, [(usage.firm_id, service)]))[usage.firm_id, service]
+    period = (await billing_periods(tx, [(usage.firm_id, service)], now=now))[usage.firm_id, service]
     start_us = (usage.started_at - datetime(1970, 1, 1, tzinfo=usage.started_at.tzinfo)) // timedelta(microseconds=1)
     capped = bill.price.amount - bill.amount - bill.loss if usage.firm_id != PLATFORM_FIRM else 0
     line = ChargeRow(

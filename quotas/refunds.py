@@ -34,7 +34,7 @@ async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, n
         raise Conflict(f"Charge {charge_id} was given back already.", code="refunded_already")
     await _post(tx, row, now=now)
     firm_id, month = FirmId(row.firm_id), period_of(now)
-    period = (await billing_periods(tx, [(firm_id, month)]))[firm_id, month]
+    period = (await billing_periods(tx, [(firm_id, month)], now=now))[firm_id, month]
     note = _credit_note(row, period, reason)
     tx.add(note)
     await tx.flush()

@@ -68,12 +68,13 @@ async def _computed(tx: AsyncSession, firm_id: FirmId, period: Period, now: date
         )
     ).one()
     opening, top_ups = int(sums.opening), int(sums.top_ups)
+    idle = not lines and not top_ups  # there is nothing to seal, and nothing can come any more
     made = Statement(
         firm_id=firm_id,
         period=period,
         starts_at=starts_at,
         ends_at=ends_at,
-        state=state_at(period, now, closed=False),
+        state=state_at(period, now, closed=idle and may_close(period, now)),
         lines=lines,
         amount=amount,
         voucher=voucher,

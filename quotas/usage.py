@@ -70,20 +70,22 @@ async def ingest_usage(tx: AsyncSession, records: Sequence[UsageRecord], *, now:
     if not records:
         return IngestResult(0, 0)
     distinct = unique(records)
-    lines = await _lines_of(tx, distinct)
+    lines = await _lines_of(tx, distinct, now=now)
     new = await _keep(tx, distinct, lines, now=now)
     if new:
         await _charge(tx, new, lines, now=now)
     return IngestResult(accepted=len(new), duplicates=len(records) - len(new))
 
 
-async def _lines_of(tx: AsyncSession, records: Sequence[UsageRecord]) -> dict[tuple[str, str], LineKey]:
+async def _lines_of(
+    tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime
+) -> dict[tuple[str, str], LineKey]:
     """(source, id) → the line it belongs to."""
     instants = [record.at for record in records]
     first, last = min(instants), max(instants)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {record.firm_id for record in records}, first, last)
-    periods = await billing_periods(tx, {(record.firm_id, period_of(record.at)) for record in records})
+    periods = await billing_periods(tx, {(record.firm_id, period_of(record.at)) for record in records}, now=now)
     lines: dict[tuple[str, str], LineKey] = {}
     for record in records:
         kind, (resource, priced_as) = kind_of(record), resource_of(record)

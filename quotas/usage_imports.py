@@ -149,7 +149,7 @@ async def _import_chunk(
     new = await _new_ones(tx, usages)
     if not new:
         return result.plus([], len(jobs))
-    rows = await _rows(tx, new)
+    rows = await _rows(tx, new, now=now)
     firms = sorted({usage.firm_id for usage in new})
     vouchers = await usable_terms_by_firm(tx, firms, at=now)
     for firm_id in firms:
@@ -225,13 +225,13 @@ async def _new_ones(tx: AsyncSession, usages: Mapping[str, ComputeUsage]) -> lis
     )
 
 
-async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage]) -> list[ChargeRow]:
+async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage], *, now: datetime) -> list[ChargeRow]:
     """The lines they make, priced and not yet paid."""
     first, last = min(one.started_at for one in usages), max(one.ended_at for one in usages)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {one.firm_id for one in usages}, first, last)
     services = {one.attempt_id: service_period(one.started_at, one.ended_at) for one in usages}
-    periods = await billing_periods(tx, {(one.firm_id, services[one.attempt_id]) for one in usages})
+    periods = await billing_periods(tx, {(one.firm_id, services[one.attempt_id]) for one in usages}, now=now)
     payouts = {centre: await payouts_between(tx, centre, first, last) for centre in {one.centre for one in usages}}
     rows: list[ChargeRow] = []
     for usage in usages:
