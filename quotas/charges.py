@@ -165,6 +165,8 @@ async def _bill(tx: AsyncSession, row: ComputeHoldRow, usage: ComputeUsage, *, n
         allocation = settle(amount, parts_of(row))
         assert allocation.cash <= row.cash, "what is settled is at most what was held, part by part"
         return _Bill(listed, price, segments, allocation, amount, MicroYuan(0), payout, payable)
+    cash = await ledger_store.accounts(tx, [chart.firm_cash(usage.firm_id)], at=now)
+    await ledger_store.lock_balances(tx, list(cash.values()))  # nobody spends what it is about to pay with
     there = max(0, (await account_of(tx, usage.firm_id)).available)
     amount = MicroYuan(min(price.amount, row.amount, there))
     allocation = Allocation((), amount, ("the hold had expired: cash pays what it can",))

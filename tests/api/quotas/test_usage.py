@@ -5,12 +5,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.clock import FixedClock
 from kit.db import Database
 from kit.errors import Conflict, InvalidInput, NoMoney, NotFound
 from kit.units import MicroYuan, Tokens
-from quotas import api
+from quotas import api, cash
 from quotas.adapters import ledger_store
 from quotas.ledger_service import sweep
 from quotas.vocabulary import PLATFORM_FIRM, KeyId, ModelName
@@ -104,6 +105,31 @@ async def test_usage_beyond_lease_and_cash_is_the_platforms_loss_and_never_overd
         assert (await ledger_store.posted_balances(tx))["platform:loss"] == -60
         month = await api.statement(tx, firm, "2026-11", clock.now())
         assert month.cash == 150
+        assert await api.check_ledger(tx) == []
+
+
+async def test_money_spent_while_a_batch_is_charged_costs_the_platform_only_what_is_not_there(
+    db: Database, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=150)
+    really_post, raced = ledger_store.post, list[str]()
+
+    async def post_after_a_withdrawal(tx: AsyncSession, *, scope: str, **more: Any) -> Any:
+        if scope == "usage" and not raced:
+            raced.append(firm)
+            paid = {"firm_id": firm, "amount": MicroYuan(100), "evidence": "slip", "by": "test", "now": clock.now()}
+            async with db.transaction() as other:
+                await cash.record_withdrawal(other, key="race", **paid)
+        return await really_post(tx, scope=scope, **more)
+
+    monkeypatch.setattr(ledger_store, "post", post_after_a_withdrawal)
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=clock.now())], now=clock.now())
+    async with db.transaction() as tx:
+        assert (await ledger_store.posted_balances(tx))["platform:loss"] == -55
+        assert (await api.account_of(tx, firm)).available == 0
         assert await api.check_ledger(tx) == []
 
 
