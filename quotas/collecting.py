@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from kit.errors import Unavailable
+from kit.errors import InvalidInput, Unavailable
 from kit.units import MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
@@ -20,7 +20,7 @@ from quotas.chart import AccountSpec
 from quotas.ledger import Leg, Refusal, post, posted
 from quotas.metering import draw
 from quotas.programmes import usable_terms
-from quotas.vocabulary import FirmId, LeaseId, ProgrammeId, UsageKind, VoucherId, VoucherPart
+from quotas.vocabulary import FirmId, LeaseId, ProgrammeId, RefusalReason, UsageKind, VoucherId, VoucherPart
 from quotas.vouchers import Growth, VoucherTerms, explained, grow
 
 RACES = 5
@@ -82,6 +82,12 @@ async def collect(
         posting = await ledger_store.post(tx, scope=scope, key=key, request=request, legs=legs, at=now)
         if not isinstance(posting, Refusal):
             break
+        if posting.reason is not RefusalReason.EXCEEDS_FUNDS:
+            raise InvalidInput(
+                f"The usage of firm {firm_id} in this batch cannot be booked: {posting.reason}.",
+                code=posting.reason.value,
+                hint="one entry is at most 2^53 micro-yuan or GPU-milliseconds; look at the counts",
+            )
         # Somebody spent it meanwhile: the cash, or a voucher. Nothing has changed, and what is seen next stays there.
         await ledger_store.lock_balances(tx, await _purses(tx, firm_id, terms, now=now))
         terms = await usable_terms(tx, firm_id, at=now)

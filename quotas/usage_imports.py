@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import Conflict, InvalidInput, Refused
 from kit.ids import new_id
-from kit.units import GpuMs, MicroYuan, Ppm
+from kit.units import MAX_AMOUNT, GpuMs, MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import ChargeRow, ComputeUsageRow
@@ -82,6 +82,8 @@ def check_file(path: Path, terms: ImportTerms, *, now: datetime) -> Mapping[str,
             faults.append((number, f"partition {job.partition!r} is no pool; map it: --partition {job.partition}=…"))
         elif job.ended_at > now:
             faults.append((number, f"it ends at {job.ended_at.isoformat()}, which is still to come"))
+        elif (took := _gpu_ms(job)) > MAX_AMOUNT:
+            faults.append((number, f"job {job.job_id} took {took} GPU-milliseconds, more than the books can hold"))
         elif seen.setdefault(job.job_id, job) != job:
             faults.append((number, f"job {job.job_id} is in the file before, with other content"))
     if faults:
@@ -183,6 +185,10 @@ async def _import_chunk(
     return result.plus(rows, len(jobs) - len(new))
 
 
+def _gpu_ms(job: SlurmJob) -> GpuMs:
+    return GpuMs(job.gpus * ((job.ended_at - job.started_at) // timedelta(milliseconds=1)))
+
+
 def _usage(job: SlurmJob, terms: ImportTerms) -> ComputeUsage:
     firm_id, project_id = terms.accounts[job.account]
     pool = terms.partitions[job.partition]
@@ -194,7 +200,7 @@ def _usage(job: SlurmJob, terms: ImportTerms) -> ComputeUsage:
         pool=pool,
         centre=centre_of(pool),
         qos=terms.qos,
-        gpu_ms=GpuMs(job.gpus * ((job.ended_at - job.started_at) // timedelta(milliseconds=1))),
+        gpu_ms=_gpu_ms(job),
         started_at=job.started_at,
         ended_at=job.ended_at,
     )
@@ -239,6 +245,12 @@ async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage], *, now: dateti
             segments, listed, price = priced(usage, tariffs, contracts.get(usage.firm_id, ()))
         except Refused as refused:
             raise Refused(f"{usage.subject}: {refused.message}", code=refused.code, hint=refused.hint) from None
+        if listed.amount > MAX_AMOUNT:
+            raise InvalidInput(
+                f"{usage.subject} costs more than one line of the statement can hold. Nothing was imported.",
+                code="amount_too_large",
+                hint="a line costs at most 2^53 micro-yuan; look at its GPUs and times",
+            )
         service = services[usage.attempt_id]
         payout = Ppm(payouts[usage.centre](usage.started_at))
         row = ChargeRow(
