@@ -21,6 +21,7 @@ from quotas.discounts import discounts_between
 from quotas.holds import expire_hold, hold_compute, locked_hold, parts_of
 from quotas.ledger import Leg, Refusal, post, posted, void
 from quotas.periods import billing_periods
+from quotas.price_times import keep_prices
 from quotas.pricing import Price, Segment, priced, share_of, shown_rates
 from quotas.programmes import programme_ids
 from quotas.spending import take_turns
@@ -152,6 +153,7 @@ async def _charged_before(tx: AsyncSession, usage: ComputeUsage, request: bytes)
 
 
 async def _bill(tx: AsyncSession, row: ComputeHoldRow, usage: ComputeUsage, *, now: datetime) -> _Bill:
+    await keep_prices(tx)
     tariffs = await tariffs_between(tx, usage.started_at, usage.ended_at)
     contracts = await discounts_between(tx, [usage.firm_id], usage.started_at, usage.ended_at)
     segments, listed, price = priced(usage, tariffs, contracts.get(usage.firm_id, ()))

@@ -35,6 +35,7 @@ from quotas.metering import (
     unique,
 )
 from quotas.periods import billing_periods
+from quotas.price_times import keep_prices
 from quotas.pricing import Discount, Tariff, contract_rate, discount_at, tariff_at
 from quotas.programmes import usable_terms_by_firm
 from quotas.statements import period_of
@@ -86,6 +87,7 @@ async def _lines_of(
     """(source, id) → the line it belongs to."""
     instants = [record.at for record in records]
     first, last = min(instants), max(instants)
+    await keep_prices(tx)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {record.firm_id for record in records}, first, last)
     periods = await billing_periods(tx, {(record.firm_id, period_of(record.at)) for record in records}, now=now)

@@ -17,6 +17,7 @@ from quotas.adapters.money_tables import ChargeRow, ComputeUsageRow
 from quotas.collecting import Due, Step, added, collect, residue_moves
 from quotas.discounts import discounts_between
 from quotas.periods import billing_periods
+from quotas.price_times import keep_prices
 from quotas.pricing import priced, share_of, shown_rates
 from quotas.programmes import usable_terms_by_firm
 from quotas.sacct import Header, Skip, SlurmJob, read_header, read_job, zone_named
@@ -234,6 +235,7 @@ async def _new_ones(tx: AsyncSession, usages: Mapping[str, ComputeUsage]) -> lis
 async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage], *, now: datetime) -> list[ChargeRow]:
     """The lines they make, priced and not yet paid."""
     first, last = min(one.started_at for one in usages), max(one.ended_at for one in usages)
+    await keep_prices(tx)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {one.firm_id for one in usages}, first, last)
     services = {one.attempt_id: service_period(one.started_at, one.ended_at) for one in usages}

@@ -184,7 +184,7 @@ async def test_a_file_of_ten_megabytes_with_one_bad_line_is_refused_by_its_numbe
         ([job(1)], {"account": "studio=firm_platform"}, "charges itself nothing"),
         ([job(1)], {"account": "studio"}, "account"),
         (["\xff|bad"], {}, "has 2 fields"),
-        ([job(1), job(2, gpus=100_000, start="2020-11-01T01:00:00")], {}, "line 3: job 2 took 18934560600000000 GPU"),
+        ([job(1), job(2, gpus=100_000, start="2020-11-01T01:00:00")], {}, "line 3: job 2 took"),
     ],
     ids=lambda one: str(one)[:40],
 )
