@@ -194,7 +194,7 @@ async def _post(
 ) -> None:
     """One operation: the posting table of docs/ledger.md, row "settle"."""
     programmes = await programme_ids(tx, [part.voucher_id for part in bill.allocation.parts])
-    moves = _moves(usage, bill, programmes, expired=row.state != HoldState.OPEN)
+    moves = _moves(row, usage, bill, programmes)
     ids = await ledger_store.accounts(tx, [spec for move in moves for spec in move[:2]], at=now)
     legs = _resolving_legs(row, usage, bill) + [posted(ids[debit], ids[credit], n) for debit, credit, n in moves]
     if not legs:
@@ -209,10 +209,15 @@ async def _post(
         )
 
 
+def _own_cost_held(row: ComputeHoldRow, bill: _Bill) -> int:
+    """What of the platform's own work is paid from its hold; the centre is owed the rest too."""
+    return min(bill.payable, row.cash) if row.state == HoldState.OPEN else 0
+
+
 def _resolving_legs(row: ComputeHoldRow, usage: ComputeUsage, bill: _Bill) -> list[Leg]:
     if row.state != HoldState.OPEN:
         return []
-    cash = min(bill.payable, row.cash) if usage.firm_id == PLATFORM_FIRM else bill.allocation.cash
+    cash = _own_cost_held(row, bill) if usage.firm_id == PLATFORM_FIRM else bill.allocation.cash
     paid = paid_by(bill.allocation.parts)
     takes = [(part["pending_id"], paid.get(part["voucher_id"], 0)) for part in row.parts]
     if row.cash_pending_id is not None:
@@ -221,11 +226,10 @@ def _resolving_legs(row: ComputeHoldRow, usage: ComputeUsage, bill: _Bill) -> li
 
 
 def _moves(
+    row: ComputeHoldRow,
     usage: ComputeUsage,
     bill: _Bill,
     programmes: dict[VoucherId, ProgrammeId],
-    *,
-    expired: bool,
 ) -> list[tuple[AccountSpec, AccountSpec, int]]:
     """(debit, credit, amount) of all that moves at once, beside what was held."""
     revenue = chart.revenue(UsageKind.COMPUTE)
@@ -247,11 +251,12 @@ def _moves(
     if usage.firm_id != PLATFORM_FIRM:
         moves.append((chart.CENTRE_COST, chart.centre_payable(usage.centre), bill.payable))
         moves.append((chart.LOSS, revenue, bill.loss))
-        if expired:
+        if row.state != HoldState.OPEN:
             moves.append((chart.firm_cash(usage.firm_id), revenue, bill.allocation.cash))
         moves += residue_moves(bill.residue, UsageKind.COMPUTE)
-    elif expired:
-        moves.append((chart.OWN_COST, chart.centre_payable(usage.centre), bill.payable))
+    else:
+        held = _own_cost_held(row, bill)
+        moves.append((chart.OWN_COST, chart.centre_payable(usage.centre), bill.payable - held))
     return [move for move in moves if move[2]]
 
 
