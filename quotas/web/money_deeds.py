@@ -35,6 +35,8 @@ class CreditLineOrder(Body):
 
 class RefundOrder(Body):
     charge_id: Id
+    amount_micro_yuan: int
+    """What is given back: what the charge was when it was asked."""
     reason: Paragraph
 
 
@@ -111,7 +113,13 @@ async def credit_line(tx: AsyncSession, body: CreditLineOrder, deed: Deed) -> Ac
 async def refund(tx: AsyncSession, body: RefundOrder, deed: Deed) -> ChargeOut:
     """Give a charge back by a credit note."""
     firm = (await charges.charge_of(tx, ChargeId(body.charge_id))).firm_id
-    note = await refunds.refund_charge(tx, charge_id=ChargeId(body.charge_id), reason=body.reason, now=deed.now)
+    note = await refunds.refund_charge(
+        tx,
+        charge_id=ChargeId(body.charge_id),
+        reason=body.reason,
+        now=deed.now,
+        expected=MicroYuan(body.amount_micro_yuan),
+    )
     await audit.record(
         tx,
         "charge.refund",

@@ -179,7 +179,7 @@ async def refund(
     async with db.transaction() as tx:
         charge = await charges.charge_of(tx, ChargeId(charge_id))
         require(principal, Action.MONEY_CORRECT, firm_id=charge.firm_id)
-        order = RefundOrder(charge_id=charge_id, reason=body.reason)
+        order = RefundOrder(charge_id=charge_id, amount_micro_yuan=charge.amount, reason=body.reason)
         return await do_or_propose(
             tx,
             MoneyAction.REFUND,
