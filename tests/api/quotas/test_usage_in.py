@@ -92,6 +92,7 @@ async def test_a_batch_of_events_is_charged_once_by_source_and_id(
         ({"time": "2026-11-02T09:00:00"}, "time"),
         ({"time": "2026-11-03T09:00:00+08:00"}, "still to come"),
         ({"id": ""}, "id"),
+        ({"source": "heliu/storage"}, "are the platform's own"),
         ({"type": "heliu.usage.images.v1", "data": UNITS | {"images": 2**53}}, "usage 'e2' of '/renderers/7'"),
         ({"type": "heliu.usage.audio.v1", "data": UNITS | {"audio_ms": 2**53}}, "usage 'e2' of '/renderers/7'"),
     ],
