@@ -1,6 +1,7 @@
 """Holds and charges of GPU time, on a real database: who pays what, once."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -89,9 +90,11 @@ async def test_the_same_key_makes_one_hold_and_another_request_under_it_is_refus
         firm = await open_firm(tx, now=clock.now(), paid_in=yuan(1))
         first = await hold(tx, firm, now=clock.now(), key="job_1")
         assert await hold(tx, firm, now=clock.now(), key="job_1") == first
-        with pytest.raises(Conflict) as caught:
-            await hold(tx, firm, now=clock.now(), key="job_1", seconds=101)
-        assert caught.value.code == "key_reused"
+        others: list[dict[str, Any]] = [{"seconds": 101}, {"cap_micro_yuan": 5}, {"key_id": "key_1"}]
+        for other in others:
+            with pytest.raises(Conflict) as caught:
+                await hold(tx, firm, now=clock.now(), key="job_1", **other)
+            assert caught.value.code == "key_reused"
         assert (await api.account_of(tx, firm)).held == first.cash
 
 
