@@ -97,8 +97,11 @@ async def publish_tariff(
         row = await tx.get_one(TariffRow, before.id)
         row.validity = Range(before.valid_from, start, bounds="[)")
         await tx.flush()
-    until = min((other.valid_from for other in others if other.valid_from > start), default=None)
+    after = min((other for other in others if other.valid_from > start), key=lambda one: one.valid_from, default=None)
+    until = None if after is None else after.valid_from
     tariff = Tariff(TariffId(new_id("trf")), start, until, dict(rates), tuple(windows))
+    if after is not None and not ends_prices:
+        _refuse_gap(tariff, after)
     await _write(tx, tariff, name=name, by=by, now=now)
     return tariff
 
