@@ -112,8 +112,8 @@ async def grant_discount(
     (`discount_overlaps`).
     """
     await change_prices(tx)
-    free = await usage_charged_until(tx, firm_id, kind) or now
-    start = valid_from or max(now, free)
+    used = await usage_charged_until(tx, firm_id, kind)
+    start = valid_from or max(now, used or now)
     if valid_until is not None and valid_until <= start:
         raise InvalidInput("a discount ends after it starts", hint="give a later valid_until")
     if start < now - GRANTING_SLACK:
@@ -122,7 +122,7 @@ async def grant_discount(
             code="discount_in_the_past",
             hint="leave out valid_from to start now, or give back single charges: heliu charge refund",
         )
-    if start < free:
+    if used is not None and start < used:
         raise Refused(
             f"Usage of the firm after {start.isoformat()} was charged already, without this discount.",
             code="discount_start_used",
