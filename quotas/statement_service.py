@@ -25,6 +25,7 @@ from quotas.vocabulary import (
     CentreName,
     CentreStatement,
     ChargeId,
+    Finding,
     FirmId,
     Period,
     PoolName,
@@ -196,6 +197,21 @@ async def due_statements(tx: AsyncSession, *, now: datetime, at_most: int = 50) 
     )
     due = [(FirmId(row.firm_id), Period(row.period)) for row in rows if may_close(row.period, now)]
     return due[:at_most]
+
+
+async def check_statements(tx: AsyncSession) -> list[Finding]:
+    """Every closed statement is what was sealed, adds up, and still follows from the books."""
+    findings: list[Finding] = []
+    rows = await tx.execute(select(StatementRow).order_by(text("firm_id, period")))
+    for row in rows.scalars():
+        sealed, about = _stored(row), f"statement {row.firm_id} {row.period}"
+        if statement_hash(sealed) != sealed.hash:
+            findings.append(Finding("L3", about, "it is not what was sealed under its hash"))
+        findings += check_statement(sealed)
+        computed = await _computed(tx, FirmId(row.firm_id), Period(row.period), row.closed_at)
+        if computed.hash != sealed.hash:
+            findings.append(Finding("L3", about, f"it closes with {sealed.closing}; its charges say otherwise"))
+    return findings
 
 
 def _jsonable(value: Any) -> Any:
