@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.exc import OperationalError
 
 from kit.clock import FixedClock
 from kit.db import Database
@@ -18,6 +20,7 @@ from quotas.documents import BYTES_MAX
 from quotas.main import routers
 from quotas.pricing import Meter, RateKey
 from quotas.vocabulary import FirmId
+from quotas.web import money_routes, usage_routes
 from tests.api.quotas.conftest import Studio, World
 from tests.support.money import POOL, RATES, grant, publish_prices, yuan
 
@@ -154,6 +157,35 @@ async def test_jobs_of_a_slurm_cluster_are_charged_once_at_the_prices_of_their_t
         assert await api.check_ledger(tx) == []
     other = await _import(world, studio, job(1), source="wuhan-2")
     assert other.json()["imported"] == 1, "another cluster counts its own jobs"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(usage_routes, "ingest_usage"), (usage_routes, "import_jobs"), (money_routes, "do_or_propose")],
+    ids=lambda one: str(one)[-20:],
+)
+async def test_a_deadlock_is_tried_again_and_reaches_no_caller(
+    world: World, db: Database, clock: FixedClock, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    really, refused = getattr(module, name), list[str]()
+
+    async def deadlock_once(*args: Any, **more: Any) -> Any:
+        done = await really(*args, **more)
+        if not refused:
+            refused.append(name)
+            raise OperationalError("COMMIT", None, psycopg.errors.DeadlockDetected())
+        return done
+
+    monkeypatch.setattr(module, name, deadlock_once)
+    project = await _paid(world, studio)
+    events = await world.admin.post("/api/usage-events", json=[event(studio, project)])
+    assert (events.status_code, events.json()) == (200, {"accepted": 1, "duplicates": 0}), events.text
+    jobs = await _import(world, studio, job(1))
+    assert (jobs.status_code, jobs.json()["imported"]) == (200, 1), jobs.text
+    assert refused == [name]
+    assert (await studio.owner.get("/api/account")).json()["balance_micro_yuan"] == 50_000_000 - 120 - 1_200_000
 
 
 async def test_a_file_of_ten_megabytes_with_one_bad_line_is_refused_by_its_number_and_nothing_is_imported(
