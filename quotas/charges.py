@@ -261,13 +261,7 @@ def _moves(
 
 
 async def _record(
-    tx: AsyncSession,
-    row: ComputeHoldRow,
-    usage: ComputeUsage,
-    bill: _Bill,
-    request: bytes,
-    *,
-    now: datetime,
+    tx: AsyncSession, row: ComputeHoldRow, usage: ComputeUsage, bill: _Bill, request: bytes, *, now: datetime
 ) -> Charge:
     service = service_period(usage.started_at, usage.ended_at)
     period = (await billing_periods(tx, [(usage.firm_id, service)], now=now))[usage.firm_id, service]
