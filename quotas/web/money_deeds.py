@@ -10,12 +10,14 @@ from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import Principal
+from kit.errors import Conflict
 from kit.ids import new_id
 from kit.units import MAX_AMOUNT, MicroYuan, Ppm
 from kit.web import Body, View
 from quotas import approvals, audit, cash, charges, discounts, programmes, refunds, tariffs
 from quotas.adapters.approval_tables import ProposalRow
 from quotas.applications import firm_of
+from quotas.firms import OVER
 from quotas.vocabulary import ChargeId, FirmId, MoneyAction, ProgrammeId
 from quotas.web.approval_schemas import PolicyIn, PolicyOut, ProposalOut
 from quotas.web.money_schemas import AccountOut, CashIn, CashOut, ChargeOut, VoucherIn, VoucherOut
@@ -52,12 +54,23 @@ class Deed:
 
 async def top_up(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
     """Book money that reached the platform's bank account."""
+    await _not_over(tx, FirmId(body.firm_id))
     return await _move(tx, body, deed, cash.record_topup, "cash.top_up")
 
 
 async def withdrawal(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
     """Book money that was paid back to a firm."""
     return await _move(tx, body, deed, cash.record_withdrawal, "cash.withdraw")
+
+
+async def _not_over(tx: AsyncSession, firm_id: FirmId) -> None:
+    firm = await firm_of(tx, firm_id)
+    if firm.state in OVER:
+        raise Conflict(
+            f"{firm.name} is {firm.state} and gets no more money.",
+            code="firm_closed",
+            hint="pay back what it has: heliu withdraw; a new application makes a new firm",
+        )
 
 
 async def _move(
@@ -74,7 +87,7 @@ async def _move(
 async def voucher_grant(tx: AsyncSession, body: VoucherIn, deed: Deed) -> VoucherOut:
     """Grant a firm part of a programme's pool."""
     firm = FirmId(body.firm_id)
-    await firm_of(tx, firm)
+    await _not_over(tx, firm)
     one = await programmes.grant_voucher(
         tx,
         key=deed.key,
@@ -92,7 +105,7 @@ async def voucher_grant(tx: AsyncSession, body: VoucherIn, deed: Deed) -> Vouche
 async def credit_line(tx: AsyncSession, body: CreditLineOrder, deed: Deed) -> AccountOut:
     """Let a firm owe up to an amount."""
     firm = FirmId(body.firm_id)
-    await firm_of(tx, firm)
+    await _not_over(tx, firm)
     before = await cash.account_of(tx, firm)
     after = await cash.set_credit_line(tx, firm_id=firm, amount=MicroYuan(body.amount_micro_yuan), now=deed.now)
     await audit.record(
