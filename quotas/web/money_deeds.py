@@ -69,7 +69,7 @@ async def _not_over(tx: AsyncSession, firm_id: FirmId) -> None:
         raise Conflict(
             f"{firm.name} is {firm.state} and gets no more money.",
             code="firm_closed",
-            hint="pay back what it has: heliu withdraw; a new application makes a new firm",
+            hint="pay back what it has: heliu account withdraw; a new application makes a new firm",
         )
 
 
@@ -228,10 +228,11 @@ async def do_or_propose(
         wanted = {"amount_above": body.amount_above_micro_yuan, "rate_above": body.rate_above_micro_yuan}
         second = approvals.raises_policy(limits, **wanted)
     else:
-        before = 0
+        before, repeated = 0, False
         if firm_id is not None:
             before = await approvals.alone_so_far(tx, action, deed.key, firm_id, by=by, now=now)
-        second = approvals.needs_second(action, before + amount, limits)
+            repeated = await approvals.done_alone(tx, action, deed.key, firm_id)
+        second = not repeated and approvals.needs_second(action, before + amount, limits)
     if not second:
         done = await DEEDS[action][1](tx, body, deed)
         if firm_id is not None:

@@ -90,6 +90,18 @@ async def test_a_large_sum_in_pieces_needs_a_second_administrator_too(world: Wor
     assert (await admin.post("/api/top-ups", json=topup(studio, SMALL))).status_code == 201
 
 
+async def test_a_sum_that_was_done_is_answered_again_whatever_was_done_since(world: World) -> None:
+    studio = await world.studio()
+    sent = {"json": topup(studio, SMALL // 2), "headers": {"Idempotency-Key": "slip 1"}}
+    first = await world.admin.post("/api/top-ups", **sent)
+    assert (await world.admin.post("/api/top-ups", json=topup(studio, SMALL // 2))).status_code == 201
+    lower = {"amount_above_micro_yuan": 10, "rate_above_micro_yuan": SMALL, "reason": "audit"}
+    assert (await world.admin.put("/api/approvals/policy", json=lower)).status_code == 200
+    again = await world.admin.post("/api/top-ups", **sent)
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert await balance(studio) == SMALL
+
+
 async def test_of_many_pieces_at_once_no_more_than_the_amount_passes(world: World) -> None:
     studio = await world.studio()
     pieces = [world.admin.post("/api/top-ups", json=topup(studio, SMALL // 4)) for _ in range(9)]
