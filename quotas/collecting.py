@@ -10,6 +10,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.errors import InvalidInput, Unavailable
 from kit.units import MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
@@ -19,7 +20,7 @@ from quotas.chart import AccountSpec
 from quotas.ledger import Leg, Refusal, post, posted
 from quotas.metering import draw
 from quotas.programmes import usable_terms
-from quotas.vocabulary import FirmId, LeaseId, ProgrammeId, UsageKind, VoucherId, VoucherPart
+from quotas.vocabulary import FirmId, LeaseId, ProgrammeId, RefusalReason, UsageKind, VoucherId, VoucherPart
 from quotas.vouchers import Growth, VoucherTerms, explained, grow
 
 RACES = 5
@@ -63,11 +64,10 @@ async def collect(
 ) -> int:
     """Take a batch's money in one operation and write on its lines who paid. Returns the platform's loss."""
     leases = await _leases(tx, lease_ids, firm_id, now=now)
-    cash_gone = False
-    for turn in range(RACES + 1):
-        growths = _shared(due.steps, terms if turn < RACES else ())
+    for _ in range(RACES):
+        growths = _shared(due.steps, terms)
         owed = sum(growth.cash for growth in growths)
-        need_cash = owed > sum(left for _, left in leases) and not cash_gone
+        need_cash = owed > sum(left for _, left in leases)
         free = (await account_of(tx, firm_id)).available if need_cash else 0
         taken, from_cash, loss = draw(owed, leases, free)
         programmes = {voucher.id: voucher.programme_id for voucher in terms}
@@ -82,13 +82,28 @@ async def collect(
         posting = await ledger_store.post(tx, scope=scope, key=key, request=request, legs=legs, at=now)
         if not isinstance(posting, Refusal):
             break
-        # Somebody spent it meanwhile: the cash, or a voucher. Nothing has changed.
-        cash_gone = cash_gone or posting.account == ids.get(chart.firm_cash(firm_id))
+        if posting.reason is not RefusalReason.EXCEEDS_FUNDS:
+            raise InvalidInput(
+                f"The usage of firm {firm_id} in this batch cannot be booked: {posting.reason}.",
+                code=posting.reason.value,
+                hint="one entry is at most 2^53 micro-yuan or GPU-milliseconds; look at the counts",
+            )
+        # Somebody spent it meanwhile: the cash, or a voucher. Nothing has changed, and what is seen next stays there.
+        await ledger_store.lock_balances(tx, await _purses(tx, firm_id, terms, now=now))
         terms = await usable_terms(tx, firm_id, at=now)
     else:
-        raise AssertionError("without vouchers and without cash nothing can be refused")
+        raise Unavailable(
+            f"What firm {firm_id} has was spent again and again while its usage was charged. Nothing was charged.",
+            hint="send the same again",
+        )
     _write(due.steps, growths, terms, loss)
     return loss
+
+
+async def _purses(tx: AsyncSession, firm_id: FirmId, terms: Sequence[VoucherTerms], *, now: datetime) -> list[int]:
+    """The accounts a firm can pay from: its cash and these vouchers."""
+    purses = [chart.firm_cash(firm_id), *(chart.voucher(voucher.id, voucher.programme_id) for voucher in terms)]
+    return list((await ledger_store.accounts(tx, purses, at=now)).values())
 
 
 def _shared(steps: Sequence[Step], terms: Sequence[VoucherTerms]) -> list[Growth]:

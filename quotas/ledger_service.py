@@ -17,7 +17,7 @@ from quotas.allowances import expire_leases
 from quotas.holds import expire_holds
 from quotas.programmes import expire_vouchers
 from quotas.rate_windows import expire_windows
-from quotas.statement_service import close_statement, due_statements
+from quotas.statement_service import check_statements, close_statement, due_statements
 from quotas.vocabulary import CheckReport, Finding, FirmId, OpenHold
 
 
@@ -86,6 +86,7 @@ async def check_ledger(tx: AsyncSession, heads: Path | None = None) -> list[Find
         *await ledger_audit.check_ledger_tables(tx),
         *await ledger_audit.check_chain(tx, heads),
         *await ledger_audit.check_nouns(tx),
+        *await check_statements(tx),
     ]
 
 

@@ -157,7 +157,7 @@ async def grant_voucher(
     voucher_id = VoucherId("vch_" + ledger_store.request_hash([programme_id, key]).hex()[:26])
     known = await tx.get(VoucherRow, voucher_id)
     if known is not None:
-        if (known.firm_id, known.amount) != (firm_id, amount):
+        if (known.firm_id, known.amount, known.note) != (firm_id, amount, note):
             raise ledger_store.key_reused("voucher", key)
         return await _one(tx, voucher_id)
     await _check_grant(tx, programme_id, spec, firm_id, amount, now=now)

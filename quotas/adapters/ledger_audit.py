@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quotas.adapters import ledger_store
+from quotas.adapters.price_audit import PRICES
 from quotas.adapters.promise_audit import LEASES, TARIFFS, VOUCHERS
 from quotas.ledger_checks import GENESIS, block_hash
 from quotas.vocabulary import Finding
@@ -146,7 +147,7 @@ _NOUNS: tuple[tuple[str, str], ...] = (
 
 async def check_nouns(tx: AsyncSession) -> list[Finding]:
     """L2 and L3: holds, leases and vouchers agree with the ledger, every usage is on one charge, each was paid."""
-    return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS))
+    return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS, *PRICES))
 
 
 async def check_ledger_tables(tx: AsyncSession) -> list[Finding]:
