@@ -92,7 +92,8 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
         "UPDATE quotas.allowance_lease SET firm_id = 'firm_platform'", "L2", "it holds money of firm:",
     ),
     "a lease that lasts longer than its voucher": (
-        "UPDATE quotas.voucher SET expires_at = granted_at WHERE id IN (SELECT voucher_id FROM quotas.allowance_part)", "L2",
+        "UPDATE quotas.voucher SET expires_at = granted_at + interval '1 second' "
+        "WHERE id IN (SELECT voucher_id FROM quotas.allowance_part)", "L2",
         "it ends",
     ),
     "a lease of somebody else's voucher": (
