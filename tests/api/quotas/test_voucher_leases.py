@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import SYSTEM
-from kit.clock import FixedClock
+from kit.clock import FixedClock, utc_now
 from kit.db import Database
 from kit.errors import NoMoney
 from kit.units import MicroYuan
@@ -242,3 +242,23 @@ async def test_batching_never_changes_who_pays_through_leases(db: Database, cloc
             assert await api.check_ledger(tx) == []
     assert seen[0] == seen[1]
     assert sum(line[2] for line in seen[0]) == 3 * (1050 * 333_333 // 1_000_000)
+
+
+async def test_a_gateway_grows_shrinks_and_returns_a_lease_of_vouchers(db: Database) -> None:
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=utc_now(), paid_in=400)
+        await for_tokens(tx, firm, 1000, now=utc_now(), share=HALF)
+    plane = ControlPlane(db, holder="gw", lease_seconds=60)
+    lease = await plane.grow(firm, None, least=TopUp(100), wanted=500, tokens_wanted=0)
+    assert lease is not None
+    assert await plane.grow(firm, lease, least=TopUp(100), wanted=9999, tokens_wanted=0) is lease
+    assert lease.left == 800, "twice the cash"
+    lease.set_aside()
+    lease.left, lease.held = 300, 300
+    await plane.shrink(lease, keep=300, keep_tokens=0)
+    async with db.transaction() as tx:
+        assert ((await api.account_of(tx, firm)).available, await free_of(tx, firm)) == (250, [850])
+    await plane.shrink(lease, keep=0, keep_tokens=0)
+    async with db.transaction() as tx:
+        assert ((await api.account_of(tx, firm)).available, await free_of(tx, firm)) == (400, [1000])
+        assert await api.check_ledger(tx) == []
