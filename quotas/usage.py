@@ -37,7 +37,7 @@ from quotas.metering import (
 from quotas.periods import billing_periods
 from quotas.price_times import keep_prices
 from quotas.pricing import Discount, Tariff, contract_rate, discount_at, tariff_at
-from quotas.programmes import usable_terms_by_firm
+from quotas.programmes import validity_edges
 from quotas.statements import period_of
 from quotas.tariffs import tariffs_between
 from quotas.vocabulary import (
@@ -50,7 +50,6 @@ from quotas.vocabulary import (
     TokenUsage,
     UsageKind,
 )
-from quotas.vouchers import validity_edges
 
 BATCH_MAX = 10_000
 COUNT_MAX = 2**63 - 1
@@ -65,8 +64,9 @@ async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now:
 async def ingest_usage(tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime) -> IngestResult:
     """Keep and charge a batch of at most 10,000 records; those seen before (same source and id) change nothing.
 
-    Money comes from vouchers, then from the lease a record names, then from free cash; what none covers is the
-    platform's loss. Raises InvalidInput naming the first bad record; then nothing is taken.
+    Vouchers pay their share, first from what the lease that a record names holds of them; then the cash of that lease,
+    then free cash; what none covers is the platform's loss. Raises InvalidInput naming the first bad record; then
+    nothing is taken.
     """
     if len(records) > BATCH_MAX:
         raise InvalidInput(f"a batch carries at most {BATCH_MAX} records, not {len(records)}")
@@ -174,8 +174,7 @@ async def _charge(
     now: datetime,
 ) -> None:
     firms = {record.firm_id for record in new}
-    terms = await usable_terms_by_firm(tx, firms - {PLATFORM_FIRM}, at=now)
-    edges = {firm: validity_edges(of_firm) for firm, of_firm in terms.items()}
+    edges = await validity_edges(tx, firms - {PLATFORM_FIRM}, at=now)
     growth = summed(lines, new, lambda record: bisect_right(edges.get(record.firm_id, ()), record.at))
     rows = await _locked_lines(tx, sorted({line for line, _ in growth}), now=now)
     dues: dict[FirmId, Due] = {}
@@ -197,7 +196,7 @@ async def _charge(
             scope="usage",
             request=[[record.source, record.id] for record in of_firm],
             lease_ids={record.lease_id for record in of_firm if record.lease_id},
-            terms=terms.get(firm_id, ()),
+            vouchers=firm_id in edges,
             now=now,
         )
     await tx.flush()

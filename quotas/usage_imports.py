@@ -19,7 +19,7 @@ from quotas.discounts import discounts_between
 from quotas.periods import billing_periods
 from quotas.price_times import keep_prices
 from quotas.pricing import priced, share_of, shown_rates
-from quotas.programmes import usable_terms_by_firm
+from quotas.programmes import validity_edges
 from quotas.sacct import Header, Skip, SlurmJob, read_header, read_job, zone_named
 from quotas.statements import service_period
 from quotas.tariffs import payouts_between, tariffs_between
@@ -154,7 +154,7 @@ async def _import_chunk(
         return result.plus([], len(jobs))
     rows = await _rows(tx, new, now=now)
     firms = sorted({usage.firm_id for usage in new})
-    vouchers = await usable_terms_by_firm(tx, firms, at=now)
+    holders = await validity_edges(tx, firms, at=now)
     for firm_id in firms:
         of_firm = [(usage, row) for usage, row in zip(new, rows, strict=True) if usage.firm_id == firm_id]
         due = Due([Step(row, row.list_amount - row.discount, usage.started_at) for usage, row in of_firm])
@@ -166,7 +166,7 @@ async def _import_chunk(
             scope="import",
             request=[usage.attempt_id for usage, _ in of_firm],
             lease_ids=set(),
-            terms=vouchers.get(firm_id, ()),
+            vouchers=firm_id in holders,
             now=now,
         )
     tx.add_all(rows)

@@ -14,7 +14,7 @@ from kit.units import MicroYuan
 from quotas import api
 from quotas.ledger_service import check_ledger, sweep
 from quotas.statement_service import close_statement
-from quotas.vocabulary import FirmId, Period, RateAsk
+from quotas.vocabulary import FirmId, Period, RateAsk, UsageKind
 from tests.support.money import grant, hold, open_firm, open_key, publish_prices, tokens, used, yuan
 
 NO_CHECKS = "ALTER TABLE quotas.{0} DROP CONSTRAINT {1};"
@@ -91,6 +91,22 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
     ),
     "a lease of somebody else's money": (
         "UPDATE quotas.allowance_lease SET firm_id = 'firm_platform'", "L2", "it holds money of firm:",
+    ),
+    "a lease that lasts longer than its voucher": (
+        "UPDATE quotas.voucher SET expires_at = granted_at + interval '1 second' "
+        "WHERE id IN (SELECT voucher_id FROM quotas.allowance_part)", "L2",
+        "it ends",
+    ),
+    "a lease of somebody else's voucher": (
+        "UPDATE quotas.voucher SET firm_id = 'firm_platform' "
+        "WHERE id IN (SELECT voucher_id FROM quotas.allowance_part)", "L2", "of firm_platform",
+    ),
+    "a lease that forgot its voucher": (
+        "UPDATE quotas.allowance_lease SET vouchers = '{}'", "L2", "no hold and no lease names it",
+    ),
+    "a lease that names its voucher's money as another's": (
+        "UPDATE quotas.allowance_lease SET vouchers = jsonb_build_object('vch_other', "
+        "(SELECT value FROM jsonb_each(vouchers)))", "L2", "it holds money of voucher:",
     ),
     "a minute that was leased above its limit": (
         NO_CHECKS.format("rate_window", "rate_window_not_oversold")
@@ -209,6 +225,7 @@ async def everything(tx: AsyncSession, firm: FirmId, clock: FixedClock) -> None:
     held = await hold(tx, firm, now=now, seconds=100)
     await api.settle_compute(tx, hold_id=held.id, usage=used(firm, start=now, seconds=60), now=now)
     await hold(tx, firm, now=now, seconds=100, subject="job_2")
+    await grant(tx, firm, yuan(1), now=now, share_ppm=200_000, covers=frozenset({UsageKind.TOKENS}))
     lease = await api.lease_allowance(
         tx, holder="gw", firm_id=firm, amount=MicroYuan(10_000), lease_seconds=30, now=now
     )
