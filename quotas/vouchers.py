@@ -81,8 +81,12 @@ def affordable(
     pool: str | None = None,
     at: datetime,
 ) -> Allocation:
-    """Share as much of an amount as vouchers and `cash` can pay: less than all of it where cash is missing."""
-    least, most = max(0, min(amount, cash)), int(amount)
+    """Share as much of an amount as vouchers and `cash` can pay: less than all of it where cash is missing.
+
+    Who owes already (`cash` below zero) can still use what vouchers pay in full.
+    """
+    cash = max(0, cash)
+    least, most = min(amount, cash), int(amount)
     while least < most:  # the cash that an amount takes grows with it, so the largest is found by halving
         middle = (least + most + 1) // 2
         if allocate(MicroYuan(middle), vouchers, kind=kind, pool=pool, at=at).cash <= cash:
