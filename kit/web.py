@@ -14,10 +14,12 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticSerializationError, core_schema, to_json
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kit import errors
+from kit.db import is_conflict
 from kit.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ def create_app(
     app.add_exception_handler(errors.HeliuError, _on_heliu_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(DBAPIError, _on_database_error)
     app.add_exception_handler(Exception, _on_surprise)
     app.add_middleware(RequestEnvelope, body_limit_bytes=body_limit_bytes, unlimited=tuple(unlimited_prefixes))
 
@@ -192,6 +195,22 @@ async def _on_http_exception(_request: Request, error: Exception) -> Response:
         return await _on_heliu_error(_request, error.__cause__)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     return problem(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _on_database_error(_request: Request, error: Exception) -> Response:
+    """A deadlock, a serialization failure or a lock that nobody let go undid the transaction; again it may succeed."""
+    assert isinstance(error, DBAPIError)
+    if not is_conflict(error):
+        raise error
+    log.warning("a conflict in the database reached a caller", exc_info=error)
+    return problem(
+        503,
+        "busy",
+        "others are changing the same things at this moment",
+        hint="send it again",
+        retryable=True,
+        headers={"Retry-After": "1"},
+    )
 
 
 async def _on_surprise(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import smtplib
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -109,11 +110,16 @@ async def _mail(sender: Sender, message: Mapping[str, Any], _now: datetime) -> N
 
 def _submit(url: str, mail: EmailMessage) -> None:
     parts = urlsplit(url)
-    kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
-    with kind(parts.hostname or "localhost", parts.port or 0, timeout=TRY_SECONDS) as server:
+    host, port, verified = parts.hostname or "localhost", parts.port or 0, ssl.create_default_context()
+    with (
+        smtplib.SMTP_SSL(host, port, timeout=TRY_SECONDS, context=verified)
+        if parts.scheme == "smtps"
+        else smtplib.SMTP(host, port, timeout=TRY_SECONDS)
+    ) as server:
+        server.ehlo()
+        if parts.scheme != "smtps" and (parts.username or server.has_extn("starttls")):
+            server.starttls(context=verified)
         if parts.username:
-            if parts.scheme != "smtps":
-                server.starttls()
             server.login(unquote(parts.username), unquote(parts.password or ""))
         server.send_message(mail)
 

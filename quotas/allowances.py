@@ -1,6 +1,7 @@
 """Allowance leases: a slice of a firm's money in a gateway's hands, so that it decides without asking.
 
-A lease is a hold in the ledger, so the sum of all leases never exceeds what is there, nor what hard budgets leave.
+A lease is holds in the ledger, of vouchers in burn order and of cash (lease_money.py), so the sum of all leases never
+exceeds what is there, nor what hard budgets leave.
 Where a month's limit on tokens is over its payer, it carries tokens too. Its holder renews it, tops it up, returns it,
 or loses it when it dies.
 """
@@ -14,11 +15,10 @@ from kit.db import notify
 from kit.errors import InvalidInput, NotFound
 from kit.ids import new_id
 from kit.units import MicroYuan
-from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import AllowanceLeaseRow
-from quotas.cash import account_of, hold_gone, no_money
-from quotas.ledger import Leg, Refusal, expire, extend, pending, void
+from quotas.cash import hold_gone, no_money
+from quotas.lease_money import NOTHING, VOUCHER_MARGIN, cash_missing, keep_until, let_go, pending_ids, set_aside
 from quotas.spending import UNBOUND, room_of, take_turns, used_up
 from quotas.vocabulary import (
     ALLOWANCES_CHANNEL,
@@ -27,11 +27,9 @@ from quotas.vocabulary import (
     FirmId,
     LeaseId,
     Payer,
-    UsageKind,
 )
 
 LEASE_SECONDS_MAX = 3600
-RACES = 5
 
 
 async def lease_allowance(
@@ -48,9 +46,10 @@ async def lease_allowance(
 ) -> AllowanceLease:
     """Lease up to `amount` of what the firm has free and `payer`'s budgets leave: less when there is less.
 
-    Money is granted or NoMoney raised, unless none is asked for; of `tokens` under the month's limits as many as are
-    left, which may be none. Others' unused leases may then be recalled. `kept`: it was leased before and is in use, so
-    a limit that was lowered meanwhile does not take it away.
+    Vouchers for tokens pay their share, and the lease ends no later than they do; cash pays the rest. Money is granted
+    or NoMoney raised, unless none is asked for; of `tokens` under the month's limits as many as are left, which may be
+    none. Others' unused leases may then be recalled. `kept`: it was leased before and is in use, so a limit that was
+    lowered meanwhile does not take it away.
     """
     payer = payer or Payer(firm_id)
     _check(amount or tokens, lease_seconds)
@@ -58,23 +57,26 @@ async def lease_allowance(
     if amount and room.micro_yuan is not None and room.micro_yuan <= 0:
         raise used_up(room.budget or {}, asked=amount)
     amount, tokens = room.of(micro_yuan=amount, tokens=tokens)
-    lease_id = LeaseId(new_id("lse"))
-    expires_at = now + timedelta(seconds=lease_seconds)
-    number, granted = 0, MicroYuan(0)
-    if amount:
-        number, granted = await _reserve(tx, lease_id, firm_id, amount, expires_at=expires_at, now=now)
     row = AllowanceLeaseRow(
-        id=lease_id,
+        id=LeaseId(new_id("lse")),
         holder=holder,
         firm_id=firm_id,
-        pending_id=number,
+        pending_id=0,
+        vouchers={},
         state="open",
         created_at=now,
-        expires_at=expires_at,
+        expires_at=now + timedelta(seconds=lease_seconds),
         project_id=payer.project_id,
         key_id=payer.line_id,
         tokens_left=tokens,
     )
+    granted = 0
+    if amount:
+        margin = NOTHING if kept else VOUCHER_MARGIN
+        granted, row.expires_at = await set_aside(tx, row, amount, until=row.expires_at, margin=margin, now=now)
+        if not granted:
+            refusal = await cash_missing(tx, firm_id=firm_id, amount=amount, now=now)
+            raise refusal or await no_money(tx, firm_id, 1)
     tx.add(row)
     await tx.flush()
     return _view(row, granted)
@@ -85,36 +87,6 @@ def _check(amount: int, lease_seconds: int) -> None:
         raise InvalidInput("a lease is of at least one micro-yuan")
     if not 0 < lease_seconds <= LEASE_SECONDS_MAX:
         raise InvalidInput(f"a lease lasts between 1 and {LEASE_SECONDS_MAX} seconds")
-
-
-async def _reserve(
-    tx: AsyncSession,
-    lease_id: LeaseId,
-    firm_id: FirmId,
-    amount: int,
-    *,
-    expires_at: datetime,
-    now: datetime,
-) -> tuple[int, MicroYuan]:
-    """Hold up to `amount`; returns the pending transfer and what was held."""
-    cash, revenue = chart.firm_cash(firm_id), chart.revenue(UsageKind.TOKENS)
-    ids = await ledger_store.accounts(tx, [cash, revenue], at=now)
-    for _ in range(RACES):
-        granted = min(amount, (await account_of(tx, firm_id)).available)
-        if granted <= 0:
-            break
-        posting = await ledger_store.post(
-            tx,
-            scope="lease",
-            key=new_id("op"),
-            request=lease_id,
-            legs=[pending(ids[cash], ids[revenue], granted, expires_at)],
-            at=now,
-        )
-        if not isinstance(posting, Refusal):
-            return posting.transfer_ids[0], MicroYuan(granted)
-        await ledger_store.lock_balances(tx, [ids[cash]])  # somebody was faster: a race is no lack of money
-    raise await no_money(tx, firm_id, 1)
 
 
 def _view(row: AllowanceLeaseRow, left: int) -> AllowanceLease:
@@ -158,41 +130,21 @@ async def renew_allowance(
     grows = (top_up > 0 or more_tokens > 0) and row.recalled_at is None
     room = await room_of(tx, payer, now=now, but_lease=lease_id) if grows else UNBOUND
     if row.state == "open" and row.expires_at <= now:
-        await _close(tx, row, "expired", now=now)
+        await let_go(tx, row, "expired", now=now)
     if row.state != "open":
         raise hold_gone(f"Lease {lease_id}", row.state)
-    row.expires_at = now + timedelta(seconds=lease_seconds)
     _check(1, lease_seconds)
-    left = (await ledger_store.pending_left(tx, [row.pending_id])).get(row.pending_id, 0)
-    if left:
-        await ledger_store.hold_until(tx, row.pending_id, row.expires_at)
+    until = now + timedelta(seconds=lease_seconds)
     if tokens_left is not None:
         row.tokens_left = min(row.tokens_left, tokens_left)
     if grows:
         top_up, tokens = room.of(micro_yuan=top_up, tokens=row.tokens_left + more_tokens)
         row.tokens_left = max(row.tokens_left, tokens)
-        left += await _top_up(tx, row, left, top_up, now=now)
+        if top_up:
+            await set_aside(tx, row, top_up, until=until, now=now)
+    left = await keep_until(tx, row, until)
     await tx.flush()
     return _view(row, left)
-
-
-async def _top_up(tx: AsyncSession, row: AllowanceLeaseRow, left: int, top_up: int, *, now: datetime) -> int:
-    """Add what is free to a lease: to its hold, or to a new one when that was used up. Returns how much."""
-    free = min(top_up, (await account_of(tx, FirmId(row.firm_id))).available)
-    if free <= 0:
-        return 0
-    cash, revenue = (
-        chart.firm_cash(FirmId(row.firm_id)),
-        chart.revenue(UsageKind.TOKENS),
-    )
-    ids = await ledger_store.accounts(tx, [cash, revenue], at=now)
-    leg: Leg = extend(row.pending_id, free) if left else pending(ids[cash], ids[revenue], free, row.expires_at)
-    posting = await ledger_store.post(tx, scope="lease", key=new_id("op"), request=row.id, legs=[leg], at=now)
-    if isinstance(posting, Refusal):  # somebody was faster; the next renewal sees what is left
-        return 0
-    if not left:
-        row.pending_id = posting.transfer_ids[0]
-    return free
 
 
 async def return_allowance(tx: AsyncSession, *, lease_id: LeaseId, holder: str, now: datetime) -> None:
@@ -200,16 +152,7 @@ async def return_allowance(tx: AsyncSession, *, lease_id: LeaseId, holder: str, 
     row = await _locked(tx, lease_id, holder)
     if row.state == "open":
         await take_turns(tx, Payer(FirmId(row.firm_id)))  # what is kept of it is leased anew in the same transaction
-        await _close(tx, row, "returned", now=now)
-
-
-async def _close(tx: AsyncSession, row: AllowanceLeaseRow, state: str, *, now: datetime) -> None:
-    if await ledger_store.pending_left(tx, [row.pending_id]):
-        leg = expire(row.pending_id) if row.expires_at <= now else void(row.pending_id)
-        posting = await ledger_store.post(tx, scope=f"lease-{state}", key=row.id, request=row.id, legs=[leg], at=now)
-        assert not isinstance(posting, Refusal), f"what a lease has left can be given back: {posting}"
-    row.state, row.closed_at = state, now
-    await tx.flush()
+        await let_go(tx, row, "returned", now=now)
 
 
 async def recall_allowances(tx: AsyncSession, *, firm_id: FirmId, except_holder: str, now: datetime) -> int:
@@ -231,7 +174,7 @@ async def reach_gateways(tx: AsyncSession, firm_id: FirmId, *, now: datetime) ->
 
 async def leased_elsewhere(tx: AsyncSession, *, firm_id: FirmId, except_holder: str) -> bool:
     """Whether another holder has anything of the firm that it might return."""
-    query = text("""SELECT EXISTS (SELECT FROM quotas.allowance_lease l
+    query = text("""SELECT EXISTS (SELECT FROM quotas.allowance_part l
         LEFT JOIN quotas.pending p ON p.id = l.pending_id
         WHERE l.firm_id = :firm AND l.holder <> :holder AND l.state = 'open'
             AND (p.amount_left > 0 OR l.tokens_left > 0))""")
@@ -250,8 +193,8 @@ async def open_leases(tx: AsyncSession, *, holder: str) -> list[AllowanceLease]:
         .scalars()
         .all()
     )
-    left = await ledger_store.pending_left(tx, [row.pending_id for row in rows])
-    return [_view(row, left.get(row.pending_id, 0)) for row in rows]
+    left = await ledger_store.pending_left(tx, [number for row in rows for number in pending_ids(row)])
+    return [_view(row, sum(left.get(number, 0) for number in pending_ids(row))) for row in rows]
 
 
 async def expire_leases(tx: AsyncSession, *, now: datetime, at_most: int = 200) -> int:
@@ -266,5 +209,5 @@ async def expire_leases(tx: AsyncSession, *, now: datetime, at_most: int = 200) 
     )
     due = rows.scalars().all()
     for row in due:
-        await _close(tx, row, "expired", now=now)
+        await let_go(tx, row, "expired", now=now)
     return len(due)

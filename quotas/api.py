@@ -41,6 +41,7 @@ from quotas.holds import quote_compute as quote_compute
 from quotas.holds import release_hold as release_hold
 from quotas.keys import KeySpec as KeySpec
 from quotas.keys import issue_key as issue_key
+from quotas.lease_money import cash_missing as cash_missing
 from quotas.ledger_service import check_ledger as check_ledger
 from quotas.ledger_service import open_holds as open_holds
 from quotas.ledger_service import sweep as sweep

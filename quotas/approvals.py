@@ -85,6 +85,12 @@ async def alone_so_far(
     return int((await tx.execute(query, names)).scalar_one())
 
 
+async def done_alone(tx: AsyncSession, action: MoneyAction, key: str, firm_id: FirmId) -> bool:
+    """Whether the deed with this key was done for the firm already: sent again, it is answered as it was."""
+    query = text("SELECT EXISTS (SELECT FROM quotas.lone_deed WHERE (action, key, firm_id) = (:action, :key, :firm))")
+    return bool((await tx.execute(query, {"action": action, "key": key, "firm": firm_id})).scalar_one())
+
+
 async def note_alone(
     tx: AsyncSession, action: MoneyAction, key: str, firm_id: FirmId, amount: int, *, by: Principal, now: datetime
 ) -> None:

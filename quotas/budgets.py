@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,7 +20,7 @@ from quotas.allowances import reach_gateways
 from quotas.applications import require_active
 from quotas.keys import key_not_found, key_row
 from quotas.projects import project_of
-from quotas.statements import period_of
+from quotas.statements import bounds, may_close, period_of
 from quotas.vocabulary import KEYS_CHANNEL, FirmId, KeyGrant, KeyId, ProjectId
 
 
@@ -109,12 +109,24 @@ async def key_limits(tx: AsyncSession, key_id: KeyId, *, now: datetime) -> KeyGr
 
 
 async def watch_budgets(db: Database, now: datetime) -> int:
-    """Raise an alert for each threshold that was reached, once a month, and queue its messages. Returns how many."""
-    period = period_of(now)
+    """Raise an alert for each threshold that was reached, once a month, and queue its messages. Returns how many.
+
+    The month before is watched until its grace is over: its last usage comes late.
+    """
+    this = period_of(now)
+    before = period_of(bounds(this)[0] - timedelta(days=1))
     made = 0
     async with db.transaction() as tx:
-        known = await store.raised(tx, period)
-        for row in await store.budgets(tx, period=period):
+        for period in [this] if may_close(before, now) else [before, this]:
+            made += await _watch(tx, period, now=now)
+    return made
+
+
+async def _watch(tx: AsyncSession, period: str, *, now: datetime) -> int:
+    made, ends_at = 0, bounds(period)[1]
+    known = await store.raised(tx, period)
+    for row in await store.budgets(tx, period=period):
+        if row["created_at"] < ends_at:
             for threshold in crossed(row["thresholds"], spent=row["spent"], amount=row["amount"]):
                 if (row["id"], threshold) not in known:
                     made += await _raise(tx, row, threshold, period, now=now)

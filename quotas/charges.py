@@ -21,6 +21,7 @@ from quotas.discounts import discounts_between
 from quotas.holds import expire_hold, hold_compute, locked_hold, parts_of
 from quotas.ledger import Leg, Refusal, post, posted, void
 from quotas.periods import billing_periods
+from quotas.price_times import keep_prices
 from quotas.pricing import Price, Segment, priced, share_of, shown_rates
 from quotas.programmes import programme_ids
 from quotas.spending import take_turns
@@ -104,7 +105,7 @@ async def settle_compute(tx: AsyncSession, *, hold_id: HoldId, usage: ComputeUsa
         await expire_hold(tx, row, now=now)
     bill = await _bill(tx, row, usage, now=now)
     await _post(tx, row, usage, bill, now=now)
-    charge = await _record(tx, row, usage, bill, request)
+    charge = await _record(tx, row, usage, bill, request, now=now)
     if row.state == HoldState.OPEN:
         row.state, row.closed_at, row.close_reason = (
             HoldState.SETTLED.value,
@@ -152,6 +153,7 @@ async def _charged_before(tx: AsyncSession, usage: ComputeUsage, request: bytes)
 
 
 async def _bill(tx: AsyncSession, row: ComputeHoldRow, usage: ComputeUsage, *, now: datetime) -> _Bill:
+    await keep_prices(tx)
     tariffs = await tariffs_between(tx, usage.started_at, usage.ended_at)
     contracts = await discounts_between(tx, [usage.firm_id], usage.started_at, usage.ended_at)
     segments, listed, price = priced(usage, tariffs, contracts.get(usage.firm_id, ()))
@@ -165,6 +167,8 @@ async def _bill(tx: AsyncSession, row: ComputeHoldRow, usage: ComputeUsage, *, n
         allocation = settle(amount, parts_of(row))
         assert allocation.cash <= row.cash, "what is settled is at most what was held, part by part"
         return _Bill(listed, price, segments, allocation, amount, MicroYuan(0), payout, payable)
+    cash = await ledger_store.accounts(tx, [chart.firm_cash(usage.firm_id)], at=now)
+    await ledger_store.lock_balances(tx, list(cash.values()))  # nobody spends what it is about to pay with
     there = max(0, (await account_of(tx, usage.firm_id)).available)
     amount = MicroYuan(min(price.amount, row.amount, there))
     allocation = Allocation((), amount, ("the hold had expired: cash pays what it can",))
@@ -190,7 +194,7 @@ async def _post(
 ) -> None:
     """One operation: the posting table of docs/ledger.md, row "settle"."""
     programmes = await programme_ids(tx, [part.voucher_id for part in bill.allocation.parts])
-    moves = _moves(usage, bill, programmes, expired=row.state != HoldState.OPEN)
+    moves = _moves(row, usage, bill, programmes)
     ids = await ledger_store.accounts(tx, [spec for move in moves for spec in move[:2]], at=now)
     legs = _resolving_legs(row, usage, bill) + [posted(ids[debit], ids[credit], n) for debit, credit, n in moves]
     if not legs:
@@ -205,10 +209,15 @@ async def _post(
         )
 
 
+def _own_cost_held(row: ComputeHoldRow, bill: _Bill) -> int:
+    """What of the platform's own work is paid from its hold; the centre is owed the rest too."""
+    return min(bill.payable, row.cash) if row.state == HoldState.OPEN else 0
+
+
 def _resolving_legs(row: ComputeHoldRow, usage: ComputeUsage, bill: _Bill) -> list[Leg]:
     if row.state != HoldState.OPEN:
         return []
-    cash = min(bill.payable, row.cash) if usage.firm_id == PLATFORM_FIRM else bill.allocation.cash
+    cash = _own_cost_held(row, bill) if usage.firm_id == PLATFORM_FIRM else bill.allocation.cash
     paid = paid_by(bill.allocation.parts)
     takes = [(part["pending_id"], paid.get(part["voucher_id"], 0)) for part in row.parts]
     if row.cash_pending_id is not None:
@@ -217,11 +226,10 @@ def _resolving_legs(row: ComputeHoldRow, usage: ComputeUsage, bill: _Bill) -> li
 
 
 def _moves(
+    row: ComputeHoldRow,
     usage: ComputeUsage,
     bill: _Bill,
     programmes: dict[VoucherId, ProgrammeId],
-    *,
-    expired: bool,
 ) -> list[tuple[AccountSpec, AccountSpec, int]]:
     """(debit, credit, amount) of all that moves at once, beside what was held."""
     revenue = chart.revenue(UsageKind.COMPUTE)
@@ -243,23 +251,20 @@ def _moves(
     if usage.firm_id != PLATFORM_FIRM:
         moves.append((chart.CENTRE_COST, chart.centre_payable(usage.centre), bill.payable))
         moves.append((chart.LOSS, revenue, bill.loss))
-        if expired:
+        if row.state != HoldState.OPEN:
             moves.append((chart.firm_cash(usage.firm_id), revenue, bill.allocation.cash))
         moves += residue_moves(bill.residue, UsageKind.COMPUTE)
-    elif expired:
-        moves.append((chart.OWN_COST, chart.centre_payable(usage.centre), bill.payable))
+    else:
+        held = _own_cost_held(row, bill)
+        moves.append((chart.OWN_COST, chart.centre_payable(usage.centre), bill.payable - held))
     return [move for move in moves if move[2]]
 
 
 async def _record(
-    tx: AsyncSession,
-    row: ComputeHoldRow,
-    usage: ComputeUsage,
-    bill: _Bill,
-    request: bytes,
+    tx: AsyncSession, row: ComputeHoldRow, usage: ComputeUsage, bill: _Bill, request: bytes, *, now: datetime
 ) -> Charge:
     service = service_period(usage.started_at, usage.ended_at)
-    period = (await billing_periods(tx, [(usage.firm_id, service)]))[usage.firm_id, service]
+    period = (await billing_periods(tx, [(usage.firm_id, service)], now=now))[usage.firm_id, service]
     start_us = (usage.started_at - datetime(1970, 1, 1, tzinfo=usage.started_at.tzinfo)) // timedelta(microseconds=1)
     capped = bill.price.amount - bill.amount - bill.loss if usage.firm_id != PLATFORM_FIRM else 0
     line = ChargeRow(

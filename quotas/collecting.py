@@ -1,5 +1,6 @@
-"""Who pays what lines grew by: vouchers that cover it, leases its records name, free cash, and at last nobody.
+"""Who pays what lines grew by: vouchers that cover it, then cash, and at last nobody.
 
+Of each voucher, and of cash, what the leases that records name hold of it goes first, then what is free.
 Used where a charge follows the use: tokens, images, audio, storage, and jobs that ran outside the platform.
 """
 
@@ -10,6 +11,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.errors import InvalidInput, Unavailable
 from kit.units import MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
@@ -19,7 +21,7 @@ from quotas.chart import AccountSpec
 from quotas.ledger import Leg, Refusal, post, posted
 from quotas.metering import draw
 from quotas.programmes import usable_terms
-from quotas.vocabulary import FirmId, LeaseId, ProgrammeId, UsageKind, VoucherId, VoucherPart
+from quotas.vocabulary import FirmId, LeaseId, ProgrammeId, RefusalReason, UsageKind, VoucherId, VoucherPart
 from quotas.vouchers import Growth, VoucherTerms, explained, grow
 
 RACES = 5
@@ -50,6 +52,18 @@ class Due:
     moves: list[Move] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Leased:
+    """What the leases of a batch hold: (pending id, what is left), of cash and of each voucher."""
+
+    cash: list[tuple[int, int]] = field(default_factory=list)
+    vouchers: dict[VoucherId, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def of_vouchers(self) -> dict[VoucherId, int]:
+        """How much they hold of each voucher."""
+        return {name: sum(left for _, left in held) for name, held in self.vouchers.items()}
+
+
 async def collect(
     tx: AsyncSession,
     firm_id: FirmId,
@@ -58,23 +72,28 @@ async def collect(
     scope: str,
     request: object,
     lease_ids: set[LeaseId],
-    terms: Sequence[VoucherTerms],
+    vouchers: bool,
     now: datetime,
 ) -> int:
-    """Take a batch's money in one operation and write on its lines who paid. Returns the platform's loss."""
-    leases = await _leases(tx, lease_ids, firm_id, now=now)
-    cash_gone = False
-    for turn in range(RACES + 1):
-        growths = _shared(due.steps, terms if turn < RACES else ())
+    """Take a batch's money in one operation and write on its lines who paid. Returns the platform's loss.
+
+    `vouchers`: whether the firm has any that is not over.
+    """
+    leased = await _leases(tx, lease_ids, firm_id, now=now)
+    held = leased.of_vouchers()
+    for _ in range(RACES):
+        terms = await usable_terms(tx, firm_id, at=now, held=held) if vouchers else []
+        growths = _shared(due.steps, terms)
         owed = sum(growth.cash for growth in growths)
-        need_cash = owed > sum(left for _, left in leases) and not cash_gone
+        need_cash = owed > sum(left for _, left in leased.cash)
         free = (await account_of(tx, firm_id)).available if need_cash else 0
-        taken, from_cash, loss = draw(owed, leases, free)
+        taken, from_cash, loss = draw(owed, leased.cash, free)
         programmes = {voucher.id: voucher.programme_id for voucher in terms}
         drawn = (sum(amount for _, amount in taken), from_cash, loss)
-        moves = [*due.moves, *_moves(firm_id, due.steps, growths, programmes, drawn)]
+        redeemed, redemptions = _redeemed(growths, leased, programmes)
+        moves = [*due.moves, *redemptions, *_moves(firm_id, due.steps, growths, programmes, drawn)]
         ids = await ledger_store.accounts(tx, [spec for move in moves for spec in move[:2]], at=now)
-        legs: list[Leg] = [post(number, amount, final=False) for number, amount in taken]
+        legs: list[Leg] = [post(number, amount, final=False) for number, amount in [*taken, *redeemed]]
         legs += [posted(ids[debit], ids[credit], amount) for debit, credit, amount in moves]
         if not legs:
             break
@@ -82,13 +101,45 @@ async def collect(
         posting = await ledger_store.post(tx, scope=scope, key=key, request=request, legs=legs, at=now)
         if not isinstance(posting, Refusal):
             break
-        # Somebody spent it meanwhile: the cash, or a voucher. Nothing has changed.
-        cash_gone = cash_gone or posting.account == ids.get(chart.firm_cash(firm_id))
-        terms = await usable_terms(tx, firm_id, at=now)
+        if posting.reason is not RefusalReason.EXCEEDS_FUNDS:
+            raise InvalidInput(
+                f"The usage of firm {firm_id} in this batch cannot be booked: {posting.reason}.",
+                code=posting.reason.value,
+                hint="one entry is at most 2^53 micro-yuan or GPU-milliseconds; look at the counts",
+            )
+        # Somebody spent it meanwhile: the cash, or a voucher. Nothing has changed, and what is seen next stays there.
+        await ledger_store.lock_balances(tx, await _purses(tx, firm_id, terms, now=now))
     else:
-        raise AssertionError("without vouchers and without cash nothing can be refused")
+        raise Unavailable(
+            f"What firm {firm_id} has was spent again and again while its usage was charged. Nothing was charged.",
+            hint="send the same again",
+        )
     _write(due.steps, growths, terms, loss)
     return loss
+
+
+async def _purses(tx: AsyncSession, firm_id: FirmId, terms: Sequence[VoucherTerms], *, now: datetime) -> list[int]:
+    """The accounts a firm can pay from: its cash and these vouchers."""
+    purses = [chart.firm_cash(firm_id), *(chart.voucher(voucher.id, voucher.programme_id) for voucher in terms)]
+    return list((await ledger_store.accounts(tx, purses, at=now)).values())
+
+
+def _redeemed(
+    growths: Sequence[Growth], leased: Leased, programmes: Mapping[VoucherId, ProgrammeId]
+) -> tuple[list[tuple[int, int]], list[Move]]:
+    """From where vouchers pay: what leases hold of them, (pending id, amount), then what is free of them."""
+    paid: dict[VoucherId, int] = {}
+    for growth in growths:
+        for voucher_id, amount in growth.paid.items():
+            paid[voucher_id] = paid.get(voucher_id, 0) + amount
+    taken: list[tuple[int, int]] = []
+    moves: list[Move] = []
+    for voucher_id, amount in paid.items():
+        from_leases, free, _ = draw(amount, leased.vouchers.get(voucher_id, ()), amount)
+        taken += from_leases
+        programme = programmes[voucher_id]
+        moves.append((chart.voucher(voucher_id, programme), chart.programme_redeemed(programme), free))
+    return taken, added(moves)
 
 
 def _shared(steps: Sequence[Step], terms: Sequence[VoucherTerms]) -> list[Growth]:
@@ -134,7 +185,7 @@ def _moves(
     programmes: Mapping[VoucherId, ProgrammeId],
     drawn: tuple[int, int, int],
 ) -> list[Move]:
-    """Vouchers and funders, cash and loss, and to each kind of usage its revenue: leases were held for tokens."""
+    """Funders, cash and loss, and to each kind of usage its revenue: the cash of leases was held for tokens."""
     leased, from_cash, loss = drawn
     moves: list[Move] = []
     owed: dict[UsageKind, int] = {}
@@ -142,9 +193,7 @@ def _moves(
         revenue = chart.revenue(step.kind)
         owed[step.kind] = owed.get(step.kind, 0) + growth.cash
         for voucher_id, amount in growth.paid.items():
-            programme = programmes[voucher_id]
-            moves.append((chart.voucher(voucher_id, programme), chart.programme_redeemed(programme), amount))
-            moves.append((chart.funder_receivable(programme), revenue, amount))
+            moves.append((chart.funder_receivable(programmes[voucher_id]), revenue, amount))
     tokens = chart.revenue(UsageKind.TOKENS)
     for kind in sorted(owed, key=lambda one: (one is not UsageKind.TOKENS, one)):
         from_lease = min(leased, owed[kind])
@@ -192,17 +241,25 @@ def _write(steps: Sequence[Step], growths: Sequence[Growth], terms: Sequence[Vou
             row.explanation = list(explained(growth.parts, terms, kind=step.kind, pool=row.pool, at=step.at))
 
 
-async def _leases(
-    tx: AsyncSession, lease_ids: set[LeaseId], firm_id: FirmId, *, now: datetime
-) -> list[tuple[int, int]]:
-    """(pending id, what is left) of the firm's open leases among these, locked."""
+async def _leases(tx: AsyncSession, lease_ids: set[LeaseId], firm_id: FirmId, *, now: datetime) -> Leased:
+    """What the firm's open leases among these hold, locked."""
+    found = Leased()
     if not lease_ids:
-        return []
+        return found
+    # First the leases, then what they name: a lease that is being renewed may name another transfer afterwards.
     rows = await tx.execute(
-        text("""SELECT l.pending_id, p.amount_left FROM quotas.allowance_lease l
-            JOIN quotas.pending p ON p.id = l.pending_id AND p.expires_at > :now
-            WHERE l.id = ANY(CAST(:ids AS text[])) AND l.firm_id = :firm AND l.state = 'open'
-            ORDER BY l.id FOR UPDATE OF l, p"""),
+        text("""SELECT pending_id, vouchers FROM quotas.allowance_lease
+            WHERE id = ANY(CAST(:ids AS text[])) AND firm_id = :firm AND state = 'open' AND expires_at > :now
+            ORDER BY id FOR UPDATE"""),
         {"ids": sorted(lease_ids), "firm": firm_id, "now": now},
     )
-    return [(row.pending_id, row.amount_left) for row in rows]
+    leases = [(row.pending_id, {VoucherId(name): number for name, number in row.vouchers.items()}) for row in rows]
+    numbers = [number for cash, vouchers in leases for number in (cash, *vouchers.values())]
+    left = await ledger_store.pending_left(tx, numbers) if numbers else {}
+    for cash, vouchers in leases:
+        if cash in left:
+            found.cash.append((cash, left[cash]))
+        for name, number in vouchers.items():
+            if number in left:
+                found.vouchers.setdefault(name, []).append((number, left[number]))
+    return found

@@ -15,6 +15,7 @@ from kit.errors import Conflict, InvalidInput, NotFound, Refused
 from kit.ids import new_id
 from kit.units import Ppm
 from quotas.adapters.money_tables import DiscountRow
+from quotas.price_times import change_prices, discount_used_until, usage_charged_until
 from quotas.pricing import Discount
 from quotas.vocabulary import DiscountId, FirmId, UsageKind
 
@@ -107,9 +108,12 @@ async def grant_discount(
     """Take `off_ppm` off a firm's rates of a kind of usage in [valid_from, valid_until).
 
     Raises InvalidInput for a window that is empty, Refused (`discount_in_the_past`) for one that would change prices
-    of time that has passed, Conflict (`discount_overlaps`).
+    of time that has passed, Refused (`discount_start_used`) when usage from then on was charged already, Conflict
+    (`discount_overlaps`).
     """
-    start = valid_from or now
+    await change_prices(tx)
+    used = await usage_charged_until(tx, firm_id, kind)
+    start = valid_from or max(now, used or now)
     if valid_until is not None and valid_until <= start:
         raise InvalidInput("a discount ends after it starts", hint="give a later valid_until")
     if start < now - GRANTING_SLACK:
@@ -117,6 +121,12 @@ async def grant_discount(
             f"A discount cannot start at {start.isoformat()}: that time has passed, and its prices stand.",
             code="discount_in_the_past",
             hint="leave out valid_from to start now, or give back single charges: heliu charge refund",
+        )
+    if used is not None and start < used:
+        raise Refused(
+            f"Usage of the firm after {start.isoformat()} was charged already, without this discount.",
+            code="discount_start_used",
+            hint="leave out valid_from to start as soon as possible, or choose a later time",
         )
     row = DiscountRow(
         id=new_id("dsc"),
@@ -145,15 +155,20 @@ async def grant_discount(
 
 
 async def end_discount(tx: AsyncSession, discount_id: str, *, now: datetime) -> Contract:
-    """Let a discount end now; one that has not begun never was. Raises NotFound, Conflict when it is over."""
+    """Let a discount end now, after all that was charged with it; one that has not begun never was.
+
+    Raises NotFound, Conflict when it is over.
+    """
+    await change_prices(tx)
     before = await contract_of(tx, discount_id)
+    end = max(now, await discount_used_until(tx, before.terms.firm_id, before.terms.id) or now)
     row = await tx.get_one(DiscountRow, discount_id, with_for_update=True, populate_existing=True)
-    if not (row.validity.upper is None or row.validity.upper > now):
+    if not (row.validity.upper is None or row.validity.upper > end):
         raise Conflict(f"Discount {discount_id} is over.", code="discount_over")
-    if before.terms.valid_from >= now:
+    if before.terms.valid_from >= end:
         await tx.delete(row)
         await tx.flush()
         return before
-    row.validity = Range(before.terms.valid_from, now, bounds="[)")
+    row.validity = Range(before.terms.valid_from, end, bounds="[)")
     await tx.flush()
     return await contract_of(tx, discount_id)

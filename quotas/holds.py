@@ -140,7 +140,8 @@ async def hold_compute(
     hard budget), Refused (`no_tariff`), Conflict (`key_reused`); after any of them nothing has changed and `tx` may go
     on.
     """
-    request = ledger_store.request_hash([firm_id, project_id, subject, pool, qos, gpu_milli, seconds_max])
+    asked = [firm_id, project_id, subject, pool, qos, gpu_milli, seconds_max, cap_micro_yuan, key_id]
+    request = ledger_store.request_hash(asked)
     if known := await _known(tx, key, request):
         return known
     price = await _price(tx, firm_id, pool, qos, gpu_milli, 0, seconds_max, at=now)

@@ -17,7 +17,7 @@ from quotas.allowances import expire_leases
 from quotas.holds import expire_holds
 from quotas.programmes import expire_vouchers
 from quotas.rate_windows import expire_windows
-from quotas.statement_service import close_statement, due_statements
+from quotas.statement_service import check_statements, close_statement, due_statements
 from quotas.vocabulary import CheckReport, Finding, FirmId, OpenHold
 
 
@@ -86,6 +86,7 @@ async def check_ledger(tx: AsyncSession, heads: Path | None = None) -> list[Find
         *await ledger_audit.check_ledger_tables(tx),
         *await ledger_audit.check_chain(tx, heads),
         *await ledger_audit.check_nouns(tx),
+        *await check_statements(tx),
     ]
 
 
@@ -114,8 +115,9 @@ async def open_holds(tx: AsyncSession) -> list[OpenHold]:
             SELECT h.id, 'compute' AS kind, h.subject, h.firm_id, h.amount, h.expires_at
             FROM quotas.compute_hold h WHERE h.state = 'open'
             UNION ALL
-            SELECT l.id, 'allowance', l.holder, l.firm_id, coalesce(p.amount_left, 0), l.expires_at
-            FROM quotas.allowance_lease l LEFT JOIN quotas.pending p ON p.id = l.pending_id WHERE l.state = 'open'
+            SELECT l.id, 'allowance', l.holder, l.firm_id, coalesce(sum(p.amount_left), 0)::bigint, l.expires_at
+            FROM quotas.allowance_part l LEFT JOIN quotas.pending p ON p.id = l.pending_id WHERE l.state = 'open'
+            GROUP BY l.id, l.holder, l.firm_id, l.expires_at
             ORDER BY 2, 1""")
     )
     return [

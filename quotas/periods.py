@@ -1,6 +1,7 @@
 """Which month a usage is billed in: its own, or the first later one that is not closed."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,7 +11,7 @@ from quotas.vocabulary import FirmId, Period
 
 
 async def billing_periods(
-    tx: AsyncSession, wanted: Iterable[tuple[FirmId, Period]]
+    tx: AsyncSession, wanted: Iterable[tuple[FirmId, Period]], *, now: datetime
 ) -> dict[tuple[FirmId, Period], Period]:
     """(firm, service period) → the period that takes it. None of them closes before this transaction ends."""
     pairs = set(wanted)
@@ -28,7 +29,7 @@ async def billing_periods(
     closed: dict[str, set[str]] = {}
     for row in rows:
         closed.setdefault(row.firm_id, set()).add(row.period)
-    return {(firm, service): billing_period(service, closed.get(firm, set())) for firm, service in pairs}
+    return {(firm, service): billing_period(service, closed.get(firm, set()), now) for firm, service in pairs}
 
 
 async def bar_usage(tx: AsyncSession, firm_id: FirmId) -> None:

@@ -1,7 +1,7 @@
 """Voucher programmes: open one, grant vouchers under it, see what they hold, book back what expired."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import select, text
@@ -157,7 +157,7 @@ async def grant_voucher(
     voucher_id = VoucherId("vch_" + ledger_store.request_hash([programme_id, key]).hex()[:26])
     known = await tx.get(VoucherRow, voucher_id)
     if known is not None:
-        if (known.firm_id, known.amount) != (firm_id, amount):
+        if (known.firm_id, known.amount, known.note) != (firm_id, amount, note):
             raise ledger_store.key_reused("voucher", key)
         return await _one(tx, voucher_id)
     await _check_grant(tx, programme_id, spec, firm_id, amount, now=now)
@@ -268,22 +268,34 @@ async def _vouchers(tx: AsyncSession, where: str, value: str) -> list[Voucher]:
     return [found[terms.id] for terms in burn_order([one.terms for one in found.values()])]
 
 
-async def usable_terms(tx: AsyncSession, firm_id: FirmId, *, at: datetime) -> list[VoucherTerms]:
-    """The terms of a firm's vouchers that are not over and not used up."""
-    return [one.terms for one in await vouchers_of(tx, firm_id) if one.terms.expires_at > at and one.terms.left > 0]
+async def usable_terms(
+    tx: AsyncSession, firm_id: FirmId, *, at: datetime, held: Mapping[VoucherId, int] | None = None
+) -> list[VoucherTerms]:
+    """The terms of a firm's vouchers that are not over and not used up; what is `held` for the caller is left too."""
+    terms = [one.terms for one in await vouchers_of(tx, firm_id) if one.terms.expires_at > at]
+    if held:
+        terms = [replace(one, left=MicroYuan(one.left + held.get(one.id, 0))) for one in terms]
+    return [one for one in terms if one.left > 0]
 
 
-async def usable_terms_by_firm(
+async def validity_edges(
     tx: AsyncSession, firm_ids: Collection[FirmId], *, at: datetime
-) -> dict[FirmId, list[VoucherTerms]]:
-    """The same of many firms at once; a firm without such a voucher is missing."""
+) -> dict[FirmId, list[datetime]]:
+    """The instants between which a firm has the same valid vouchers; a firm whose vouchers are all over is missing."""
     rows = await tx.execute(
-        text("SELECT DISTINCT firm_id FROM quotas.voucher WHERE firm_id = ANY(CAST(:firms AS text[]))"),
-        {"firms": sorted(firm_ids)},
+        text("""SELECT firm_id, array_agg(valid_from) || array_agg(expires_at) AS edges FROM quotas.voucher
+            WHERE firm_id = ANY(CAST(:firms AS text[])) AND expires_at > :at GROUP BY firm_id"""),
+        {"firms": sorted(firm_ids), "at": at},
     )
-    holders = sorted(FirmId(row.firm_id) for row in rows)
-    found = {firm: await usable_terms(tx, firm, at=at) for firm in holders}
-    return {firm: terms for firm, terms in found.items() if terms}
+    return {FirmId(row.firm_id): sorted(set(row.edges)) for row in rows}
+
+
+async def voucher_ends(tx: AsyncSession, voucher_ids: Sequence[VoucherId]) -> list[datetime]:
+    """When these vouchers expire."""
+    rows = await tx.execute(
+        text("SELECT expires_at FROM quotas.voucher WHERE id = ANY(CAST(:ids AS text[]))"), {"ids": list(voucher_ids)}
+    )
+    return list(rows.scalars())
 
 
 async def programme_ids(tx: AsyncSession, voucher_ids: Sequence[VoucherId]) -> dict[VoucherId, ProgrammeId]:

@@ -8,6 +8,7 @@ from sqlmodel import col
 
 from kit.errors import Conflict, NotFound
 from kit.ids import new_id
+from kit.units import MicroYuan, format_yuan
 from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.ledger_store import Posting
@@ -21,10 +22,13 @@ from quotas.statements import period_of
 from quotas.vocabulary import Charge, ChargeId, FirmId, Period, UsageKind, VoucherId
 
 
-async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, now: datetime) -> Charge:
+async def refund_charge(
+    tx: AsyncSession, *, charge_id: ChargeId, reason: str, now: datetime, expected: MicroYuan | None = None
+) -> Charge:
     """Give a charge back, by a credit note: cash to cash, each voucher its own part with its own expiry. Once.
 
-    The GPU time stays used and the centre stays paid. Raises NotFound, Conflict (`refunded_already`).
+    The GPU time stays used and the centre stays paid. Raises NotFound, Conflict (`refunded_already`; `charge_changed`
+    when it is not the amount that was `expected`: the line of an open month grows).
     """
     row = await tx.get(ChargeRow, charge_id, with_for_update=True, populate_existing=True)
     if row is None or row.reverses is not None:
@@ -32,9 +36,15 @@ async def refund_charge(tx: AsyncSession, *, charge_id: ChargeId, reason: str, n
     found = await tx.execute(select(ChargeRow).where(col(ChargeRow.reverses) == charge_id))
     if found.scalar_one_or_none() is not None:
         raise Conflict(f"Charge {charge_id} was given back already.", code="refunded_already")
+    if expected is not None and row.amount != expected:
+        raise Conflict(
+            f"Charge {charge_id} is {format_yuan(row.amount)} by now, not {format_yuan(expected)}.",
+            code="charge_changed",
+            hint="ask for the refund anew, best after its month has ended",
+        )
     await _post(tx, row, now=now)
     firm_id, month = FirmId(row.firm_id), period_of(now)
-    period = (await billing_periods(tx, [(firm_id, month)]))[firm_id, month]
+    period = (await billing_periods(tx, [(firm_id, month)], now=now))[firm_id, month]
     note = _credit_note(row, period, reason)
     tx.add(note)
     await tx.flush()

@@ -25,6 +25,7 @@ from quotas.vocabulary import (
     CentreName,
     CentreStatement,
     ChargeId,
+    Finding,
     FirmId,
     Period,
     PoolName,
@@ -68,12 +69,13 @@ async def _computed(tx: AsyncSession, firm_id: FirmId, period: Period, now: date
         )
     ).one()
     opening, top_ups = int(sums.opening), int(sums.top_ups)
+    idle = not lines and not top_ups  # there is nothing to seal, and nothing can come any more
     made = Statement(
         firm_id=firm_id,
         period=period,
         starts_at=starts_at,
         ends_at=ends_at,
-        state=state_at(period, now, closed=False),
+        state=state_at(period, now, closed=idle and may_close(period, now)),
         lines=lines,
         amount=amount,
         voucher=voucher,
@@ -195,6 +197,21 @@ async def due_statements(tx: AsyncSession, *, now: datetime, at_most: int = 50) 
     )
     due = [(FirmId(row.firm_id), Period(row.period)) for row in rows if may_close(row.period, now)]
     return due[:at_most]
+
+
+async def check_statements(tx: AsyncSession) -> list[Finding]:
+    """Every closed statement is what was sealed, adds up, and still follows from the books."""
+    findings: list[Finding] = []
+    rows = await tx.execute(select(StatementRow).order_by(text("firm_id, period")))
+    for row in rows.scalars():
+        sealed, about = _stored(row), f"statement {row.firm_id} {row.period}"
+        if statement_hash(sealed) != sealed.hash:
+            findings.append(Finding("L3", about, "it is not what was sealed under its hash"))
+        findings += check_statement(sealed)
+        computed = await _computed(tx, FirmId(row.firm_id), Period(row.period), row.closed_at)
+        if computed.hash != sealed.hash:
+            findings.append(Finding("L3", about, f"it closes with {sealed.closing}; its charges say otherwise"))
+    return findings
 
 
 def _jsonable(value: Any) -> Any:

@@ -48,10 +48,13 @@ def following(period: Period) -> Period:
     return period_of(bounds(period)[1])
 
 
-def billing_period(service: Period, closed: Collection[str]) -> Period:
-    """Where a usage is billed: its own month, or the first later one that is not closed."""
+def billing_period(service: Period, closed: Collection[str], now: datetime) -> Period:
+    """Where a usage is billed: its own month, or the first later one that is not closed and whose grace is not over.
+
+    A month of which nothing was billed is never sealed; its grace ends all the same, so that months stay in order.
+    """
     period = service
-    while period in closed:
+    while period in closed or may_close(period, now):
         period = following(period)
     return period
 

@@ -20,11 +20,16 @@ HOUR = timedelta(hours=1)
 
 async def storage_hours_due(tx: AsyncSession, *, now: datetime) -> list[datetime]:
     """Full hours that have a price for storage and were not measured, oldest first; none older than the grace."""
-    last = (
-        await tx.execute(text("SELECT max(last_at) FROM quotas.charge WHERE kind = 'storage' AND reverses IS NULL"))
-    ).scalar_one_or_none()
     this = now.replace(minute=0, second=0, microsecond=0)
-    hour = this if last is None else max(last + HOUR, this - GRACE)
+    oldest = this - GRACE
+    measured = (
+        await tx.execute(
+            text("""SELECT EXISTS (SELECT FROM quotas.token_usage WHERE source = :source) AS ever,
+                (SELECT max(at) FROM quotas.token_usage WHERE source = :source AND at >= :oldest) AS last"""),
+            {"source": SOURCE, "oldest": oldest},
+        )
+    ).one()
+    hour = measured.last + HOUR if measured.last else oldest if measured.ever else this
     tariffs = await tariffs_between(tx, hour, this) if hour <= this else []
     due: list[datetime] = []
     while hour <= this:

@@ -11,6 +11,7 @@ from kit.errors import Conflict, Refused
 from kit.ids import new_id
 from kit.units import MicroYuan, Ppm
 from quotas.adapters.money_tables import CentreContractRow, RateRow, TariffRow
+from quotas.price_times import change_prices, tariff_used_until
 from quotas.pricing import Meter, RateKey, Tariff, Window, lost_prices, no_tariff, tariff_at, token_rates
 from quotas.vocabulary import (
     CentreName,
@@ -61,16 +62,16 @@ async def publish_tariff(
     by: str,
     now: datetime,
 ) -> Tariff:
-    """A new version from `valid_from` (default: now) until the next one. It ends the version it falls into.
+    """A new version from `valid_from` until the next one. It ends the version it falls into.
 
+    Without `valid_from` it starts now, after all that was charged at the version before.
     Raises Refused (`tariff_in_the_past`) when it would change prices of time that has passed, Refused (`tariff_gap`)
-    when something would have no price any more and `ends_prices` does not say so, Conflict (`tariff_starts_taken`)
-    when a version starts at that very instant.
+    when something would have no price any more and `ends_prices` does not say so, Refused (`tariff_start_used`) when
+    usage from then on was charged already, Conflict (`tariff_starts_taken`) when a version starts at that very instant.
     """
-    start = valid_from or now
-    # One publisher at a time: two would both end the same version.
-    await tx.execute(text("SELECT pg_advisory_xact_lock(hashtext('quotas.publish_tariff'))"))
+    await change_prices(tx)
     others = await tariffs_between(tx, None, None)
+    start = valid_from or await _free_from(tx, others, now)
     if others and start < now - PUBLISHING_SLACK:
         raise Refused(
             f"A tariff cannot start at {start.isoformat()}: that time has passed, and its prices stand.",
@@ -83,6 +84,12 @@ async def publish_tariff(
             code="tariff_starts_taken",
             hint="choose another time",
         )
+    if await _free_from(tx, others, start) > start:
+        raise Refused(
+            f"Usage after {start.isoformat()} was charged already, at the prices that stood.",
+            code="tariff_start_used",
+            hint="leave out valid_from to start as soon as possible, or choose a later time",
+        )
     before = tariff_at(others, start)
     if before is not None and not ends_prices:
         _refuse_gap(before, Tariff(before.id, start, None, rates, tuple(windows)))
@@ -90,10 +97,20 @@ async def publish_tariff(
         row = await tx.get_one(TariffRow, before.id)
         row.validity = Range(before.valid_from, start, bounds="[)")
         await tx.flush()
-    until = min((other.valid_from for other in others if other.valid_from > start), default=None)
+    after = min((other for other in others if other.valid_from > start), key=lambda one: one.valid_from, default=None)
+    until = None if after is None else after.valid_from
     tariff = Tariff(TariffId(new_id("trf")), start, until, dict(rates), tuple(windows))
+    if after is not None and not ends_prices:
+        _refuse_gap(tariff, after)
     await _write(tx, tariff, name=name, by=by, now=now)
     return tariff
+
+
+async def _free_from(tx: AsyncSession, others: Sequence[Tariff], start: datetime) -> datetime:
+    """The first instant from `start` on from which nothing was charged at the version in force."""
+    before = tariff_at(others, start)
+    used = None if before is None else await tariff_used_until(tx, before)
+    return start if used is None else max(start, used)
 
 
 def _refuse_gap(before: Tariff, after: Tariff) -> None:

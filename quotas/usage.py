@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import InvalidInput
+from kit.units import MAX_AMOUNT
 from quotas.adapters.money_tables import ChargeRow
 from quotas.collecting import Due, Step, added, collect, residue_moves
 from quotas.discounts import discounts_between, discounts_by_id
@@ -34,8 +35,9 @@ from quotas.metering import (
     unique,
 )
 from quotas.periods import billing_periods
+from quotas.price_times import keep_prices
 from quotas.pricing import Discount, Tariff, contract_rate, discount_at, tariff_at
-from quotas.programmes import usable_terms_by_firm
+from quotas.programmes import validity_edges
 from quotas.statements import period_of
 from quotas.tariffs import tariffs_between
 from quotas.vocabulary import (
@@ -48,9 +50,10 @@ from quotas.vocabulary import (
     TokenUsage,
     UsageKind,
 )
-from quotas.vouchers import validity_edges
 
 BATCH_MAX = 10_000
+COUNT_MAX = 2**63 - 1
+"""Largest count a line can carry, in the database."""
 
 
 async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now: datetime) -> IngestResult:
@@ -61,8 +64,9 @@ async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now:
 async def ingest_usage(tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime) -> IngestResult:
     """Keep and charge a batch of at most 10,000 records; those seen before (same source and id) change nothing.
 
-    Money comes from vouchers, then from the lease a record names, then from free cash; what none covers is the
-    platform's loss. Raises InvalidInput naming the first bad record; then nothing is taken.
+    Vouchers pay their share, first from what the lease that a record names holds of them; then the cash of that lease,
+    then free cash; what none covers is the platform's loss. Raises InvalidInput naming the first bad record; then
+    nothing is taken.
     """
     if len(records) > BATCH_MAX:
         raise InvalidInput(f"a batch carries at most {BATCH_MAX} records, not {len(records)}")
@@ -70,20 +74,23 @@ async def ingest_usage(tx: AsyncSession, records: Sequence[UsageRecord], *, now:
     if not records:
         return IngestResult(0, 0)
     distinct = unique(records)
-    lines = await _lines_of(tx, distinct)
+    lines = await _lines_of(tx, distinct, now=now)
     new = await _keep(tx, distinct, lines, now=now)
     if new:
         await _charge(tx, new, lines, now=now)
     return IngestResult(accepted=len(new), duplicates=len(records) - len(new))
 
 
-async def _lines_of(tx: AsyncSession, records: Sequence[UsageRecord]) -> dict[tuple[str, str], LineKey]:
+async def _lines_of(
+    tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime
+) -> dict[tuple[str, str], LineKey]:
     """(source, id) → the line it belongs to."""
     instants = [record.at for record in records]
     first, last = min(instants), max(instants)
+    await keep_prices(tx)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {record.firm_id for record in records}, first, last)
-    periods = await billing_periods(tx, {(record.firm_id, period_of(record.at)) for record in records})
+    periods = await billing_periods(tx, {(record.firm_id, period_of(record.at)) for record in records}, now=now)
     lines: dict[tuple[str, str], LineKey] = {}
     for record in records:
         kind, (resource, priced_as) = kind_of(record), resource_of(record)
@@ -167,12 +174,13 @@ async def _charge(
     now: datetime,
 ) -> None:
     firms = {record.firm_id for record in new}
-    terms = await usable_terms_by_firm(tx, firms - {PLATFORM_FIRM}, at=now)
-    edges = {firm: validity_edges(of_firm) for firm, of_firm in terms.items()}
+    edges = await validity_edges(tx, firms - {PLATFORM_FIRM}, at=now)
     growth = summed(lines, new, lambda record: bisect_right(edges.get(record.firm_id, ()), record.at))
     rows = await _locked_lines(tx, sorted({line for line, _ in growth}), now=now)
     dues: dict[FirmId, Due] = {}
     for (line, _), more in sorted(growth.items(), key=lambda item: item[0]):
+        if not _fits(rows[line.text], more):
+            raise _too_much([record for record in new if lines[record.source, record.id] == line])
         step, residue = _grow(rows[line.text], more)
         assert more.last_at is not None, "a record has a time"
         due = dues.setdefault(line.firm_id, Due())
@@ -188,7 +196,7 @@ async def _charge(
             scope="usage",
             request=[[record.source, record.id] for record in of_firm],
             lease_ids={record.lease_id for record in of_firm if record.lease_id},
-            terms=terms.get(firm_id, ()),
+            vouchers=firm_id in edges,
             now=now,
         )
     await tx.flush()
@@ -260,10 +268,18 @@ def _begun(line: LineKey, rates: Rates, discount: Discount | None, now: datetime
     }
 
 
-def _grow(row: ChargeRow, more: Quantities) -> tuple[int, int]:
-    """Add counts to a line; returns by how much what it costs and its residue changed."""
-    kind = UsageKind(row.kind)
-    before = Quantities(
+def _too_much(records: Sequence[UsageRecord]) -> InvalidInput:
+    """Names the largest of the records that a line cannot take."""
+    most = max(records, key=lambda record: sum(getattr(quantities_of(record), name) for name in _COUNTS))
+    return InvalidInput(
+        f"usage {most.id!r} of {most.source!r} is more than its line of the statement can hold",
+        code="amount_too_large",
+        hint="a line costs at most 2^53 micro-yuan; look at the counts",
+    )
+
+
+def _counted(row: ChargeRow) -> Quantities:
+    return Quantities(
         row.input,
         row.cached_input,
         row.output,
@@ -272,7 +288,19 @@ def _grow(row: ChargeRow, more: Quantities) -> tuple[int, int]:
         row.last_at if row.requests else None,
         row.quantity,
     )
-    after = before.plus(more)
+
+
+def _fits(row: ChargeRow, more: Quantities) -> bool:
+    """Whether the line stays within what the books can hold."""
+    after = _counted(row).plus(more)
+    cost = price_line(UsageKind(row.kind), after, row.rates).amount
+    return cost <= MAX_AMOUNT and max(after.input, after.output, after.quantity) <= COUNT_MAX
+
+
+def _grow(row: ChargeRow, more: Quantities) -> tuple[int, int]:
+    """Add counts to a line; returns by how much what it costs and its residue changed."""
+    kind = UsageKind(row.kind)
+    after = _counted(row).plus(more)
     listed = price_line(kind, after, row.rates)
     price = price_line(kind, after, row.contract_rates) if row.discount_id else listed
     step, residue = price.amount - (row.list_amount - row.discount), price.residue - row.residue

@@ -10,15 +10,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import Conflict, InvalidInput, Refused
 from kit.ids import new_id
-from kit.units import GpuMs, MicroYuan, Ppm
+from kit.units import MAX_AMOUNT, GpuMs, MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import ChargeRow, ComputeUsageRow
 from quotas.collecting import Due, Step, added, collect, residue_moves
 from quotas.discounts import discounts_between
 from quotas.periods import billing_periods
+from quotas.price_times import keep_prices
 from quotas.pricing import priced, share_of, shown_rates
-from quotas.programmes import usable_terms_by_firm
+from quotas.programmes import validity_edges
 from quotas.sacct import Header, Skip, SlurmJob, read_header, read_job, zone_named
 from quotas.statements import service_period
 from quotas.tariffs import payouts_between, tariffs_between
@@ -82,6 +83,8 @@ def check_file(path: Path, terms: ImportTerms, *, now: datetime) -> Mapping[str,
             faults.append((number, f"partition {job.partition!r} is no pool; map it: --partition {job.partition}=…"))
         elif job.ended_at > now:
             faults.append((number, f"it ends at {job.ended_at.isoformat()}, which is still to come"))
+        elif (took := _gpu_ms(job)) > MAX_AMOUNT:
+            faults.append((number, f"job {job.job_id} took {took} GPU-milliseconds, more than the books can hold"))
         elif seen.setdefault(job.job_id, job) != job:
             faults.append((number, f"job {job.job_id} is in the file before, with other content"))
     if faults:
@@ -149,9 +152,9 @@ async def _import_chunk(
     new = await _new_ones(tx, usages)
     if not new:
         return result.plus([], len(jobs))
-    rows = await _rows(tx, new)
+    rows = await _rows(tx, new, now=now)
     firms = sorted({usage.firm_id for usage in new})
-    vouchers = await usable_terms_by_firm(tx, firms, at=now)
+    holders = await validity_edges(tx, firms, at=now)
     for firm_id in firms:
         of_firm = [(usage, row) for usage, row in zip(new, rows, strict=True) if usage.firm_id == firm_id]
         due = Due([Step(row, row.list_amount - row.discount, usage.started_at) for usage, row in of_firm])
@@ -163,7 +166,7 @@ async def _import_chunk(
             scope="import",
             request=[usage.attempt_id for usage, _ in of_firm],
             lease_ids=set(),
-            terms=vouchers.get(firm_id, ()),
+            vouchers=firm_id in holders,
             now=now,
         )
     tx.add_all(rows)
@@ -183,6 +186,10 @@ async def _import_chunk(
     return result.plus(rows, len(jobs) - len(new))
 
 
+def _gpu_ms(job: SlurmJob) -> GpuMs:
+    return GpuMs(job.gpus * ((job.ended_at - job.started_at) // timedelta(milliseconds=1)))
+
+
 def _usage(job: SlurmJob, terms: ImportTerms) -> ComputeUsage:
     firm_id, project_id = terms.accounts[job.account]
     pool = terms.partitions[job.partition]
@@ -194,7 +201,7 @@ def _usage(job: SlurmJob, terms: ImportTerms) -> ComputeUsage:
         pool=pool,
         centre=centre_of(pool),
         qos=terms.qos,
-        gpu_ms=GpuMs(job.gpus * ((job.ended_at - job.started_at) // timedelta(milliseconds=1))),
+        gpu_ms=_gpu_ms(job),
         started_at=job.started_at,
         ended_at=job.ended_at,
     )
@@ -225,13 +232,14 @@ async def _new_ones(tx: AsyncSession, usages: Mapping[str, ComputeUsage]) -> lis
     )
 
 
-async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage]) -> list[ChargeRow]:
+async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage], *, now: datetime) -> list[ChargeRow]:
     """The lines they make, priced and not yet paid."""
     first, last = min(one.started_at for one in usages), max(one.ended_at for one in usages)
+    await keep_prices(tx)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {one.firm_id for one in usages}, first, last)
     services = {one.attempt_id: service_period(one.started_at, one.ended_at) for one in usages}
-    periods = await billing_periods(tx, {(one.firm_id, services[one.attempt_id]) for one in usages})
+    periods = await billing_periods(tx, {(one.firm_id, services[one.attempt_id]) for one in usages}, now=now)
     payouts = {centre: await payouts_between(tx, centre, first, last) for centre in {one.centre for one in usages}}
     rows: list[ChargeRow] = []
     for usage in usages:
@@ -239,6 +247,12 @@ async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage]) -> list[Charge
             segments, listed, price = priced(usage, tariffs, contracts.get(usage.firm_id, ()))
         except Refused as refused:
             raise Refused(f"{usage.subject}: {refused.message}", code=refused.code, hint=refused.hint) from None
+        if listed.amount > MAX_AMOUNT:
+            raise InvalidInput(
+                f"{usage.subject} costs more than one line of the statement can hold. Nothing was imported.",
+                code="amount_too_large",
+                hint="a line costs at most 2^53 micro-yuan; look at its GPUs and times",
+            )
         service = services[usage.attempt_id]
         payout = Ppm(payouts[usage.centre](usage.started_at))
         row = ChargeRow(

@@ -44,7 +44,7 @@ def burn_order(vouchers: Sequence[VoucherTerms]) -> list[VoucherTerms]:
 
 
 def allocate(
-    amount: MicroYuan, vouchers: Sequence[VoucherTerms], *, kind: UsageKind, pool: str | None, at: datetime
+    amount: MicroYuan, vouchers: Sequence[VoucherTerms], *, kind: UsageKind, pool: str | None = None, at: datetime
 ) -> Allocation:
     """Share a cost between vouchers, in burn order, and cash."""
     parts: list[VoucherPart] = []
@@ -70,6 +70,30 @@ def allocate(
     assert 0 <= cash <= amount, "vouchers never pay more than the cost"
     explanation.append(f"cash pays {cash} micro-yuan")
     return Allocation(tuple(parts), MicroYuan(cash), tuple(explanation))
+
+
+def affordable(
+    amount: MicroYuan,
+    cash: int,
+    vouchers: Sequence[VoucherTerms],
+    *,
+    kind: UsageKind,
+    pool: str | None = None,
+    at: datetime,
+) -> Allocation:
+    """Share as much of an amount as vouchers and `cash` can pay: less than all of it where cash is missing.
+
+    Who owes already (`cash` below zero) can still use what vouchers pay in full.
+    """
+    cash = max(0, cash)
+    least, most = min(amount, cash), int(amount)
+    while least < most:  # the cash that an amount takes grows with it, so the largest is found by halving
+        middle = (least + most + 1) // 2
+        if allocate(MicroYuan(middle), vouchers, kind=kind, pool=pool, at=at).cash <= cash:
+            least = middle
+        else:
+            most = middle - 1
+    return allocate(MicroYuan(least), vouchers, kind=kind, pool=pool, at=at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +156,6 @@ def explained(
         if voucher.id not in known
     ]
     return tuple(said)
-
-
-def validity_edges(vouchers: Sequence[VoucherTerms]) -> list[datetime]:
-    """The instants between which the same vouchers are valid."""
-    return sorted({edge for voucher in vouchers for edge in (voucher.valid_from, voucher.expires_at)})
 
 
 def _paid_sentence(part: VoucherPart) -> str:

@@ -5,7 +5,7 @@ from typing import Self
 
 from heliu.client.approvals import Approvals
 from heliu.client.jobs import Files, Fleet, Jobs
-from heliu.client.money import Money, Tariffs, Vouchers
+from heliu.client.money import Discounts, Money, Tariffs, Usage, Vouchers
 from heliu.client.people import Firms, Keys, Members, Quotas, Sessions
 from heliu.client.serving import Adapters, Deployments, Models
 from heliu.client.transport import Transport
@@ -28,6 +28,8 @@ class Client:
         self.keys = Keys(transport)
         self.quotas = Quotas(transport)
         self.tariffs = Tariffs(transport)
+        self.discounts = Discounts(transport)
+        self.usage = Usage(transport)
         self.vouchers = Vouchers(transport)
         self.money = Money(transport)
         self.approvals = Approvals(transport)

@@ -1,11 +1,23 @@
-"""Prices, vouchers, payments, statements, the ledger. Whatever moves money carries an idempotency key."""
+"""Prices, vouchers, payments, usage, statements, the ledger. What moves money carries an idempotency key."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from heliu.client.money_views import Account, CentreStatement, LedgerCheck, Programme, Statement, Tariff, Voucher
+from heliu.client.money_views import (
+    Account,
+    CentreStatement,
+    Discount,
+    LedgerCheck,
+    Preview,
+    Programme,
+    Statement,
+    Tariff,
+    UsageImport,
+    Voucher,
+)
 from heliu.client.transport import Transport, new_idempotency_key
 
 
@@ -23,6 +35,68 @@ class Tariffs:
     def list(self) -> list[Tariff]:
         """Every version, oldest first."""
         return [Tariff(**row) for row in self._transport.json("GET", "/api/tariffs")]
+
+    def preview(self, draft: Mapping[str, Any], *, period: str | None = None, firm_id: str | None = None) -> Preview:
+        """What a month (by default the last whole one) would have cost with a draft of the book. Publishes nothing."""
+        body = {"tariff": dict(draft), "period": period, "firm_id": firm_id}
+        return Preview(**self._transport.json("POST", "/api/tariffs/preview", body=body))
+
+
+@dataclass(frozen=True, slots=True)
+class Discounts:
+    """What contracts take off firms' rates."""
+
+    _transport: Transport
+
+    def grant(self, firm_id: str, kind: str, *, off_ppm: int, contract: str, **terms: Any) -> Discount:
+        """Grant one; also `resource`, `valid_from`, `valid_until`. Raises AwaitsApproval: a second person approves."""
+        body = {"firm_id": firm_id, "kind": kind, "off_ppm": off_ppm, "contract": contract}
+        body |= {name: _json(value) for name, value in terms.items()}
+        return Discount(**self._transport.json("POST", "/api/discounts", body=body))
+
+    def list(self, firm_id: str | None = None) -> list[Discount]:
+        """A firm's discounts, past and to come, oldest first."""
+        return [Discount(**row) for row in self._transport.json("GET", "/api/discounts", query={"firm_id": firm_id})]
+
+    def end(self, discount_id: str) -> Discount:
+        """Let one end now."""
+        return Discount(**self._transport.json("POST", f"/api/discounts/{discount_id}/end"))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What ran outside the platform."""
+
+    _transport: Transport
+
+    def import_slurm(
+        self,
+        file: Path,
+        *,
+        source: str,
+        accounts: Mapping[str, str],
+        partitions: Mapping[str, str],
+        qos: str = "standard",
+        timezone: str = "Asia/Shanghai",
+        dry_run: bool = False,
+    ) -> UsageImport:
+        """Charge the jobs in a file of `sacct -P -X`, all or none and each of a `source` once.
+
+        `accounts`: Slurm account → firm, or firm/project; `partitions`: Slurm partition → pool.
+        """
+        query = {
+            "source": source,
+            "account": [f"{name}={firm}" for name, firm in accounts.items()],
+            "partition": [f"{name}={pool}" for name, pool in partitions.items()],
+            "qos": qos,
+            "timezone": timezone,
+            "dry_run": dry_run,
+        }
+        key = new_idempotency_key()  # a job that was charged is not charged again
+        done = self._transport.json(
+            "POST", "/api/usage-imports", query=query, content=file.read_bytes(), idempotency_key=key
+        )
+        return UsageImport(**done)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,49 @@ class Tariff(View):
     rates: list[Rate]
 
 
+class PreviewLine(View):
+    firm_id: str
+    kind: str
+    now_micro_yuan: int
+    draft_micro_yuan: int
+
+
+class Preview(View):
+    """`now`: as the month was priced; `unpriced`: what the draft has no price for."""
+
+    period: str
+    lines: list[PreviewLine]
+    now_micro_yuan: int
+    draft_micro_yuan: int
+    unpriced: list[str]
+
+
+class Discount(View):
+    id: str
+    firm_id: str
+    kind: str
+    resource: str
+    off_ppm: int
+    valid_from: datetime
+    valid_until: datetime | None
+    contract: str
+    granted_by: str
+    granted_at: datetime
+
+
+class UsageImport(View):
+    """`skipped`: lines with nothing to charge, by why. `loss`: what neither vouchers nor cash could pay."""
+
+    dry_run: bool
+    imported: int
+    duplicates: int
+    skipped: dict[str, int]
+    amount_micro_yuan: int
+    voucher_micro_yuan: int
+    cash_micro_yuan: int
+    loss_micro_yuan: int
+
+
 class Programme(View):
     id: str
     name: str

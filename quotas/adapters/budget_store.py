@@ -22,7 +22,7 @@ _SPENT = """
         AND (b.project_id IS NULL OR h.project_id = b.project_id)
         AND (b.key_id IS NULL OR h.key_id IN (SELECT k.id FROM quotas.api_key k WHERE k.line_id = b.key_id))),
         0)::bigint AS held,
-        coalesce((SELECT sum(p.amount_left) FROM quotas.allowance_lease l JOIN quotas.pending p ON p.id = l.pending_id
+        coalesce((SELECT sum(p.amount_left) FROM quotas.allowance_part l JOIN quotas.pending p ON p.id = l.pending_id
         WHERE l.state = 'open' AND l.firm_id = b.firm_id AND (b.project_id IS NULL OR l.project_id = b.project_id)
         AND (b.key_id IS NULL OR l.key_id = b.key_id)), 0)::bigint AS leased
     FROM quotas.budget b WHERE b.ended_at IS NULL"""

@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quotas.adapters import ledger_store
+from quotas.adapters.price_audit import PRICES
 from quotas.adapters.promise_audit import LEASES, TARIFFS, VOUCHERS
 from quotas.ledger_checks import GENESIS, block_hash
 from quotas.vocabulary import Finding
@@ -86,14 +87,14 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         FROM named n LEFT JOIN quotas.pending p ON p.id = n.pending_id
         WHERE n.pending_id IS NOT NULL AND n.open <> (p.id IS NOT NULL)"""),
     ("L2", """
-        SELECT l.id, 'over, and money is still held' FROM quotas.allowance_lease l
+        SELECT l.id, 'over, and money is still held' FROM quotas.allowance_part l
         JOIN quotas.pending p ON p.id = l.pending_id WHERE l.state <> 'open'"""),
     ("L2", """
         SELECT 'pending transfer ' || p.id, 'no hold and no lease names it' FROM quotas.pending p
         JOIN quotas.transfer t ON t.id = p.id
         JOIN quotas.operation o ON o.id = t.operation_id AND o.scope IN ('hold', 'lease')
         WHERE NOT EXISTS (SELECT FROM quotas.compute_hold h WHERE h.cash_pending_id = p.id)
-        AND NOT EXISTS (SELECT FROM quotas.allowance_lease l WHERE l.pending_id = p.id)
+        AND p.id NOT IN (SELECT l.pending_id FROM quotas.allowance_part l)
         AND NOT EXISTS (SELECT FROM quotas.compute_hold h, jsonb_array_elements(h.parts) AS part
             WHERE (part ->> 'pending_id')::bigint = p.id)"""),
     ("L3", """
@@ -146,7 +147,7 @@ _NOUNS: tuple[tuple[str, str], ...] = (
 
 async def check_nouns(tx: AsyncSession) -> list[Finding]:
     """L2 and L3: holds, leases and vouchers agree with the ledger, every usage is on one charge, each was paid."""
-    return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS))
+    return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS, *PRICES))
 
 
 async def check_ledger_tables(tx: AsyncSession) -> list[Finding]:

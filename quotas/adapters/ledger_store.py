@@ -273,8 +273,9 @@ async def pending_left(tx: AsyncSession, pending_ids: Sequence[int]) -> dict[int
     return {row.id: row.amount_left for row in rows}
 
 
-async def hold_until(tx: AsyncSession, pending_id: int, expires_at: datetime) -> None:
-    """Move the end of an open hold."""
+async def hold_until(tx: AsyncSession, pending_ids: Sequence[int], expires_at: datetime) -> None:
+    """Move the end of open holds, which the caller has locked."""
     await tx.execute(
-        text("UPDATE quotas.pending SET expires_at = :at WHERE id = :id"), {"id": pending_id, "at": expires_at}
+        text("UPDATE quotas.pending SET expires_at = :at WHERE id = ANY(CAST(:ids AS bigint[]))"),
+        {"ids": list(pending_ids), "at": expires_at},
     )

@@ -303,6 +303,7 @@ class AllowanceLeaseRow(_Row, table=True):
     project_id: str | None = _text(to="project", null=True)
     key_id: str | None = _text(to="api_key", null=True)
     tokens_left: int = _number(server_default="0")
+    vouchers: dict[str, int] = _column(JSONB, server_default="{}")
 
 
 class ComputeUsageRow(_Row, table=True):

@@ -3,11 +3,14 @@
 # Each query returns (about, detail) rows, and none when the invariant holds.
 LEASES: tuple[tuple[str, str], ...] = (
     ("L2", """
-        SELECT l.id, CASE WHEN a.owner <> l.firm_id THEN 'it holds money of ' || a.code
+        SELECT l.id, CASE WHEN a.owner <> coalesce(l.voucher_id, l.firm_id) THEN 'it holds money of ' || a.code
+            WHEN v.firm_id <> l.firm_id THEN 'it holds ' || v.id || ' of ' || v.firm_id
+            WHEN v.expires_at < l.expires_at THEN 'it ends ' || l.expires_at || ', ' || v.id || ' at ' || v.expires_at
             ELSE 'it ends ' || l.expires_at || ', its money is held until ' || p.expires_at END
-        FROM quotas.allowance_lease l JOIN quotas.pending p ON p.id = l.pending_id
-        JOIN quotas.account a ON a.id = p.debit_id
-        WHERE l.state = 'open' AND (p.expires_at <> l.expires_at OR a.owner <> l.firm_id)"""),
+        FROM quotas.allowance_part l JOIN quotas.pending p ON p.id = l.pending_id
+        JOIN quotas.account a ON a.id = p.debit_id LEFT JOIN quotas.voucher v ON v.id = l.voucher_id
+        WHERE l.state = 'open' AND (p.expires_at <> l.expires_at OR a.owner <> coalesce(l.voucher_id, l.firm_id)
+            OR v.firm_id <> l.firm_id OR v.expires_at < l.expires_at)"""),
     ("L2", """
         SELECT h.id, 'it says ' || named.amount || ' is held, the ledger ' || p.amount_left
         FROM quotas.compute_hold h, LATERAL (

@@ -10,12 +10,14 @@ from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import Principal
+from kit.errors import Conflict
 from kit.ids import new_id
 from kit.units import MAX_AMOUNT, MicroYuan, Ppm
 from kit.web import Body, View
 from quotas import approvals, audit, cash, charges, discounts, programmes, refunds, tariffs
 from quotas.adapters.approval_tables import ProposalRow
 from quotas.applications import firm_of
+from quotas.firms import OVER
 from quotas.vocabulary import ChargeId, FirmId, MoneyAction, ProgrammeId
 from quotas.web.approval_schemas import PolicyIn, PolicyOut, ProposalOut
 from quotas.web.money_schemas import AccountOut, CashIn, CashOut, ChargeOut, VoucherIn, VoucherOut
@@ -35,6 +37,8 @@ class CreditLineOrder(Body):
 
 class RefundOrder(Body):
     charge_id: Id
+    amount_micro_yuan: int
+    """What is given back: what the charge was when it was asked."""
     reason: Paragraph
 
 
@@ -50,12 +54,23 @@ class Deed:
 
 async def top_up(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
     """Book money that reached the platform's bank account."""
+    await _not_over(tx, FirmId(body.firm_id))
     return await _move(tx, body, deed, cash.record_topup, "cash.top_up")
 
 
 async def withdrawal(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
     """Book money that was paid back to a firm."""
     return await _move(tx, body, deed, cash.record_withdrawal, "cash.withdraw")
+
+
+async def _not_over(tx: AsyncSession, firm_id: FirmId) -> None:
+    firm = await firm_of(tx, firm_id)
+    if firm.state in OVER:
+        raise Conflict(
+            f"{firm.name} is {firm.state} and gets no more money.",
+            code="firm_closed",
+            hint="pay back what it has: heliu account withdraw; a new application makes a new firm",
+        )
 
 
 async def _move(
@@ -72,7 +87,7 @@ async def _move(
 async def voucher_grant(tx: AsyncSession, body: VoucherIn, deed: Deed) -> VoucherOut:
     """Grant a firm part of a programme's pool."""
     firm = FirmId(body.firm_id)
-    await firm_of(tx, firm)
+    await _not_over(tx, firm)
     one = await programmes.grant_voucher(
         tx,
         key=deed.key,
@@ -90,7 +105,7 @@ async def voucher_grant(tx: AsyncSession, body: VoucherIn, deed: Deed) -> Vouche
 async def credit_line(tx: AsyncSession, body: CreditLineOrder, deed: Deed) -> AccountOut:
     """Let a firm owe up to an amount."""
     firm = FirmId(body.firm_id)
-    await firm_of(tx, firm)
+    await _not_over(tx, firm)
     before = await cash.account_of(tx, firm)
     after = await cash.set_credit_line(tx, firm_id=firm, amount=MicroYuan(body.amount_micro_yuan), now=deed.now)
     await audit.record(
@@ -111,7 +126,13 @@ async def credit_line(tx: AsyncSession, body: CreditLineOrder, deed: Deed) -> Ac
 async def refund(tx: AsyncSession, body: RefundOrder, deed: Deed) -> ChargeOut:
     """Give a charge back by a credit note."""
     firm = (await charges.charge_of(tx, ChargeId(body.charge_id))).firm_id
-    note = await refunds.refund_charge(tx, charge_id=ChargeId(body.charge_id), reason=body.reason, now=deed.now)
+    note = await refunds.refund_charge(
+        tx,
+        charge_id=ChargeId(body.charge_id),
+        reason=body.reason,
+        now=deed.now,
+        expected=MicroYuan(body.amount_micro_yuan),
+    )
     await audit.record(
         tx,
         "charge.refund",
@@ -207,10 +228,11 @@ async def do_or_propose(
         wanted = {"amount_above": body.amount_above_micro_yuan, "rate_above": body.rate_above_micro_yuan}
         second = approvals.raises_policy(limits, **wanted)
     else:
-        before = 0
+        before, repeated = 0, False
         if firm_id is not None:
             before = await approvals.alone_so_far(tx, action, deed.key, firm_id, by=by, now=now)
-        second = approvals.needs_second(action, before + amount, limits)
+            repeated = await approvals.done_alone(tx, action, deed.key, firm_id)
+        second = not repeated and approvals.needs_second(action, before + amount, limits)
     if not second:
         done = await DEEDS[action][1](tx, body, deed)
         if firm_id is not None:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import Principal
 from quotas import audit, cash, charges, programmes, statement_service
@@ -68,8 +69,8 @@ async def grant_voucher(
 ) -> object:
     """Grant a firm part of a programme's pool; above the policy's amount a second administrator approves first."""
     firm, amount = _firm(principal, body.firm_id, Action.VOUCHER_GRANT), body.amount_micro_yuan
-    async with db.transaction() as tx:
-        return await do_or_propose(
+    return await db.retrying(
+        lambda tx: do_or_propose(
             tx,
             MoneyAction.VOUCHER_GRANT,
             body,
@@ -80,6 +81,7 @@ async def grant_voucher(
             origin=origin,
             key=key,
         )
+    )
 
 
 @router.get("/vouchers")
@@ -110,10 +112,11 @@ async def _move(
     action: MoneyAction, body: CashIn, principal: Principal, db: Db, now: Now, origin: Origin, key: str | None
 ) -> object:
     firm, amount = _firm(principal, body.firm_id, Action.TOPUP_RECORD), body.amount_micro_yuan
-    async with db.transaction() as tx:
-        return await do_or_propose(
+    return await db.retrying(
+        lambda tx: do_or_propose(
             tx, action, body, amount=amount, firm_id=firm, by=principal, now=now, origin=origin, key=key
         )
+    )
 
 
 @router.get("/top-ups")
@@ -144,10 +147,11 @@ async def set_credit_line(
     """Let a firm pay later, up to an amount; zero makes it prepaid again. Four eyes above the policy's amount."""
     firm, amount = _firm(principal, firm_id, Action.TOPUP_RECORD), body.amount_micro_yuan
     order = CreditLineOrder(firm_id=firm, amount_micro_yuan=amount, reason=body.reason)
-    async with db.transaction() as tx:
-        return await do_or_propose(
+    return await db.retrying(
+        lambda tx: do_or_propose(
             tx, MoneyAction.CREDIT_LINE, order, amount=amount, firm_id=firm, by=principal, now=now, origin=origin
         )
+    )
 
 
 @router.get("/statements")
@@ -176,10 +180,11 @@ async def refund(
 ) -> object:
     """Give a charge back by a credit note: to cash what cash paid, to each voucher its own."""
     require(principal, Action.MONEY_CORRECT, firm_id=None)
-    async with db.transaction() as tx:
+
+    async def give_back(tx: AsyncSession) -> object:
         charge = await charges.charge_of(tx, ChargeId(charge_id))
         require(principal, Action.MONEY_CORRECT, firm_id=charge.firm_id)
-        order = RefundOrder(charge_id=charge_id, reason=body.reason)
+        order = RefundOrder(charge_id=charge_id, amount_micro_yuan=charge.amount, reason=body.reason)
         return await do_or_propose(
             tx,
             MoneyAction.REFUND,
@@ -190,3 +195,5 @@ async def refund(
             now=now,
             origin=origin,
         )
+
+    return await db.retrying(give_back)

@@ -27,6 +27,14 @@ FILE_BYTES_MAX = 32 << 20
 Pair = Annotated[str, Field(max_length=300, pattern=r"^[^=]+=[^=]+$")]
 
 
+class _Rehearsed(Exception):
+    """A dry run is over; what it did is rolled back."""
+
+    def __init__(self, shown: ImportOut) -> None:
+        super().__init__()
+        self.shown = shown
+
+
 @router.post("/usage-events")
 async def ingest(
     events: Annotated[list[UsageEvent], Field(min_length=1, max_length=EVENTS_MAX)],
@@ -36,7 +44,8 @@ async def ingest(
 ) -> IngestOut:
     """Take a batch of CloudEvents (1.0, batched JSON): all or none. A source and id seen before change nothing."""
     require(principal, Action.USAGE_INGEST, firm_id=None)
-    async with db.transaction() as tx:
+
+    async def take(tx: AsyncSession) -> IngestOut:
         for firm, project, event in {(e.data.firm_id, e.data.project_id, e.id) for e in events}:
             try:
                 await project_of(tx, ProjectId(project), FirmId(firm))
@@ -44,6 +53,8 @@ async def ingest(
                 raise InvalidInput(f"event {event!r}: {missing.message} of firm {firm}") from None
         result = await ingest_usage(tx, [event.record(now) for event in events], now=now)
         return IngestOut(accepted=result.accepted, duplicates=result.duplicates)
+
+    return await db.retrying(take)
 
 
 @router.post("/usage-imports")
@@ -73,16 +84,20 @@ async def import_file(
         pools = {name: _pool(value) for name, value in _pairs(partition)}
         terms = ImportTerms(source, accounts, pools, qos, timezone)
         skipped = await asyncio.to_thread(check_file, path, terms, now=now)
-        async with db.transaction() as tx:
-            result = await import_jobs(tx, path, terms, skipped, now=now)
-            shown = ImportOut.of(result, dry_run=dry_run)
+
+        async def charge(tx: AsyncSession) -> ImportOut:
+            shown = ImportOut.of(await import_jobs(tx, path, terms, skipped, now=now), dry_run=dry_run)
             if dry_run:
-                await tx.rollback()
-                return shown
+                raise _Rehearsed(shown)
             await audit.record(
                 tx, "usage.import", source, by=principal, now=now, origin=origin, after=shown.model_dump(mode="json")
             )
             return shown
+
+        try:
+            return await db.retrying(charge)
+        except _Rehearsed as rehearsed:
+            return rehearsed.shown
 
 
 async def _keep(request: Request, path: Path) -> None:

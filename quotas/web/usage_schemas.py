@@ -15,6 +15,7 @@ from quotas.web.schemas import Id, Instant, Line
 
 Model = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/-]*$")]
 Count = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
+OWN_SOURCES = "heliu/"
 FUTURE = timedelta(minutes=5)
 """How far the clock of a source may be ahead."""
 Quantity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
@@ -60,6 +61,8 @@ class UsageEvent(Body):
         given = {name for name, count in self._counts().items() if count is not None} - {"cached_input"}
         if given != set(needed) or (self.data.cached_input is not None and "input" not in needed):
             raise InvalidInput(f"{about}: {self.type} counts {' and '.join(needed)}, and nothing else")
+        if self.source.startswith(OWN_SOURCES):
+            raise InvalidInput(f"{about}: sources that begin with {OWN_SOURCES} are the platform's own")
         if self.time > now + FUTURE:
             raise InvalidInput(f"{about} is of {self.time.isoformat()}, which is still to come")
 

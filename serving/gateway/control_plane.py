@@ -141,8 +141,10 @@ class ControlPlane:
     async def rule_against(self, payer: str, missing: TopUp) -> Refused | None:
         """See ports.Treasury."""
         async with self._db.transaction() as tx:
-            room = await quotas.room_of(tx, Payer.named(payer), now=utc_now())
-        return room.refusal(micro_yuan=missing.missing, tokens=missing.tokens)
+            whose, now = Payer.named(payer), utc_now()
+            room = await quotas.room_of(tx, whose, now=now)
+            ruled = room.refusal(micro_yuan=missing.missing, tokens=missing.tokens)
+            return ruled or await quotas.cash_missing(tx, firm_id=whose.firm_id, amount=missing.missing, now=now)
 
     async def recall(self, firm_id: str) -> bool:
         """See ports.Treasury."""

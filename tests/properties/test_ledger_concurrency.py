@@ -8,7 +8,9 @@ from kit.db import Database
 from kit.errors import Conflict, NoMoney
 from kit.units import MicroYuan
 from quotas import api
+from quotas.adapters import ledger_store
 from quotas.ledger_service import sweep
+from quotas.vocabulary import UsageKind
 from tests.support.money import grant, hold, open_firm, publish_prices, tokens, used, yuan
 
 CONNECTIONS = 32
@@ -150,5 +152,47 @@ async def test_leases_taken_at_once_are_all_that_is_there_and_a_race_is_no_lack_
     assert leased == [0] * 10 + [50] + [150] * 21
     async with db.transaction() as tx:
         assert (await api.account_of(tx, firm)).available == 0
+        assert await api.check_ledger(tx) == []
+    await db.close()
+
+
+async def test_a_voucher_is_never_overspent_through_leases(database_url: str, clock: FixedClock) -> None:
+    db = Database(database_url, pool_size=CONNECTIONS)
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now())
+        voucher = await grant(
+            tx, firm, 20_000, now=clock.now(), share_ppm=1_000_000, covers=frozenset({UsageKind.TOKENS})
+        )
+
+    async def one(number: int) -> int:
+        holder, due = f"gw {number}", 9 * 105
+        try:
+            lease = await db.retrying(
+                lambda tx: api.lease_allowance(
+                    tx, holder=holder, firm_id=firm, amount=MicroYuan(due), lease_seconds=60, now=clock.now()
+                )
+            )
+        except NoMoney:
+            return 0
+        if lease.amount_left == due:
+            batch = [tokens(firm, n, at=clock.now(), lease_id=lease.id, source=holder) for n in range(9)]
+            await db.retrying(lambda tx: api.ingest_tokens(tx, batch, now=clock.now()))
+        await db.retrying(
+            lambda tx: api.renew_allowance(
+                tx, lease_id=lease.id, holder=holder, top_up=200, lease_seconds=60, now=clock.now()
+            )
+        )
+        await db.retrying(lambda tx: api.return_allowance(tx, lease_id=lease.id, holder=holder, now=clock.now()))
+        return due if lease.amount_left == due else 0
+
+    spent = sum(await asyncio.gather(*(one(number) for number in range(CONNECTIONS))))
+    async with db.transaction() as tx:
+        month = await api.statement(tx, firm, "2026-11", clock.now())
+        [state] = await api.vouchers_of(tx, firm)
+        assert 0 < spent <= 20_000
+        assert (month.lines[0].vouchers, month.cash, state.terms.left) == ({voucher: spent}, 0, 20_000 - spent)
+        assert "platform:loss" not in await ledger_store.posted_balances(tx)
+        assert await api.open_holds(tx) == []
         assert await api.check_ledger(tx) == []
     await db.close()

@@ -12,7 +12,10 @@ from sqlalchemy.exc import IntegrityError
 from kit.clock import FixedClock
 from kit.db import Database
 from kit.units import MICRO_PER_YUAN
+from quotas import api
+from quotas.vocabulary import FirmId
 from tests.api.quotas.conftest import Studio, World
+from tests.support.money import publish_prices, tokens
 
 LARGE = 100_001 * MICRO_PER_YUAN
 SMALL = 100_000 * MICRO_PER_YUAN
@@ -87,6 +90,18 @@ async def test_a_large_sum_in_pieces_needs_a_second_administrator_too(world: Wor
     assert (await admin.post("/api/top-ups", json=topup(studio, SMALL))).status_code == 201
 
 
+async def test_a_sum_that_was_done_is_answered_again_whatever_was_done_since(world: World) -> None:
+    studio = await world.studio()
+    sent = {"json": topup(studio, SMALL // 2), "headers": {"Idempotency-Key": "slip 1"}}
+    first = await world.admin.post("/api/top-ups", **sent)
+    assert (await world.admin.post("/api/top-ups", json=topup(studio, SMALL // 2))).status_code == 201
+    lower = {"amount_above_micro_yuan": 10, "rate_above_micro_yuan": SMALL, "reason": "audit"}
+    assert (await world.admin.put("/api/approvals/policy", json=lower)).status_code == 200
+    again = await world.admin.post("/api/top-ups", **sent)
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert await balance(studio) == SMALL
+
+
 async def test_of_many_pieces_at_once_no_more_than_the_amount_passes(world: World) -> None:
     studio = await world.studio()
     pieces = [world.admin.post("/api/top-ups", json=topup(studio, SMALL // 4)) for _ in range(9)]
@@ -134,6 +149,32 @@ async def test_what_cannot_be_done_stays_open_and_changes_nothing(world: World) 
     answer = await other.post(f"/api/approvals/{proposal['id']}/approve")
     assert answer.status_code == 402
     assert (await other.get("/api/approvals")).json()[0]["state"] == "open"
+
+
+async def test_a_refund_gives_back_what_was_approved_and_nothing_else(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    studio, other = await world.studio(), await second(world)
+    await publish_prices(db, now=clock.now())
+    firm = FirmId(studio.firm_id)
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=clock.now())], now=clock.now())
+    assert (await world.admin.post("/api/top-ups", json=topup(studio, 1000))).status_code == 201
+    nothing = {"amount_above_micro_yuan": 0, "rate_above_micro_yuan": 0, "reason": "everything by two"}
+    assert (await world.admin.put("/api/approvals/policy", json=nothing)).status_code == 200
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 2, at=clock.now())], now=clock.now())
+        [line] = (await api.statement(tx, firm, "2026-11", clock.now())).lines
+    proposal = await world.admin.post(f"/api/charges/{line.charge_id}/refund", json={"reason": "wrong"})
+    assert (proposal.status_code, proposal.json()["amount_micro_yuan"]) == (202, 105), proposal.text
+    assert proposal.json()["body"]["amount_micro_yuan"] == 105
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 3, at=clock.now())], now=clock.now())
+    approve = f"/api/approvals/{proposal.json()['id']}/approve"
+    answer = await other.post(approve)
+    assert (answer.status_code, answer.json()["code"]) == (409, "charge_changed")
+    assert await balance(studio) == 1000 - 2 * 105, "nothing moved"
+    assert (await world.admin.get("/api/approvals")).json()[0]["state"] == "open"
 
 
 async def test_the_amounts_are_lowered_at_once_and_raised_by_two(world: World) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -100,6 +100,22 @@ async def test_a_budget_alerts_once_a_threshold_and_its_message_is_signed(
     row = (await studio.owner.get("/api/alerts")).json()[0]
     assert (row["state"], row["tries"], row["delivery_id"]) == ("delivered", 1, headers["webhook-id"])
     assert (await studio.owner.get("/api/budgets")).json()[0]["spent_micro_yuan"] == 5 * COST
+
+
+async def test_what_was_used_in_the_last_seconds_of_a_month_still_alerts_for_that_month(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    key = (await world.key(studio))["key"]
+    await studio.owner.post("/api/budgets", json={"amount_micro_yuan": COST, "thresholds": [100]})
+    clock.advance(datetime(2026, 11, 30, 15, 59, 59, tzinfo=UTC) - clock.now())
+    await spend(db, studio, key, range(1), clock)
+    clock.advance(timedelta(seconds=2))
+    assert await watch_budgets(db, clock.now()) == 1
+    assert await watch_budgets(db, clock.now()) == 0
+    async with db.transaction() as tx:
+        assert [row["period"] for row in await alerts_of(tx, FirmId(studio.firm_id))] == ["2026-11"]
 
 
 async def test_a_message_that_fails_is_tried_again_then_dead_then_replayed(

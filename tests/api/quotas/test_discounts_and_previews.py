@@ -137,6 +137,10 @@ async def test_a_price_book_that_would_open_a_gap_is_refused_until_it_says_so(wo
     assert (gap.status_code, gap.json()["code"]) == (409, "tariff_gap")
     assert gap.json()["details"]["lost"] == ["image painter"]
     assert (await world.admin.post("/api/tariffs", json=fewer | {"ends_prices": True})).status_code == 201
+    more = {**BOOK, "valid_from": "2026-11-20T00:00:00+08:00"}
+    gap = await world.admin.post("/api/tariffs", json=more)
+    assert (gap.status_code, gap.json()["details"]["lost"]) == (409, ["image painter"]), "not in the next one either"
+    assert (await world.admin.post("/api/tariffs", json=more | {"ends_prices": True})).status_code == 201
 
 
 @pytest.mark.parametrize("covers", [["tokens"], ["compute", "tokens", "images", "audio", "storage"]])

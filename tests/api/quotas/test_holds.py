@@ -1,6 +1,7 @@
 """Holds and charges of GPU time, on a real database: who pays what, once."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -89,9 +90,11 @@ async def test_the_same_key_makes_one_hold_and_another_request_under_it_is_refus
         firm = await open_firm(tx, now=clock.now(), paid_in=yuan(1))
         first = await hold(tx, firm, now=clock.now(), key="job_1")
         assert await hold(tx, firm, now=clock.now(), key="job_1") == first
-        with pytest.raises(Conflict) as caught:
-            await hold(tx, firm, now=clock.now(), key="job_1", seconds=101)
-        assert caught.value.code == "key_reused"
+        others: list[dict[str, Any]] = [{"seconds": 101}, {"cap_micro_yuan": 5}, {"key_id": "key_1"}]
+        for other in others:
+            with pytest.raises(Conflict) as caught:
+                await hold(tx, firm, now=clock.now(), key="job_1", **other)
+            assert caught.value.code == "key_reused"
         assert (await api.account_of(tx, firm)).held == first.cash
 
 
@@ -207,6 +210,26 @@ async def test_the_platforms_own_workload_costs_it_what_the_centre_gets(db: Data
         balances = await ledger_store.posted_balances(tx)
         assert balances["centre:optics-valley:payable"] == 35_000
         assert balances["platform:cost:own-workloads"] == -35_000
+        assert await api.check_ledger(tx) == []
+
+
+@pytest.mark.parametrize("held_for", [100, 20], ids=["the contract was raised", "it ran over"])
+async def test_a_centre_is_owed_what_its_statement_says_also_above_what_the_platform_held(
+    db: Database, clock: FixedClock, held_for: int
+) -> None:
+    await publish_prices(db, now=clock.now())
+    centre = CentreName("optics-valley")
+    async with db.transaction() as tx:
+        held = await hold(tx, PLATFORM_FIRM, now=clock.now(), seconds=held_for, subject="rep_1")
+        clock.advance(timedelta(seconds=1))
+        await tariffs.set_centre_contract(tx, centre=centre, payout_ppm=Ppm(1_000_000), now=clock.now())
+        usage = used(PLATFORM_FIRM, start=clock.now(), seconds=90, subject="rep_1")
+        await api.settle_compute(tx, hold_id=held.id, usage=usage, now=clock.now())
+        month = await api.centre_statement(tx, centre, "2026-11", clock.now())
+        balances = await ledger_store.posted_balances(tx)
+        assert balances["centre:optics-valley:payable"] == month.payable == 90_000
+        assert balances["platform:cost:own-workloads"] == -90_000
+        assert await api.open_holds(tx) == []
         assert await api.check_ledger(tx) == []
 
 

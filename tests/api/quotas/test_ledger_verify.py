@@ -13,7 +13,8 @@ from kit.db import Database
 from kit.units import MicroYuan
 from quotas import api
 from quotas.ledger_service import check_ledger, sweep
-from quotas.vocabulary import FirmId, RateAsk
+from quotas.statement_service import close_statement
+from quotas.vocabulary import FirmId, Period, RateAsk, UsageKind
 from tests.support.money import grant, hold, open_firm, open_key, publish_prices, tokens, used, yuan
 
 NO_CHECKS = "ALTER TABLE quotas.{0} DROP CONSTRAINT {1};"
@@ -91,6 +92,22 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
     "a lease of somebody else's money": (
         "UPDATE quotas.allowance_lease SET firm_id = 'firm_platform'", "L2", "it holds money of firm:",
     ),
+    "a lease that lasts longer than its voucher": (
+        "UPDATE quotas.voucher SET expires_at = granted_at + interval '1 second' "
+        "WHERE id IN (SELECT voucher_id FROM quotas.allowance_part)", "L2",
+        "it ends",
+    ),
+    "a lease of somebody else's voucher": (
+        "UPDATE quotas.voucher SET firm_id = 'firm_platform' "
+        "WHERE id IN (SELECT voucher_id FROM quotas.allowance_part)", "L2", "of firm_platform",
+    ),
+    "a lease that forgot its voucher": (
+        "UPDATE quotas.allowance_lease SET vouchers = '{}'", "L2", "no hold and no lease names it",
+    ),
+    "a lease that names its voucher's money as another's": (
+        "UPDATE quotas.allowance_lease SET vouchers = jsonb_build_object('vch_other', "
+        "(SELECT value FROM jsonb_each(vouchers)))", "L2", "it holds money of voucher:",
+    ),
     "a minute that was leased above its limit": (
         NO_CHECKS.format("rate_window", "rate_window_not_oversold")
         + "UPDATE quotas.rate_window SET requests_leased = 99; UPDATE quotas.rate_lease SET requests = 99", "G2",
@@ -136,6 +153,33 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
         "UPDATE quotas.transfer t SET amount = amount + 1 FROM quotas.account a "
         "WHERE a.id = t.debit_id AND a.code LIKE '%receivable'", "L3", "the funder owes",
     ),
+    "a line's rates": (
+        "UPDATE quotas.charge SET rates = jsonb_set(rates, '{output}', '2100000') WHERE kind = 'tokens'", "L3",
+        "its list price",
+    ),
+    "a line's list price and discount": (
+        "UPDATE quotas.charge SET list_amount = list_amount + 1, discount = discount + 1 WHERE kind = 'tokens'", "L3",
+        "its list price",
+    ),
+    "what rounding left": (
+        "UPDATE quotas.charge SET residue = residue + 1 WHERE kind = 'tokens'", "L3", "is not its counts at its rates",
+    ),
+    "what a centre is owed": (
+        "UPDATE quotas.charge SET payable = payable + 1 WHERE kind = 'compute'", "L3", "centre:optics-valley:payable",
+    ),
+    "what nobody paid": ("UPDATE quotas.charge SET loss = loss + 1 WHERE kind = 'tokens'", "L3", "platform:loss"),
+    "what the platform earned": (
+        "UPDATE quotas.charge SET kind = 'images' WHERE kind = 'tokens'", "L3", "platform:revenue:tokens",
+    ),
+    "GPU time": (
+        "UPDATE quotas.charge SET gpu_ms = gpu_ms + 1 WHERE kind = 'compute'", "L3", ":gpu:optics-valley/cpu-slot",
+    ),
+    "a closed statement": (
+        "UPDATE quotas.statement SET body = jsonb_set(body, '{cash}', '1')", "L3", "is not what was sealed",
+    ),
+    "a closed statement and its hash, whose charges say otherwise": (
+        "UPDATE quotas.charge SET note = 'x' WHERE period = '2026-10'", "L3", "its charges say otherwise",
+    ),
     "a block's hash": (
         "UPDATE quotas.block SET hash = sha256('x') WHERE number = 1", "chain", "is not the one written",
     ),
@@ -163,8 +207,11 @@ async def sealed(db: Database, clock: FixedClock, tmp_path: Path) -> Sealed:
     heads = tmp_path / "heads.jsonl"
     now = clock.now()
     await publish_prices(db, now=now)
+    october = now - timedelta(days=10)
     async with db.transaction() as tx:
-        firm = await open_firm(tx, now=now, paid_in=yuan(10))
+        firm = await open_firm(tx, now=october, paid_in=yuan(10))
+        await api.ingest_tokens(tx, [tokens(firm, 100, at=october)], now=october)
+        await close_statement(tx, firm, Period("2026-10"), now=now + timedelta(days=10))
     await sweep(db, now, heads)
     async with db.transaction() as tx:
         await everything(tx, firm, clock)
@@ -178,6 +225,7 @@ async def everything(tx: AsyncSession, firm: FirmId, clock: FixedClock) -> None:
     held = await hold(tx, firm, now=now, seconds=100)
     await api.settle_compute(tx, hold_id=held.id, usage=used(firm, start=now, seconds=60), now=now)
     await hold(tx, firm, now=now, seconds=100, subject="job_2")
+    await grant(tx, firm, yuan(1), now=now, share_ppm=200_000, covers=frozenset({UsageKind.TOKENS}))
     lease = await api.lease_allowance(
         tx, holder="gw", firm_id=firm, amount=MicroYuan(10_000), lease_seconds=30, now=now
     )

@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from kit.clock import FixedClock
 from kit.db import Database
@@ -136,6 +137,28 @@ async def test_the_same_key_for_another_payment_is_a_conflict(world: World) -> N
     answer = await world.admin.post("/api/top-ups", json=body | {"amount_micro_yuan": 6}, headers=key)
     assert (answer.status_code, answer.json()["code"]) == (409, "key_reused")
     assert (await studio.owner.get("/api/account")).json()["balance_micro_yuan"] == 5
+
+
+@pytest.mark.parametrize("state", ["closed", "rejected"])
+async def test_a_firm_that_is_over_is_paid_back_and_gets_no_more_money(
+    world: World, db: Database, clock: FixedClock, state: str
+) -> None:
+    studio = await world.studio()
+    sum_of = {"firm_id": studio.firm_id, "amount_micro_yuan": 10, "evidence": "slip"}
+    assert (await world.admin.post("/api/top-ups", json=sum_of)).status_code == 201
+    async with db.transaction() as tx:
+        values = {"state": state, "id": studio.firm_id}
+        await tx.execute(text("UPDATE quotas.firm SET state = :state, state_reason = 'x' WHERE id = :id"), values)
+    line = {"amount_micro_yuan": 10, "reason": "postpaid"}
+    for answer in (
+        await world.admin.post("/api/top-ups", json=sum_of),
+        await world.admin.put(f"/api/firms/{studio.firm_id}/credit-line", json=line),
+        await world.admin.post(
+            "/api/vouchers", json={"firm_id": studio.firm_id, "programme_id": "prg_x", "amount_micro_yuan": 10}
+        ),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (409, "firm_closed"), answer.text
+    assert (await world.admin.post("/api/withdrawals", json=sum_of)).status_code == 201
 
 
 async def test_more_than_there_is_cannot_be_paid_back(world: World) -> None:

@@ -70,6 +70,29 @@ async def test_a_closed_month_never_changes_and_late_usage_goes_to_the_next(db: 
             await tx.execute(text("UPDATE quotas.charge SET note = 'x' WHERE period = '2026-11'"))
 
 
+async def test_usage_of_an_idle_month_never_lands_before_a_month_that_is_closed(
+    db: Database, clock: FixedClock
+) -> None:
+    idle = datetime(2026, 10, 20, tzinfo=UTC)
+    clock.advance(LAST_HOUR - clock.now())
+    await publish_prices(db, now=idle)
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=yuan(1))
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=LAST_HOUR)], now=clock.now())
+    clock.advance(timedelta(days=10))
+    await sweep(db, clock.now())
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 2, at=idle)], now=clock.now())
+    await sweep(db, clock.now())
+    async with db.transaction() as tx:
+        october, november, december = [
+            await api.statement(tx, firm, period, clock.now()) for period in ("2026-10", "2026-11", "2026-12")
+        ]
+    assert (october.lines, october.state, november.state) == ((), StatementState.CLOSED, StatementState.CLOSED)
+    assert [(line.service_period, line.amount) for line in december.lines] == [("2026-10", 105)]
+    assert (october.closing, november.closing) == (november.opening, december.opening)
+
+
 async def test_a_month_that_is_none_is_refused_by_name(db: Database, clock: FixedClock) -> None:
     async with db.transaction() as tx:
         firm = await open_firm(tx, now=clock.now())

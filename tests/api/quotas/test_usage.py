@@ -5,16 +5,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.clock import FixedClock
 from kit.db import Database
-from kit.errors import Conflict, InvalidInput, NoMoney, NotFound
-from kit.units import MicroYuan, Tokens
-from quotas import api
+from kit.errors import Conflict, InvalidInput, NoMoney, NotFound, Refused
+from kit.units import MicroYuan, Ppm, Tokens
+from quotas import api, cash, discounts, tariffs
 from quotas.adapters import ledger_store
 from quotas.ledger_service import sweep
-from quotas.vocabulary import PLATFORM_FIRM, KeyId, ModelName
-from tests.support.money import hold, open_firm, publish_prices, tokens, yuan
+from quotas.vocabulary import PLATFORM_FIRM, KeyId, ModelName, UsageKind
+from tests.support.money import RATES, hold, open_firm, publish_prices, tokens, yuan
 
 
 async def test_tokens_are_charged_from_the_lease_on_one_line_per_key_and_model(db: Database, clock: FixedClock) -> None:
@@ -104,6 +105,61 @@ async def test_usage_beyond_lease_and_cash_is_the_platforms_loss_and_never_overd
         assert (await ledger_store.posted_balances(tx))["platform:loss"] == -60
         month = await api.statement(tx, firm, "2026-11", clock.now())
         assert month.cash == 150
+        assert await api.check_ledger(tx) == []
+
+
+async def test_money_spent_while_a_batch_is_charged_costs_the_platform_only_what_is_not_there(
+    db: Database, clock: FixedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=150)
+    really_post, raced = ledger_store.post, list[str]()
+
+    async def post_after_a_withdrawal(tx: AsyncSession, *, scope: str, **more: Any) -> Any:
+        if scope == "usage" and not raced:
+            raced.append(firm)
+            paid = {"firm_id": firm, "amount": MicroYuan(100), "evidence": "slip", "by": "test", "now": clock.now()}
+            async with db.transaction() as other:
+                await cash.record_withdrawal(other, key="race", **paid)
+        return await really_post(tx, scope=scope, **more)
+
+    monkeypatch.setattr(ledger_store, "post", post_after_a_withdrawal)
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=clock.now())], now=clock.now())
+    async with db.transaction() as tx:
+        assert (await ledger_store.posted_balances(tx))["platform:loss"] == -55
+        assert (await api.account_of(tx, firm)).available == 0
+        assert await api.check_ledger(tx) == []
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=4), timedelta(seconds=-30)], ids=["a fast clock", "a late book"])
+async def test_a_new_price_never_begins_before_usage_that_was_charged_at_the_old_one(
+    db: Database, clock: FixedClock, ahead: timedelta
+) -> None:
+    now = clock.now()
+    old = await publish_prices(db, now=now)
+    contract: dict[str, Any] = {"kind": UsageKind.TOKENS, "resource": "*", "off_ppm": Ppm(500_000), "contract": "12"}
+    contract |= {"valid_until": None, "by": "test", "now": now}
+    book: dict[str, Any] = {"name": "second", "rates": RATES, "by": "test", "now": now}
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=now, paid_in=yuan(1))
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=now + ahead)], now=now)
+        with pytest.raises(Refused) as refused:
+            await tariffs.publish_tariff(tx, valid_from=now + ahead, **book)
+        assert refused.value.code == "tariff_start_used"
+        with pytest.raises(Refused) as refused:
+            await discounts.grant_discount(tx, firm_id=firm, valid_from=now + ahead, **contract)
+        assert refused.value.code == "discount_start_used"
+        granted = await discounts.grant_discount(tx, firm_id=firm, valid_from=None, **contract)
+        new = await tariffs.publish_tariff(tx, valid_from=None, **book)
+        assert min(new.valid_from, granted.terms.valid_from) == max(now, now + ahead + timedelta(microseconds=1))
+        at = max(now, now + ahead) + timedelta(seconds=1)
+        await api.ingest_tokens(tx, [tokens(firm, 2, at=now + ahead), tokens(firm, 3, at=at)], now=now)
+        ended = await discounts.end_discount(tx, granted.terms.id, now=now)
+        assert ended.terms.valid_until == at + timedelta(microseconds=1)
+        month = await api.statement(tx, firm, "2026-11", now)
+        assert {line.tariff_id for line in month.lines} == {old, new.id}
         assert await api.check_ledger(tx) == []
 
 

@@ -1,13 +1,15 @@
 """Usage from elsewhere and documents of applications, over HTTP: all or nothing, once, and seen by the right people."""
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.exc import OperationalError
 
 from kit.clock import FixedClock
 from kit.db import Database
@@ -16,9 +18,11 @@ from kit.web import create_app
 from quotas import api
 from quotas.documents import BYTES_MAX
 from quotas.main import routers
+from quotas.pricing import Meter, RateKey
 from quotas.vocabulary import FirmId
+from quotas.web import money_routes, usage_routes
 from tests.api.quotas.conftest import Studio, World
-from tests.support.money import POOL, grant, publish_prices, yuan
+from tests.support.money import POOL, RATES, grant, publish_prices, yuan
 
 PDF = b"%PDF-1.7\n" + b"licence " * 100
 HEADER = "JobID|JobName|Account|Partition|State|Start|End|AllocTRES"
@@ -38,6 +42,10 @@ async def _paid(world: World, studio: Studio, amount: int = 50_000_000) -> str:
     topup = {"firm_id": studio.firm_id, "amount_micro_yuan": amount, "evidence": "slip"}
     assert (await world.admin.post("/api/top-ups", json=topup)).status_code == 201
     return (await studio.owner.get("/api/projects")).json()[0]["id"]
+
+
+UNITS = {"model": "dear", "input": None, "output": None}
+DEAR = RATES | {RateKey(Meter.IMAGE, "dear"): 2**40, RateKey(Meter.AUDIO_SECOND, "dear"): 2**53}
 
 
 def event(studio: Studio, project: str, number: int = 1, **changes: Any) -> dict[str, Any]:
@@ -87,13 +95,19 @@ async def test_a_batch_of_events_is_charged_once_by_source_and_id(
         ({"time": "2026-11-02T09:00:00"}, "time"),
         ({"time": "2026-11-03T09:00:00+08:00"}, "still to come"),
         ({"id": ""}, "id"),
+        ({"source": "heliu/storage"}, "are the platform's own"),
+        ({"type": "heliu.usage.images.v1", "data": UNITS | {"images": 2**53}}, "usage 'e2' of '/renderers/7'"),
+        ({"type": "heliu.usage.audio.v1", "data": UNITS | {"audio_ms": 2**53}}, "usage 'e2' of '/renderers/7'"),
     ],
     ids=str,
 )
 async def test_one_bad_event_refuses_the_whole_batch_and_is_named(
     world: World, db: Database, clock: FixedClock, wrong: dict[str, Any], said: str
 ) -> None:
-    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        await api.publish_tariff(
+            tx, name="dear", valid_from=None, rates=DEAR, by="test", now=clock.now() - timedelta(days=2)
+        )
     studio = await world.studio()
     project = await _paid(world, studio)
     batch = [event(studio, project, 1), event(studio, project, 2, **wrong)]
@@ -102,9 +116,12 @@ async def test_one_bad_event_refuses_the_whole_batch_and_is_named(
     assert (await studio.owner.get("/api/account")).json()["balance_micro_yuan"] == 50_000_000
 
 
-def job(number: int, *, hour: int = 1, gpus: int = 2, account: str = "studio", end: str | None = None) -> str:
+def job(
+    number: int, *, hour: int = 1, gpus: int = 2, account: str = "studio", end: str | None = None, **at: str
+) -> str:
     end = end or f"2026-11-01T{hour:02}:10:00"
-    return f"{number}|render|{account}|slots|COMPLETED|2026-11-01T{hour:02}:00:00|{end}|cpu=4,gres/gpu={gpus}"
+    start = at.get("start", f"2026-11-01T{hour:02}:00:00")
+    return f"{number}|render|{account}|slots|COMPLETED|{start}|{end}|cpu=4,gres/gpu={gpus}"
 
 
 async def _import(world: World, studio: Studio, *lines: str, **params: Any) -> httpx.Response:
@@ -142,6 +159,35 @@ async def test_jobs_of_a_slurm_cluster_are_charged_once_at_the_prices_of_their_t
     assert other.json()["imported"] == 1, "another cluster counts its own jobs"
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(usage_routes, "ingest_usage"), (usage_routes, "import_jobs"), (money_routes, "do_or_propose")],
+    ids=lambda one: str(one)[-20:],
+)
+async def test_a_deadlock_is_tried_again_and_reaches_no_caller(
+    world: World, db: Database, clock: FixedClock, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    really, refused = getattr(module, name), list[str]()
+
+    async def deadlock_once(*args: Any, **more: Any) -> Any:
+        done = await really(*args, **more)
+        if not refused:
+            refused.append(name)
+            raise OperationalError("COMMIT", None, psycopg.errors.DeadlockDetected())
+        return done
+
+    monkeypatch.setattr(module, name, deadlock_once)
+    project = await _paid(world, studio)
+    events = await world.admin.post("/api/usage-events", json=[event(studio, project)])
+    assert (events.status_code, events.json()) == (200, {"accepted": 1, "duplicates": 0}), events.text
+    jobs = await _import(world, studio, job(1))
+    assert (jobs.status_code, jobs.json()["imported"]) == (200, 1), jobs.text
+    assert refused == [name]
+    assert (await studio.owner.get("/api/account")).json()["balance_micro_yuan"] == 50_000_000 - 120 - 1_200_000
+
+
 async def test_a_file_of_ten_megabytes_with_one_bad_line_is_refused_by_its_number_and_nothing_is_imported(
     world: World, db: Database, clock: FixedClock
 ) -> None:
@@ -171,6 +217,7 @@ async def test_a_file_of_ten_megabytes_with_one_bad_line_is_refused_by_its_numbe
         ([job(1)], {"account": "studio=firm_platform"}, "charges itself nothing"),
         ([job(1)], {"account": "studio"}, "account"),
         (["\xff|bad"], {}, "has 2 fields"),
+        ([job(1), job(2, gpus=100_000, start="2020-11-01T01:00:00")], {}, "line 3: job 2 took"),
     ],
     ids=lambda one: str(one)[:40],
 )

@@ -230,6 +230,7 @@ async def test_a_voucher_pays_for_the_tokens_its_programme_covers_and_says_why(d
         assert await api.check_ledger(tx) == []
         note = await api.refund_charge(tx, charge_id=line.charge_id, reason="wrong", now=clock.now())
         assert (note.amount, note.cash) == (-210, -132)
+        await api.return_allowance(tx, lease_id=lease.id, holder="gw", now=clock.now())
         left: dict[str, int] = {one.terms.id: one.terms.left for one in await api.vouchers_of(tx, firm)}
         assert (left[both], left[second]) == (60, 1000), "each voucher has its own back"
         assert await api.check_ledger(tx) == []

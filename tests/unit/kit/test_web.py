@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
+from psycopg import errors as pg
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from kit import errors
 from kit.web import Body, bearer_of, chunks_of, create_app, status_of
@@ -30,6 +32,9 @@ async def refuse(kind: str) -> None:
         "stranger": errors.Unauthenticated("who are you?"),
         "hurry": errors.RateLimited("too fast", retry_after_seconds=2.4),
         "bug": ZeroDivisionError("secret detail"),
+        "deadlock": OperationalError("UPDATE secret", {}, pg.DeadlockDetected("secret detail")),
+        "serialization": OperationalError("UPDATE secret", {}, pg.SerializationFailure("secret detail")),
+        "constraint": IntegrityError("UPDATE secret", {}, pg.CheckViolation("secret detail")),
     }[kind]
 
 
@@ -82,8 +87,18 @@ async def test_who_was_too_fast_is_told_when_to_come_back(client: httpx.AsyncCli
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["retryable"]) == (429, "2", True)
 
 
-async def test_a_bug_is_answered_without_its_details(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/refuse/bug")
+@pytest.mark.parametrize("kind", ["deadlock", "serialization"])
+async def test_who_met_others_in_the_database_is_told_to_send_it_again(client: httpx.AsyncClient, kind: str) -> None:
+    answer = await client.post(f"/refuse/{kind}")
+    said = answer.json()
+    assert (answer.status_code, said["code"], said["retryable"]) == (503, "busy", True)
+    assert answer.headers["retry-after"] == "1"
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("kind", ["bug", "constraint"])
+async def test_a_bug_is_answered_without_its_details(client: httpx.AsyncClient, kind: str) -> None:
+    answer = await client.get(f"/refuse/{kind}")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
 

@@ -45,9 +45,21 @@ def test_usage_that_ends_exactly_at_midnight_belongs_to_the_month_that_ends() ->
     assert service_period(end, end) == "2026-12", "an instant at midnight is the new month's"
 
 
-def test_late_usage_goes_to_the_first_month_that_is_open() -> None:
-    assert billing_period(Period("2026-11"), set()) == "2026-11"
-    assert billing_period(Period("2026-11"), {"2026-11", "2026-12"}) == "2027-01"
+@pytest.mark.parametrize(
+    ("service", "closed", "now", "billed"),
+    [
+        ("2026-11", set[str](), utc(2026, 11, 30), "2026-11"),
+        ("2026-11", set[str](), utc(2026, 12, 3, 15, 59, 59), "2026-11"),  # the last second of its grace
+        ("2026-11", set[str](), utc(2026, 12, 3, 16), "2026-12"),  # nothing was closed: the month was idle
+        ("2026-10", {"2026-11"}, utc(2026, 12, 10), "2026-12"),  # never before a month that is closed
+        ("2026-01", set[str](), utc(2026, 12, 10), "2026-12"),
+        ("2026-11", {"2026-11", "2026-12"}, utc(2026, 12, 10), "2027-01"),
+    ],
+)
+def test_late_usage_goes_to_the_first_month_that_is_open(
+    service: str, closed: set[str], now: datetime, billed: str
+) -> None:
+    assert billing_period(Period(service), closed, now) == billed
 
 
 def test_a_month_is_open_then_closing_then_closed() -> None:

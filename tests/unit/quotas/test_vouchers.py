@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kit.units import MicroYuan, Ppm
 from quotas.vocabulary import FirmId, ProgrammeId, UsageKind, VoucherId
-from quotas.vouchers import VoucherTerms, allocate, burn_order, room_under_cap, settle
+from quotas.vouchers import VoucherTerms, affordable, allocate, burn_order, room_under_cap, settle
 
 NOW = datetime(2026, 11, 2, tzinfo=UTC)
 
@@ -102,3 +102,13 @@ def test_settling_all_that_was_held_is_paid_as_it_was_held(amount: int, vouchers
 @pytest.mark.parametrize(("cap", "granted", "room"), [(100, 0, 100), (100, 60, 40), (100, 100, 0), (100, 130, 0)])
 def test_the_cap_leaves_what_was_not_granted_this_year(cap: int, granted: int, room: int) -> None:
     assert room_under_cap(cap=MicroYuan(cap), granted_this_year=MicroYuan(granted)) == room
+
+
+@given(amount=st.integers(0, 300), cash=st.integers(-5, 200), vouchers=vouchers_of_any_kind)
+def test_as_much_is_affordable_as_the_cash_beside_vouchers_allows(
+    amount: int, cash: int, vouchers: list[VoucherTerms]
+) -> None:
+    made = affordable(MicroYuan(amount), cash, vouchers, kind=UsageKind.COMPUTE, pool="a/x", at=NOW)
+    fits = [cost for cost in range(amount + 1) if paid(cost, *vouchers)[1] <= max(0, cash)]
+    assert made.cash + sum(part.amount for part in made.parts) == max(fits)
+    assert made.cash <= max(0, cash)
