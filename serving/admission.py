@@ -1,16 +1,25 @@
 """What a request may cost at most, and whether the firm's leased allowance covers it.
 
 The bound on the prompt is a true one: byte-level tokenizers make at most one token of a byte, what a chat template
-adds around a message is less than the JSON around it, and both are capped by the model's context.
+adds around a message is less than the JSON around it, and both are capped by the model's context. How many tokens an
+image makes is the model's affair: with an image the context itself is the bound.
 """
 
+import re
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 TOKENS_PER_REQUEST_MAX = 256
 """What a chat template may add around a conversation: a default system prompt, begin and generation marks."""
-TOKENS_PER_IMAGE_MAX = 4_096
+TOKENS_FOR_TOOLS_MAX = 1_024
+"""What it may add where there are tools: how to call them."""
+BYTES_PER_TOOL_MAX = 160
+"""Fields with their defaults that an engine adds to each tool before its template prints it."""
+INDENT = 4
 PER_MILLION = 1_000_000
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKETS = re.compile(rb"[{}\[\]]")
 
 
 class Shape(NamedTuple):
@@ -18,10 +27,11 @@ class Shape(NamedTuple):
 
     body_bytes: int
     images: int = 0
-    tools: bool = False
+    tools_bytes: int = 0  # what a template may make of its tools (`printed_tools_bytes_max`)
     prompts: int = 1
     choices: int = 1
     output_tokens_max: int | None = None  # of each choice; None: as much as the context holds
+    shared_bytes: int = 0  # of the body, what goes into every prompt: the query beside each document
 
 
 class Rate(NamedTuple):
@@ -44,9 +54,24 @@ class Reserve(NamedTuple):
 
 def prompt_tokens_max(shape: Shape, context_tokens: int) -> int:
     """An upper bound of the prompt's tokens over all prompts of the request."""
-    text = shape.body_bytes * (2 if shape.tools else 1)  # a template may print tool schemas with more white space
-    bound = text + TOKENS_PER_REQUEST_MAX * shape.prompts + TOKENS_PER_IMAGE_MAX * shape.images
-    return min(bound, context_tokens * shape.prompts)
+    prompts = shape.prompts
+    most = context_tokens * prompts
+    if shape.images:
+        return most
+    bound = shape.body_bytes + TOKENS_PER_REQUEST_MAX * prompts + shape.shared_bytes * (prompts - 1)
+    if shape.tools_bytes:
+        bound += shape.body_bytes + shape.tools_bytes + TOKENS_FOR_TOOLS_MAX  # calls in messages may be printed wider
+    return min(bound, most)
+
+
+def printed_tools_bytes_max(tools: bytes) -> int:
+    """The most bytes that a list of tools (as JSON) takes when a template prints it with an indent, line by line."""
+    bare = _JSON_STRING.sub(b'""', tools)
+    steps = (1 if bracket in b"{[" else -1 for bracket in _BRACKETS.findall(bare))
+    deepest = max(accumulate(steps), default=0)
+    items = bare.count(b",") + 2 * (bare.count(b"{") + bare.count(b"["))
+    lines = items * (1 + INDENT * deepest) + bare.count(b":")
+    return len(tools) + lines + BYTES_PER_TOOL_MAX * bare.count(b"{")
 
 
 def reserve(shape: Shape, rate: Rate, context_tokens: int) -> Reserve:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from serving.admission import Shape
+from serving.admission import Shape, printed_tools_bytes_max
 from serving.gateway.media import Media, scan, with_images
 from serving.gateway.openai_errors import Refusal
 from serving.vocabulary import Capability
@@ -43,15 +43,19 @@ class Endpoint:
     input_fields: tuple[str, ...] = ("messages",)
     salted: bool = True
     generates: bool = True  # whether it makes output tokens
+    paired: bool = False  # whether what is given once goes into the prompt of each input
 
 
 _CHAT = Endpoint(b"/v1/chat/completions", Family.OPENAI, "chat", ("max_completion_tokens", "max_tokens"))
 _TOKENIZE = Endpoint(b"/tokenize", Family.FREE, "", input_fields=("messages", "prompt"), salted=False, generates=False)
-_RERANK = Endpoint(b"/v1/rerank", Family.POOLING, "embeddings", input_fields=("query", "documents"), generates=False)
+_RERANK = Endpoint(
+    b"/v1/rerank", Family.POOLING, "embeddings", input_fields=("query", "documents"), generates=False, paired=True
+)
 _SCORE = Endpoint(
     b"/v1/score", Family.POOLING, "embeddings",
     input_fields=("text_1", "text_2", "queries", "documents", "data_1", "data_2", "query", "items"),
     generates=False,
+    paired=True,
 )  # fmt: skip
 ENDPOINTS: Mapping[bytes, Endpoint] = {
     b"/v1/chat/completions": _CHAT,
@@ -152,7 +156,7 @@ class Asked:
             return "does not offer this endpoint"
         if self.shape.images and Capability.VISION not in capabilities:
             return "takes text only: it sees no images and hears no sound"
-        if self.shape.tools and Capability.TOOLS not in capabilities:
+        if self.shape.tools_bytes and Capability.TOOLS not in capabilities:
             return "calls no tools; leave `tools` out"
         return None
 
@@ -173,7 +177,7 @@ class Asked:
         wanted = self.shape.output_tokens_max
         if wanted is not None and wanted > output_tokens_max:
             for name in self.endpoint.output_fields:
-                if name in fields and bytes(fields[name]) != b"null":
+                if name in fields:
                     fields[name] = Raw(b"%d" % output_tokens_max)
         return _encode(fields)
 
@@ -215,8 +219,15 @@ def _loose(endpoint: Endpoint, fields: dict[str, Raw]) -> Refusal | None:
     if bytes(fields.get("stream", b"null")) not in (b"true", b"false", b"null"):
         return Refusal(400, "invalid_type", "`stream` is true or false", "stream")
     for name in ("n", "best_of", *endpoint.output_fields):
-        if name in fields and bytes(fields[name]) != b"null" and _whole(fields[name]) is None:
+        raw = fields.get(name)
+        if raw is None:
+            continue
+        if bytes(raw) == b"null":
+            del fields[name]  # an engine may take null for "no bound" where it has a default for a field left out
+        elif (value := _whole(raw)) is None:
             return Refusal(400, "invalid_type", f"`{name}` is a whole number", name)
+        elif value < 0:
+            return Refusal(400, "out_of_range", f"`{name}` is not negative", name)
     return None
 
 
@@ -244,12 +255,16 @@ def _with_stream_options(asked: Asked) -> Asked | Refusal:
 
 def _shape(endpoint: Endpoint, fields: dict[str, Raw], body_bytes: int, images: int) -> Shape | Refusal:
     choices = prompts = 1
+    shared = 0
     if "n" in fields and endpoint.family is Family.OPENAI:
         choices = _whole(fields["n"]) or 1
         if not 1 <= choices <= CHOICES_MAX:
             return Refusal(400, "out_of_range", f"`n` is between 1 and {CHOICES_MAX}", "n")
     if endpoint.family is Family.POOLING:
-        prompts = max(1, sum(_count(fields[name]) for name in endpoint.input_fields if name in fields))
+        counts = {name: _count(fields[name]) for name in endpoint.input_fields if name in fields}
+        prompts = max(1, sum(counts.values()))
+        if endpoint.paired:
+            shared = body_bytes - sum(len(bytes(fields[name])) for name, count in counts.items() if count > 1)
     elif "prompt" in fields:
         prompts = _count(fields["prompt"])
     if prompts > PROMPTS_MAX:
@@ -257,9 +272,10 @@ def _shape(endpoint: Endpoint, fields: dict[str, Raw], body_bytes: int, images: 
     output: int | None = 0
     if endpoint.generates:
         given = (_whole(fields[name]) for name in endpoint.output_fields if name in fields)
-        output = next((value for value in given if value is not None and value >= 0), endpoint.output_default)
-    tools = bytes(fields.get("tools", b"null")) not in _NO_TOOLS
-    return Shape(body_bytes, images, tools, prompts, choices, output)
+        output = next((max(1, value) for value in given if value is not None), endpoint.output_default)
+    tools = bytes(fields.get("tools", b"null"))
+    printed = 0 if tools in _NO_TOOLS else printed_tools_bytes_max(tools)
+    return Shape(body_bytes, images, printed, prompts, choices, output, shared)
 
 
 def _count(raw: Raw) -> int:

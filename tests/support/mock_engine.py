@@ -34,9 +34,9 @@ class Body(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"")
     stream: bool | None = None
     stream_options: dict[str, bool] | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
+    max_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
+    max_completion_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
+    max_output_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
     documents: msgspec.Raw = msgspec.Raw(b"")
     text_2: msgspec.Raw = msgspec.Raw(b"")
     encoding_format: str | None = None
@@ -183,8 +183,13 @@ class Connection(asyncio.Protocol):
     def size(text: bytes) -> int:
         return len(text) // 4 + 1
 
+    def wanted(self, prompt: int, *given: int | msgspec.UnsetType | None) -> int:
+        """Output tokens: as many as said; with an explicit null as many as the context holds; left out: 16."""
+        stated = next((value for value in given if isinstance(value, int)), None)
+        return stated or (self.engine.context - prompt if None in given else 16)
+
     def complete(self, path: bytes, asked: Body, text: bytes) -> None:
-        tokens = asked.max_completion_tokens or asked.max_tokens or 16
+        tokens = self.wanted(self.size(text), asked.max_completion_tokens, asked.max_tokens)
         choices = asked.n or 1
         if asked.stream or self.engine.interval:
             self.task = asyncio.get_running_loop().create_task(self.generate(path, asked, text, tokens, choices))
@@ -269,7 +274,8 @@ class Connection(asyncio.Protocol):
         self.transport.write(b"0\r\n\r\n")
 
     async def messages(self, asked: Body, text: bytes) -> None:
-        prompt, tokens, tool = self.size(text), asked.max_tokens or 16, b"!tool" in text
+        prompt, tool = self.size(text), b"!tool" in text
+        tokens = self.wanted(prompt, asked.max_tokens)
         self.engine.prompt_tokens += prompt
         if not asked.stream:
             self.engine.generation_tokens += tokens
@@ -282,7 +288,8 @@ class Connection(asyncio.Protocol):
         )
 
     async def responses(self, asked: Body, text: bytes) -> None:
-        prompt, tokens = self.size(text), asked.max_output_tokens or 16
+        prompt = self.size(text)
+        tokens = self.wanted(prompt, asked.max_output_tokens)
         self.engine.prompt_tokens += prompt
         response = mock_answers.Response(asked.model, tokens, prompt, tool=b"!tool" in text)
         if not asked.stream:

@@ -1,10 +1,25 @@
 """Reserves are upper bounds, and a lease never holds more than it has."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission import FREE, Hold, Lease, Rate, Shape, TopUp, cost, hold, prompt_tokens_max, reserve, settle
+from serving.admission import (
+    FREE,
+    Hold,
+    Lease,
+    Rate,
+    Shape,
+    TopUp,
+    cost,
+    hold,
+    printed_tools_bytes_max,
+    prompt_tokens_max,
+    reserve,
+    settle,
+)
 
 RATE = Rate(input=1_000_000, cached_input=250_000, output=2_000_000)
 NOW = 1_000_000
@@ -30,10 +45,40 @@ def test_a_request_reserves_the_most_it_can_cost(shape: Shape, tokens: int, micr
     assert abs(found.micro_yuan - micro_yuan) <= 1
 
 
-def test_an_image_and_tools_raise_the_bound_of_the_prompt() -> None:
-    plain = prompt_tokens_max(Shape(1_000), 100_000)
-    assert prompt_tokens_max(Shape(1_000, images=1), 100_000) == plain + 4_096
-    assert prompt_tokens_max(Shape(1_000, tools=True), 100_000) == plain + 1_000
+def test_how_many_tokens_an_image_makes_is_bounded_by_the_context_alone() -> None:
+    assert prompt_tokens_max(Shape(1_000, images=1), 100_000) == 100_000
+
+
+@given(st.lists(st.integers(0, 3_000), min_size=1, max_size=20), st.integers(0, 3_000))
+def test_a_query_is_counted_once_for_every_document_it_is_scored_against(documents: list[int], query: int) -> None:
+    prompts = len(documents) + 1
+    shape = Shape(query + sum(documents), prompts=prompts, shared_bytes=query)
+    most = prompt_tokens_max(shape, 2048)
+    assert most >= sum(min(2048, query + document) for document in documents)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=25,
+)
+
+
+@given(st.lists(JSON, min_size=1, max_size=4), st.booleans(), st.sampled_from([None, 1, 2, 4]))
+def test_no_template_prints_tools_wider_than_is_reserved_for_them(
+    tools: list[object], ascii_only: bool, indent: int | None
+) -> None:
+    sent = json.dumps(tools, separators=(",", ":"), ensure_ascii=ascii_only).encode()
+    assert len(json.dumps(tools, ensure_ascii=ascii_only, indent=indent).encode()) <= printed_tools_bytes_max(sent)
+    assert prompt_tokens_max(Shape(len(sent), tools_bytes=printed_tools_bytes_max(sent)), 10**9) > 2 * len(sent)
+
+
+def test_brackets_inside_strings_do_not_hide_how_deep_tools_nest() -> None:
+    deep: object = "]" * 50
+    for _ in range(50):
+        deep = ['}]\\"', deep]
+    sent = json.dumps([deep]).encode()
+    assert printed_tools_bytes_max(sent) >= len(json.dumps([deep], indent=4))
 
 
 def test_a_charge_is_rounded_up_and_cached_tokens_cost_their_own_rate() -> None:

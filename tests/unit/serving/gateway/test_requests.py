@@ -1,10 +1,16 @@
 """A request through a gateway in this process to a mock engine: what arrives, what comes back, what is billed."""
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from serving.admission import Rate, reserve
+from serving.gateway.endpoints import ENDPOINTS, Family, decode
+from serving.gateway.openai_errors import Refusal
 from serving.gateway.server import RunningGateway
 from serving.metering import Outcome, Tokens
 from tests.support.gateways import KEY, MODEL, FakePlane, RawClient, billed, chat, grant, post, request, running
@@ -112,6 +118,41 @@ async def test_every_endpoint_is_answered_and_billed(
     assert (tokens.output, outcome) == (output, Outcome.COMPLETED)
     assert tokens.input > 0
     assert b"engine-secret" not in answer.body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_output_bound_of_null_is_the_default_that_is_reserved_for(
+    gateway: RunningGateway, plane: FakePlane, engine: MockEngine, stream: bool
+) -> None:
+    body = {"model": MODEL, "prompt": "a", "max_tokens": None, "n": None, "stream": stream}
+    await post(gateway.port, body, path="/v1/completions")
+    assert (await billed(plane))[0][0].output == 16
+    assert engine.requests()[-1]["body"].keys().isdisjoint({"max_tokens", "n"})
+
+
+@given(
+    path=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"]),
+    bounds=st.dictionaries(
+        st.sampled_from(["max_tokens", "max_completion_tokens", "max_output_tokens", "n"]),
+        st.none() | st.integers(-2, 3_000) | st.just(10**30),
+    ),
+)
+def test_no_answer_that_a_body_lets_an_engine_give_is_larger_than_the_reserve(
+    path: str, bounds: dict[str, int | None]
+) -> None:
+    context, prompt = 2_048, 1
+    endpoint = ENDPOINTS[path.encode()]
+    asked = decode(endpoint, json.dumps({"model": MODEL, "prompt": "a"} | bounds).encode(), b"application/json")
+    if isinstance(asked, Refusal):
+        return
+    kept = reserve(asked.shape, Rate(1, 1, 1), context)
+    sent = json.loads(asked.for_engine(engine_model=MODEL, salt="", output_tokens_max=context))
+    assert all(sent[name] is not None for name in (*endpoint.output_fields, "n") if name in sent)
+    stated = next((sent[name] for name in endpoint.output_fields if name in sent), None)
+    if stated is None:
+        stated = 16 if path == "/v1/completions" else context
+    choices = sent.get("n", 1) if endpoint.family is Family.OPENAI else 1
+    assert choices * min(stated, context - prompt) <= kept.tokens
 
 
 async def test_counting_tokens_costs_nothing(gateway: RunningGateway, plane: FakePlane) -> None:
