@@ -3,6 +3,7 @@
 A replica that never answers twice in a row is left alone for a while (circuit breaker); a full one gets nothing.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -61,8 +62,37 @@ class Breaker:
 
 
 @dataclass(slots=True)
+class Prefills:
+    """Prompts sent to a replica and not yet computed there, in order: an engine computes them first come first served.
+
+    So whatever shows that one is done (the engine says so, or its first token comes) says it of all before it.
+    """
+
+    tokens: int = 0
+    _waiting: OrderedDict[str, int] = field(default_factory=OrderedDict[str, int])
+
+    def begin(self, request: str, uncached_tokens: int) -> None:
+        """A prompt went there."""
+        self._waiting[request] = uncached_tokens
+        self.tokens += uncached_tokens
+
+    def done(self, request: str) -> None:
+        """The prompt is computed; unknown ones (another gateway's) say nothing."""
+        if request in self._waiting:
+            while True:
+                first, tokens = self._waiting.popitem(last=False)
+                self.tokens -= tokens
+                if first == request:
+                    return
+
+    def drop(self, request: str) -> None:
+        """The request is over, perhaps before its turn came: of the others this says nothing."""
+        self.tokens -= self._waiting.pop(request, 0)
+
+
+@dataclass(slots=True)
 class Target:
-    """One ready replica as the router sees it. `pending_tokens`: uncached prompt tokens sent, not yet prefilled.
+    """One ready replica as the router sees it. `prefills`: uncached prompt tokens sent, not yet computed.
 
     The `others_…` are requests of other gateways, as the engine's own metrics told a moment ago.
     """
@@ -71,7 +101,7 @@ class Target:
     adapters: frozenset[str]
     capacity: int  # requests it may have at once: those it batches and a few that wait in the engine
     running: int = 0
-    pending_tokens: int = 0
+    prefills: Prefills = field(default_factory=Prefills)
     breaker: Breaker = field(default_factory=Breaker)
     others_running: int = 0
     others_waiting: int = 0
@@ -109,7 +139,7 @@ def score(target: Target, ask: Ask) -> tuple[int, int, float]:
     What other gateways have waiting there is taken to be as long as this prompt. A fuller cache decides among equals.
     """
     matched = 0 if ask.matched is None else ask.matched.get(target.id, 0)
-    queued = target.pending_tokens + target.others_waiting * ask.prompt_tokens
+    queued = target.prefills.tokens + target.others_waiting * ask.prompt_tokens
     uncached = max(0, ask.prompt_tokens - matched)
     return queued + MISS_WEIGHT * uncached, target.running + target.others_running, target.filled
 

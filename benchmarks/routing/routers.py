@@ -131,7 +131,7 @@ def _through_router(request: Request, replicas: Sequence[Replica], matched_block
             frozenset(),
             capacity=1 << 30,
             running=r.requests,
-            pending_tokens=r.queued_tokens,
+            prefills=routing.Prefills(r.queued_tokens),
         )
         for r in replicas
     ]

@@ -66,11 +66,10 @@ class Exchange(Intake):
         self._engine = engine
         self._tries += 1
         tokens = asked.shape.body_bytes // BYTES_PER_TOKEN
-        self._prompt_tokens = max(0, tokens - self._matched.get(engine.target.id, 0))
-        if self._blocks:
+        if self._blocks is not None:
             destination.service.prefixes.sent(engine.target.id, self._blocks)
+            engine.target.prefills.begin(self.id, max(0, tokens - self._matched.get(engine.target.id, 0)))
         engine.target.running += 1
-        engine.target.pending_tokens += self._prompt_tokens
         engine.target.breaker.begin(self._gateway.now_ms())
         self.replica, self.sent_at, self.first_at = engine.route.id, time.monotonic(), 0.0
         self.deadline = self.sent_at + self._gateway.settings.first_byte_seconds
@@ -100,8 +99,6 @@ class Exchange(Intake):
     def engine_head(self, status: int, content_type: bytes) -> None:
         assert self._engine is not None and self._asked is not None
         self._status, self._content_type = status, content_type
-        self._engine.target.pending_tokens -= self._prompt_tokens
-        self._prompt_tokens = 0
         self.deadline = 0.0
         if status == 200 and content_type.startswith(b"text/event-stream"):
             self._engine.target.breaker.succeeded()
@@ -114,6 +111,8 @@ class Exchange(Intake):
         if stream is not None:
             if not self.first_at:
                 self.first_at = time.monotonic()
+                if self._engine is not None:
+                    self._engine.target.prefills.done(self.id)
             try:
                 passed = stream.feed(data)
             except ValueError:
@@ -177,6 +176,7 @@ class Exchange(Intake):
         body = self._answer[0] if len(self._answer) == 1 else b"".join(self._answer)
         if self._status == 200:
             engine.target.breaker.succeeded()
+            engine.target.prefills.done(self.id)
             passed, tokens = whole(body, asked)
             outcome = self._left() if self.gone else Outcome.COMPLETED
             if tokens is None:

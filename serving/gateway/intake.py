@@ -60,7 +60,6 @@ class Intake(ABC):
         "_meter",
         "_minute",
         "_over",
-        "_prompt_tokens",
         "_reply",
         "_request",
         "_resend",
@@ -100,7 +99,6 @@ class Intake(ABC):
         self._hold: Hold | None = None
         self._engine: Engine | None = None
         self._connection: EngineConnection | None = None
-        self._prompt_tokens = 0
         self._blocks: list[int] | None = None
         self._matched: dict[str, int] = {}
         self._avoid: frozenset[str] = frozenset()
@@ -328,8 +326,7 @@ class Intake(ABC):
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.target.running -= 1
-            engine.target.pending_tokens -= self._prompt_tokens
-            self._prompt_tokens = 0
+            engine.target.prefills.drop(self.id)
             assert self._destination is not None
             self._gateway.freed(self._destination.service)
 

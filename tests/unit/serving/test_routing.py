@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.routing import FAILURES_TO_OPEN, OPEN_FIRST_MS, Ask, Breaker, NoRoute, Target, route
+from serving.routing import FAILURES_TO_OPEN, OPEN_FIRST_MS, Ask, Breaker, NoRoute, Prefills, Target, route
 
 
 def target(id: str = "a", **changes: object) -> Target:
@@ -36,7 +36,7 @@ def test_the_last_filter_that_left_nobody_is_the_reason(targets: list[Target], a
 @pytest.mark.parametrize(
     ("other", "ask"),
     [
-        (target("b", pending_tokens=500), Ask(prompt_tokens=100)),
+        (target("b", prefills=Prefills(500)), Ask(prompt_tokens=100)),
         (target("b", running=1), Ask(prompt_tokens=100)),
         (target("b", others_running=1), Ask(prompt_tokens=100)),
         (target("b", others_waiting=1), Ask(prompt_tokens=100)),
@@ -69,3 +69,24 @@ def test_an_open_breaker_lets_one_trial_through_when_its_time_is_over() -> None:
     assert not breaker.allows(3_000 + 2 * OPEN_FIRST_MS - 1), "each failed trial doubles the pause"
     breaker.succeeded()
     assert breaker.allows(3_001)
+
+
+def test_what_shows_that_one_prompt_is_computed_shows_it_of_all_before() -> None:
+    prefills = Prefills()
+    for request, tokens in (("a", 100), ("b", 20), ("c", 3)):
+        prefills.begin(request, tokens)
+    prefills.done("another gateway's")
+    assert prefills.tokens == 123
+    prefills.done("b")
+    assert prefills.tokens == 3
+    prefills.done("a")
+    assert prefills.tokens == 3
+
+
+def test_a_request_that_is_given_up_says_nothing_of_those_before_it() -> None:
+    prefills = Prefills()
+    prefills.begin("a", 100)
+    prefills.begin("b", 20)
+    prefills.drop("b")
+    prefills.drop("b")
+    assert prefills.tokens == 100
