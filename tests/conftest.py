@@ -13,6 +13,9 @@ from kit.db import Database
 from tests.support.databases import TestServer, running_server
 from tests.support.needs import need
 
+LANE_OF_THE_MACHINE = "machine"
+"""The tests that use a real Ray or a real engine: one process runs all of them, from the start (`make test` has two)."""
+
 MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 """Monday 10:00 in Wuhan."""
 
@@ -56,3 +59,18 @@ def blobs_folder(tmp_path: Path) -> Path:
 def blobs(blobs_folder: Path) -> Blobs:
     """An object store in a folder of this test's own."""
     return Blobs(f"file://{blobs_folder}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give what needs the machine's Ray or engine to one of several processes, first: it is long, and mostly waits."""
+    if hasattr(config, "workerinput"):
+        for item in items:
+            if needs_the_machine(item):
+                item.add_marker(pytest.mark.xdist_group(LANE_OF_THE_MACHINE))
+        items.sort(key=lambda item: not needs_the_machine(item))
+
+
+def needs_the_machine(item: pytest.Item) -> bool:
+    """Whether the test holds one of the machine's locks while it runs (`tests/support/machine_lock.py`)."""
+    return any(item.get_closest_marker(name) for name in ("ray", "engine"))
