@@ -14,7 +14,7 @@ from tests.support.databases import TestServer, running_server
 from tests.support.needs import need
 
 LANE_OF_THE_MACHINE = "machine"
-"""The tests that use a real Ray or a real engine: one process runs all of them, from the start (`make test` has two)."""
+"""The tests that use a real Ray or a real engine: of the processes of `make test`, one runs all of them, first."""
 
 MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 """Monday 10:00 in Wuhan."""
