@@ -1,9 +1,10 @@
 """PostgreSQL sessions: one request, one transaction; conflicts are retried here and nowhere else."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
@@ -89,6 +90,25 @@ class Database:
 async def notify(tx: AsyncSession, channel: str, payload: str = "") -> None:
     """Send a NOTIFY that arrives when this transaction commits."""
     await tx.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload})
+
+
+async def insert_many(tx: AsyncSession, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows in one statement, whatever their number; they have the same columns.
+
+    Table and columns are the caller's own words, never somebody's input.
+    """
+    if rows:
+        names = ", ".join(f'"{name}"' for name in rows[0])
+        await tx.execute(
+            text(f"""INSERT INTO {table} ({names}) SELECT {names}
+                FROM jsonb_populate_recordset(CAST(NULL AS {table}), CAST(:rows AS jsonb))"""),  # noqa: S608
+            {"rows": json.dumps(list(rows), default=_written)},
+        )
+
+
+def _written(value: object) -> str:
+    """As PostgreSQL reads it: bytes in hexadecimal, times in ISO 8601."""
+    return "\\x" + value.hex() if isinstance(value, bytes) else str(value)
 
 
 def is_conflict(error: BaseException) -> bool:

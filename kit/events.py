@@ -5,7 +5,8 @@ commits late. Readers therefore go by (transaction, sequence) and see only trans
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NewType
@@ -13,10 +14,11 @@ from typing import Any, NewType
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from kit.db import notify
+from kit.db import insert_many, notify
 from kit.errors import InvalidInput
 
 CHANNEL = "heliu_events"
+_GATHERED = "kit.events.gathered"
 
 Cursor = NewType("Cursor", str)
 """Where a reader stands; opaque, ordered by the log."""
@@ -39,11 +41,30 @@ async def append(
     tx: AsyncSession, topic: str, subject: str, body: Mapping[str, Any], *, now: datetime, firm_id: str | None = None
 ) -> None:
     """Record an event; it exists if and only if the transaction commits. Followers are woken then."""
+    gathered = tx.info.get(_GATHERED)
+    if gathered is not None:
+        gathered.append({"at": now, "topic": topic, "subject": subject, "firm_id": firm_id, "body": body})
+        return
     await tx.execute(
         text("INSERT INTO kit.event (at, topic, subject, firm_id, body) VALUES (:at, :topic, :subject, :firm, :body)"),
         {"at": now, "topic": topic, "subject": subject, "firm": firm_id, "body": json.dumps(body, default=str)},
     )
     await notify(tx, CHANNEL, topic)
+
+
+@asynccontextmanager
+async def together(tx: AsyncSession) -> AsyncIterator[None]:
+    """Events recorded inside are written at its end, in their order, by one statement."""
+    assert _GATHERED not in tx.info, "one gathering at a time"
+    gathered: list[dict[str, Any]] = []
+    tx.info[_GATHERED] = gathered
+    try:
+        yield
+    finally:
+        del tx.info[_GATHERED]
+    await insert_many(tx, "kit.event", gathered)
+    for topic in sorted({event["topic"] for event in gathered}):
+        await notify(tx, CHANNEL, topic)
 
 
 async def read(

@@ -36,6 +36,8 @@ from quotas.charges import charges_of as charges_of
 from quotas.charges import renew_compute as renew_compute
 from quotas.charges import settle_compute as settle_compute
 from quotas.cohort_tree import cohort_tree as cohort_tree
+from quotas.hold_batches import hold_compute_many as hold_compute_many
+from quotas.hold_terms import HoldRequest as HoldRequest
 from quotas.holds import hold_compute as hold_compute
 from quotas.holds import quote_compute as quote_compute
 from quotas.holds import release_hold as release_hold

@@ -1,7 +1,6 @@
 """Money for GPU time, before it is used: quote it, put it aside, let it go."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,17 +9,17 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from kit.errors import InvalidInput, NotFound
-from kit.ids import new_id
-from kit.units import MAX_AMOUNT, GpuMilli, MicroYuan, Ppm, gpu_ms
+from kit.errors import NotFound
+from kit.units import GpuMilli, MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.ledger_store import Posting
 from quotas.adapters.money_tables import ComputeHoldRow
 from quotas.cash import account_of, hold_gone, no_money
 from quotas.discounts import discounts_between
+from quotas.hold_terms import HoldPrice, HoldRequest, hold_values, price_between
 from quotas.ledger import Leg, Refusal, expire, pending, void
-from quotas.pricing import price_gpu, rate_range, share_of, tariff_at
+from quotas.pricing import share_of
 from quotas.programmes import programme_ids, usable_terms
 from quotas.spending import payer_of, require_room
 from quotas.tariffs import payout_ppm, tariffs_between
@@ -48,13 +47,6 @@ HOLD_SLACK = timedelta(days=1)
 """How long after its work must be over a hold waits to be settled before the sweeper lets it go."""
 RACES = 5
 """How often a hold is tried again when a voucher was used up between reading and holding it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Price:
-    tariff_id: TariffId
-    least: MicroYuan
-    most: MicroYuan
 
 
 async def quote_compute(
@@ -103,20 +95,11 @@ async def _price(
     seconds_max: int,
     *,
     at: datetime,
-) -> _Price:
-    if not (milli > 0 and 0 <= seconds_min <= seconds_max and seconds_max > 0):
-        raise InvalidInput("GPU time is priced for at least one thousandth of a GPU and at least one second")
+) -> HoldPrice:
     end = at + timedelta(seconds=seconds_max)
     tariffs = await tariffs_between(tx, at, end)
     discounts = (await discounts_between(tx, [firm_id], at, end)).get(firm_id, ())
-    low, high = rate_range(tariffs, pool=pool, qos=qos, start=at, end=end, discounts=discounts)
-    tariff = tariff_at(tariffs, at)
-    assert tariff is not None, "rate_range found a price at the start"
-    least = price_gpu([(gpu_ms(milli, seconds_min * 1000), low)]).amount
-    most = price_gpu([(gpu_ms(milli, seconds_max * 1000), high)]).amount
-    if most > MAX_AMOUNT:
-        raise InvalidInput("that much GPU time costs more than the ledger can hold in one piece; ask for less")
-    return _Price(tariff.id, least, most)
+    return price_between(tariffs, discounts, pool, qos, milli, seconds_min, seconds_max, at=at)
 
 
 async def hold_compute(
@@ -140,12 +123,14 @@ async def hold_compute(
     hard budget), Refused (`no_tariff`), Conflict (`key_reused`); after any of them nothing has changed and `tx` may go
     on.
     """
-    asked = [firm_id, project_id, subject, pool, qos, gpu_milli, seconds_max, cap_micro_yuan, key_id]
-    request = ledger_store.request_hash(asked)
+    asked = HoldRequest(
+        key, firm_id, project_id, subject, pool, qos, gpu_milli, seconds_max, cap_micro_yuan, key_id
+    )  # fmt: skip
+    request = asked.hash
     if known := await _known(tx, key, request):
         return known
     price = await _price(tx, firm_id, pool, qos, gpu_milli, 0, seconds_max, at=now)
-    amount = MicroYuan(price.most if cap_micro_yuan is None else min(price.most, cap_micro_yuan))
+    amount = price.capped(cap_micro_yuan)
     expires_at = now + timedelta(seconds=seconds_max) + HOLD_SLACK
     await require_room(tx, await payer_of(tx, firm_id, project_id, key_id), amount, now=now)
     allocation, posting = await _reserve(tx, key, firm_id, pool, amount, expires_at=expires_at, now=now)
@@ -153,46 +138,11 @@ async def hold_compute(
         return held
     numbers = list(posting.transfer_ids) if posting else []
     cash_pending = numbers.pop(0) if posting and len(numbers) > len(allocation.parts) else None
-    values = {
-        "id": new_id("hold"),
-        "firm_id": firm_id,
-        "project_id": project_id,
-        "subject": subject,
-        "pool": pool,
-        "qos": qos.value,
-        "gpu_milli": gpu_milli,
-        "seconds_max": seconds_max,
-        "tariff_id": price.tariff_id,
-        "amount": allocation.cash + sum(part.amount for part in allocation.parts),
-        "cash": allocation.cash,
-        "cash_pending_id": cash_pending,
-        "parts": _written(allocation, numbers),
-        "explanation": list(allocation.explanation),
-        "state": HoldState.OPEN.value,
-        "created_at": now,
-        "expires_at": expires_at,
-        "request_key": key,
-        "request_hash": request,
-        "key_id": key_id,
-    }
+    values = hold_values(asked, price.tariff_id, allocation, cash_pending, numbers, expires_at=expires_at, now=now)
     await tx.execute(insert(ComputeHoldRow).values(values).on_conflict_do_nothing(index_elements=["request_key"]))
     held = await _known(tx, key, request)
     assert held is not None, "it was just written, here or by whoever used the key at the same time"
     return held
-
-
-def _written(allocation: Allocation, pending_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The vouchers' parts as the hold's row keeps them, each with its pending transfer."""
-    return [
-        {
-            "voucher_id": part.voucher_id,
-            "base": part.base,
-            "share_ppm": part.share_ppm,
-            "amount": part.amount,
-            "pending_id": number,
-        }
-        for part, number in zip(allocation.parts, pending_ids, strict=True)
-    ]
 
 
 async def _known(tx: AsyncSession, key: str, request: bytes) -> Hold | None:

@@ -53,6 +53,15 @@ async def spending_is_ruled(tx: AsyncSession, firm_id: str) -> bool:
     return bool((await tx.execute(query, {"firm": firm_id})).scalar_one())
 
 
+async def ruled_firms(tx: AsyncSession, firm_ids: Sequence[str]) -> set[str]:
+    """The same of many firms at once: those over whose spending there is a rule."""
+    query = text("""SELECT firm_id FROM quotas.budget
+            WHERE firm_id = ANY(CAST(:firms AS text[])) AND hard_stop AND ended_at IS NULL
+        UNION SELECT firm_id FROM quotas.ceiling_version
+            WHERE firm_id = ANY(CAST(:firms AS text[])) AND tokens_per_period IS NOT NULL""")
+    return {row.firm_id for row in await tx.execute(query, {"firms": list(firm_ids)})}
+
+
 async def lock_spending(tx: AsyncSession, firm_id: str) -> None:
     """Let one thing at a time put aside money of a firm with rules."""
     await tx.execute(
