@@ -19,7 +19,6 @@ class QueueReason(StrEnum):
 
     FULL = "queue_full"
     FIRM_FULL = "firm_queue_full"
-    DEADLINE = "queue_deadline"
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from quotas.vocabulary import PLATFORM_FIRM
 from serving.admission import FREE, Rate
@@ -11,6 +11,9 @@ from serving.gateway.lifetimes import notices, retires_ms
 from serving.prefix_index import PrefixIndex
 from serving.routing import Breaker, Target
 from serving.vocabulary import AdapterRoute, DeploymentKind, ModelRoute, ReplicaRoute, RouteTable
+
+if TYPE_CHECKING:
+    from serving.gateway.waiting import Lines
 
 PREFIX_BLOCKS = 8_192
 """Blocks remembered of each replica's cache, 1 KiB of prompt text each: what some two million tokens of cache hold."""
@@ -38,6 +41,7 @@ class Service:
     notices: bytes = b""  # header lines about the model's end
     retires_ms: int = 0  # 0: never
     prefixes: PrefixIndex = field(default_factory=lambda: PrefixIndex(PREFIX_BLOCKS))
+    lines: "Lines | None" = None  # who waits, once somebody did
 
     @property
     def dedicated(self) -> bool:
@@ -95,6 +99,9 @@ class Directory:
                 engine.pool.close()
                 for service in services.values():
                     service.prefixes.forget(id)
+        for name, gone in self.services.items():
+            if name not in services:
+                gone.engines, gone.targets = {}, []  # who still waits there is sent nowhere
         self.services = services
         return True
 

@@ -33,11 +33,11 @@ class Exchange(Intake):
     def ask(self) -> Ask:
         """What the router is asked."""
         assert self._destination is not None and self._asked is not None
-        service, adapter, _ = self._destination
-        adapter_id = None if adapter is None else adapter.id
+        service = self._destination.service
+        adapter_id, avoid = self._adapter_id(), self._avoided()
         tokens = self._asked.shape.body_bytes // BYTES_PER_TOKEN
         if len(service.targets) < 2:
-            return Ask(adapter_id, tokens, avoid=self._avoid)
+            return Ask(adapter_id, tokens, avoid=avoid)
         if self._blocks is None:
             # An adapter's cache is its own, and so is each firm's.
             salt = f"{self.firm_id} {adapter_id}".encode()
@@ -45,15 +45,38 @@ class Exchange(Intake):
         matched = service.prefixes.matched(self._blocks)
         held = {id: blocks * BLOCK_BYTES // BYTES_PER_TOKEN for id, blocks in matched.items()}
         self._matched = held
-        return Ask(adapter_id, tokens, held, avoid=self._avoid)
+        return Ask(adapter_id, tokens, held, avoid=avoid)
+
+    def need(self) -> Ask:
+        """Which replicas can take it at all."""
+        return Ask(self._adapter_id(), avoid=self._avoided())
+
+    def _adapter_id(self) -> str | None:
+        assert self._destination is not None
+        adapter = self._destination.adapter
+        return None if adapter is None else adapter.id
+
+    def _avoided(self) -> frozenset[str]:
+        """Replicas that failed it and have not started anew; none when there is no other."""
+        if not self._avoid:
+            return frozenset()
+        assert self._destination is not None
+        adapter = self._adapter_id()
+        able = [
+            (engine.route.id, engine.route.engine_start)
+            for engine in self._destination.service.engines.values()
+            if adapter is None or adapter in engine.target.adapters
+        ]
+        failed = frozenset(one[0] for one in able if one in self._avoid)
+        return failed if len(failed) < len(able) else frozenset()
 
     def dispatch(self) -> None:
         """Send the request to a replica, or let it wait for one."""
         assert self._destination is not None
         service = self._destination.service
-        found = self._gateway.route(service, self.ask())
+        found = self._gateway.waiting.route(service, self.ask())
         if isinstance(found, NoRoute):
-            refusal = self._gateway.wait(self, service, found)
+            refusal = self._gateway.waiting.wait(self, service, found)
             if refusal is not None:
                 self.refuse(refusal)
             return
@@ -167,7 +190,7 @@ class Exchange(Intake):
             self.refuse(Refusal(503, "engine_unavailable", "the model's replicas do not answer", retry_after_seconds=2))
             return
         if avoid:
-            self._avoid |= {engine.route.id}
+            self._avoid |= {(engine.route.id, engine.route.engine_start)}
         self.dispatch()
 
     def _whole_answer(self) -> None:
@@ -261,7 +284,7 @@ class Exchange(Intake):
             connection.slow(False)
             bound = time.monotonic() + self._gateway.settings.finish_seconds
             self.deadline = min(self.deadline or bound, bound)
-        elif self._engine is None and self._gateway.stop_waiting(self):
+        elif self._engine is None and self._gateway.waiting.leave(self):
             self._over = True
             self._release(NOTHING)
 

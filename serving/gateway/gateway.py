@@ -12,8 +12,7 @@ from kit.errors import HeliuError, Unavailable
 from kit.fetch import FetchPolicy
 from kit.ids import new_id
 from quotas.vocabulary import KeyGrant
-from serving.fairness import FairQueue
-from serving.gateway.directory import Destination, Directory, Engine, Service
+from serving.gateway.directory import Destination, Directory
 from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.exchange import Exchange
 from serving.gateway.faults import where
@@ -28,23 +27,16 @@ from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
 from serving.gateway.tracing import Traces
+from serving.gateway.waiting import WaitingRoom
 from serving.gateway.windows import Windows
 from serving.limits import Limits, Meter
 from serving.metering import COUNT_EVERY_MS, Outcome, Tokens
-from serving.routing import Ask, NoRoute, Target, route
 
 log = logging.getLogger(__name__)
 
 COUNT_SECONDS = COUNT_EVERY_MS / 1000 / 2
 ROUTES_SECONDS = 1.0
 METERS_MAX = 100_000
-
-_NO_ROUTE = {
-    NoRoute.NO_REPLICA: ("model_not_ready", "no replica of this model is ready yet"),
-    NoRoute.NO_ADAPTER: ("adapter_not_ready", "no replica has loaded this adapter yet"),
-    NoRoute.UNHEALTHY: ("engine_unavailable", "the model's replicas do not answer"),
-    NoRoute.FULL: ("overloaded", "every replica of this model is full"),
-}
 
 
 class Gateway:
@@ -69,6 +61,7 @@ class Gateway:
         self.shipper = shipper
         self.metrics = GatewayMetrics()
         self.directory = Directory()
+        self.waiting = WaitingRoom(settings, self.now_ms, _guarded)
         self.traces = traces
         self.images = ImageFetcher(
             FetchPolicy(
@@ -87,12 +80,9 @@ class Gateway:
         self._pages = Pages(self, spending)
         self._meters: dict[str, Meter] = {}
         self._limits: dict[tuple[int | None, int | None], Limits] = {}
-        self._queues: dict[tuple[str, str | None], FairQueue[Exchange]] = {}
-        self._waiting: dict[Exchange, tuple[Service, NoRoute]] = {}
         self._adapters_wanted: dict[str, datetime] = {}
         self._boot = new_id("req")
         self._count = 0
-        self._coin = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- what a request asks for ----------------------------------------------------------------------------------
@@ -216,78 +206,6 @@ class Gateway:
         self.metrics.refusals[NO_MODEL, refusal.code] += 1
         reply.respond(refusal.status, refusal.body(), refusal.headers() + extra)
 
-    # --- routing and waiting --------------------------------------------------------------------------------------
-
-    def route(self, service: Service, ask: Ask) -> Target | NoRoute:
-        """A replica for a request, now; those that wait for the same model go first."""
-        queue = self._queues.get((service.model.name, service.firm_id))
-        if queue:
-            return NoRoute.FULL
-        return self._route(service, ask)
-
-    def _route(self, service: Service, ask: Ask) -> Target | NoRoute:
-        targets = service.targets
-        if len(targets) == 1 and ask.adapter is None and not ask.avoid:
-            only = targets[0]
-            if only.running < only.capacity and only.breaker.failures == 0:
-                return only  # what the router would say, without asking it
-        self._coin += 1
-        return route(targets, ask, now_ms=self.now_ms(), coin=self._coin)
-
-    def wait(self, exchange: Exchange, service: Service, why: NoRoute) -> Refusal | None:
-        """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already."""
-        name = (service.model.name, service.firm_id)
-        queue = self._queues.get(name)
-        if queue is None:
-            queue = self._queues[name] = FairQueue(self.settings.queue_max, self.settings.queue_per_firm_max)
-        deadline = self.now_ms() + int(self.settings.wait_seconds * 1_000)
-        refused = queue.push(exchange.firm_id, exchange, deadline_ms=deadline, tokens=exchange.reserved_tokens)
-        if refused is not None:
-            return Refusal(503, str(refused), "as many requests wait for this model as may", retry_after_seconds=5)
-        self._waiting[exchange] = (service, why)
-        self._pump(service)
-        return None
-
-    def stop_waiting(self, exchange: Exchange) -> bool:
-        """Its client left; whether it was waiting."""
-        waiting = self._waiting.pop(exchange, None)
-        if waiting is None:
-            return False
-        service, _ = waiting
-        return self._queues[service.model.name, service.firm_id].remove(exchange)
-
-    def freed(self, service: Service) -> None:
-        """A place at one of the service's replicas is free."""
-        if self._waiting:
-            self._pump(service)
-
-    def _pump(self, service: Service) -> None:
-        queue = self._queues.get((service.model.name, service.firm_id))
-        if not queue:
-            return
-        found: dict[Exchange, Engine] = {}
-
-        def ready(exchange: Exchange) -> bool:
-            target = self._route(service, exchange.ask())
-            if isinstance(target, NoRoute):
-                self._waiting[exchange] = (service, target)
-                return False
-            found[exchange] = service.engines[target.id]
-            return True
-
-        while (exchange := queue.pop(ready)) is not None:
-            self._waiting.pop(exchange, None)
-            _guarded(exchange, exchange.send, found[exchange])
-
-    def _expire_waiting(self) -> None:
-        now_ms = self.now_ms()
-        for queue in self._queues.values():
-            for exchange in queue.expire(now_ms) if queue else ():
-                _, why = self._waiting.pop(exchange)
-                code, message = _NO_ROUTE[why]
-                waited = f"{message}; the request waited {self.settings.wait_seconds:g} s"
-                _guarded(exchange, exchange.refuse, Refusal(503, code, waited, retry_after_seconds=5))
-
     # --- what runs beside requests --------------------------------------------------------------------------------
 
     async def follow_routes(self) -> None:
@@ -303,7 +221,7 @@ class Gateway:
                 if changed_routes:
                     self.metrics.forget({engine.route.id for engine in self.directory.engines})
                     for service in list(self.directory.services.values()):
-                        self._pump(service)
+                        self.waiting.changed(service)
             except (HeliuError, OSError) as error:
                 log.warning("the route table could not be read; the last one stays", extra={"why": str(error)})
             try:
@@ -344,7 +262,7 @@ class Gateway:
         """End what waits or hangs for too long."""
         while True:
             await asyncio.sleep(0.25)
-            self._expire_waiting()
+            self.waiting.tick()
             now = time.monotonic()
             for exchange in list(self.active):
                 if exchange.deadline and exchange.deadline < now:
@@ -360,7 +278,7 @@ class Gateway:
         return {
             "requests_running": len(self.active),
             "streams_open": len(self.streams),
-            "requests_waiting": len(self._waiting),
+            "requests_waiting": len(self.waiting),
             "usage_backlog": self.shipper.backlog,
             "usage_shipped_total": self.shipper.shipped,
             "usage_log_healthy": self.shipper.log.healthy,

@@ -69,6 +69,7 @@ class Intake(ABC):
         "_tries",
         "at_ms",
         "began",
+        "charged_tokens",
         "deadline",
         "first_at",
         "gone",
@@ -101,7 +102,8 @@ class Intake(ABC):
         self._connection: EngineConnection | None = None
         self._blocks: list[int] | None = None
         self._matched: dict[str, int] = {}
-        self._avoid: frozenset[str] = frozenset()
+        self._avoid: frozenset[tuple[str, str]] = frozenset()  # replicas and engine starts that failed it
+        self.charged_tokens = 0  # to its firm, when its turn came
         self._tries = 0
         self._resend = False
         self._head = b""
@@ -308,6 +310,10 @@ class Intake(ABC):
     def _release(self, used: Tokens) -> tuple[int, int]:
         """Give back what was taken for the request; returns the micro-yuan and the tokens that its lease now owes."""
         charge = counted = 0
+        if self._destination is not None and self.sent_at:
+            self._gateway.waiting.served(
+                self._destination.service, self.firm_id, used.input + used.output - self.charged_tokens
+            )
         self._leave_engine()
         if self._meter is not None:
             give_back(self._meter, minute=self._minute, reserved=self._reserve.tokens, used=used.input + used.output)
@@ -328,7 +334,7 @@ class Intake(ABC):
             engine.target.running -= 1
             engine.target.prefills.drop(self.id)
             assert self._destination is not None
-            self._gateway.freed(self._destination.service)
+            self._gateway.waiting.freed(self._destination.service)
 
     def _subject(self) -> Subject:
         grant, destination, asked = self._grant, self._destination, self._asked

@@ -6,8 +6,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from serving.gateway import exchange, intake
-from serving.gateway import gateway as shared
+from serving.gateway import exchange, intake, waiting
 from serving.gateway.answers import EventStream
 from serving.gateway.endpoints import ENDPOINTS, Asked, decode
 from serving.gateway.openai_errors import Refusal
@@ -43,7 +42,7 @@ FAULTS: dict[str, tuple[Break, bool]] = {
     "while the request is read": (lambda patch, _: patch.setattr(intake, "decode", broken), False),
     "while the key is looked up": (lambda patch, g: patch.setattr(g.gateway.keys, "cached", broken), False),
     "while money is held": (lambda patch, g: patch.setattr(g.gateway.purses, "hold", broken), False),
-    "while a replica is chosen": (lambda patch, _: patch.setattr(shared, "route", broken), False),
+    "while a replica is chosen": (lambda patch, _: patch.setattr(waiting, "route", broken), False),
     "while the engine's answer begins": (lambda patch, _: patch.setattr(exchange, "EventStream", broken), True),
     "while the engine's answer is read": (lambda patch, _: patch.setattr(exchange, "whole", broken), False),
     "while the engine's stream is read": (lambda patch, _: patch.setattr(EventStream, "feed", broken), True),
