@@ -60,6 +60,8 @@ from quotas.rate_windows import minute_of as minute_of
 from quotas.rate_windows import recall_windows as recall_windows
 from quotas.rate_windows import return_windows as return_windows
 from quotas.refunds import refund_charge as refund_charge
+from quotas.settle_batches import release_holds as release_holds
+from quotas.settle_batches import settle_compute_many as settle_compute_many
 from quotas.spending import payer_of as payer_of
 from quotas.spending import require_budget as require_budget
 from quotas.spending import room_of as room_of

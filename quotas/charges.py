@@ -54,7 +54,7 @@ async def settle_compute(tx: AsyncSession, *, hold_id: HoldId, usage: ComputeUsa
     """
     _check(usage)
     row = await locked_hold(tx, hold_id)
-    request = ledger_store.request_hash([hold_id, usage.pool, usage.qos, usage.gpu_ms, usage.ended_at])
+    request = usage_hash(hold_id, usage)
     if known := await _charged_before(tx, usage, request):
         return known
     if row.state in (HoldState.SETTLED, HoldState.RELEASED):
@@ -82,6 +82,11 @@ async def settle_compute(tx: AsyncSession, *, hold_id: HoldId, usage: ComputeUsa
         )
     await tx.flush()
     return charge
+
+
+def usage_hash(hold_id: HoldId, usage: ComputeUsage) -> bytes:
+    """The same for the same usage against the same hold."""
+    return ledger_store.request_hash([hold_id, usage.pool, usage.qos, usage.gpu_ms, usage.ended_at])
 
 
 def _check(usage: ComputeUsage) -> None:
