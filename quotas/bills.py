@@ -112,6 +112,7 @@ def line_of(row: ComputeHoldRow, usage: ComputeUsage, bill: Bill, period: Period
     """The line on the statement of `period`."""
     start_us = (usage.started_at - datetime(1970, 1, 1, tzinfo=usage.started_at.tzinfo)) // timedelta(microseconds=1)
     capped = bill.price.amount - bill.amount - bill.loss if usage.firm_id != PLATFORM_FIRM else 0
+    beyond = f"{capped} micro-yuan above the agreed maximum are not charged" if capped else ""
     return ChargeRow(
         id=new_id("chg"),
         line_key=f"compute:{usage.attempt_id}:{start_us}",
@@ -144,5 +145,5 @@ def line_of(row: ComputeHoldRow, usage: ComputeUsage, bill: Bill, period: Period
         first_at=usage.started_at,
         last_at=usage.ended_at,
         explanation=list(bill.allocation.explanation),
-        note=f"{capped} micro-yuan above the agreed maximum are not charged" if capped else "",
+        note="; ".join(filter(None, (usage.note, beyond))),
     )  # fmt: skip

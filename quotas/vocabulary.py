@@ -199,6 +199,7 @@ class ComputeUsage:
     gpu_ms: GpuMs
     started_at: datetime
     ended_at: datetime
+    note: str = ""  # what the statement says beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,3 +388,7 @@ class CheckReport:
     transfers: int
     blocks: int
     open_holds: tuple[OpenHold, ...] = field(default=())
+    heads: int = 0
+    """How many blocks' heads were compared with those kept outside the database."""
+    unsealed: int = 0
+    """How many transfers are in no block yet."""

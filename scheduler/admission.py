@@ -14,6 +14,7 @@ from quotas import api as quotas
 from quotas.vocabulary import FirmId, Hold, PoolName, ProjectId, QoS
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
+from scheduler.lifetimes import seconds_left
 from scheduler.sharing import Sharing
 from scheduler.terms import Terms
 from scheduler.vocabulary import AttemptId, AttemptState, JobState, Start, WaitReason, WorkloadId, WorkloadKind
@@ -85,11 +86,12 @@ async def admit(
 
 
 def held_seconds(workload: WorkloadRow, terms: Terms) -> int:
-    """For how long money is held at once: a job's whole maximum, a slice of a replica's time."""
+    """For how long money is held at once: what is left of a job's maximum, a slice of a replica's time."""
     if workload.kind == WorkloadKind.REPLICA:
         return terms.replica_hold_seconds
-    assert workload.max_runtime_seconds is not None, "a job has a maximum"
-    return workload.max_runtime_seconds
+    left = seconds_left(workload.max_runtime_seconds, workload.kept_ms)
+    assert left is not None, "a job has a maximum"
+    return left
 
 
 async def is_payable(tx: AsyncSession, workload_id: WorkloadId, pool: PoolName, *, terms: Terms, now: datetime) -> bool:

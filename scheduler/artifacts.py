@@ -15,7 +15,7 @@ from kit.errors import Conflict, NotFound, TooLarge
 from kit.ids import new_id
 from quotas.vocabulary import FirmId, ProjectId
 from scheduler.adapters import store
-from scheduler.adapters.tables import ArtifactRow, AttemptRow, UploadRow, WorkloadRow
+from scheduler.adapters.tables import ArtifactRow, AttemptRow, CheckpointRow, UploadRow, WorkloadRow
 from scheduler.terms import Terms
 from scheduler.vocabulary import ArtifactId, ArtifactView, AttemptId, AttemptIdentity, AttemptState, WorkloadId
 
@@ -148,11 +148,12 @@ async def remove_unpublished(db: Database, blobs: Blobs, *, limit: int = 100) ->
 
 
 async def stored_bytes(tx: AsyncSession, firm_id: str) -> int:
-    """What a firm's uploads (their declared size) and artifacts take. Locks the firm's storage until the end."""
+    """What a firm's uploads (their declared size), artifacts and checkpoints take. Locks the firm's storage."""
     await tx.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": f"storage:{firm_id}"})
     kept = select(func.coalesce(func.sum(ArtifactRow.size_bytes), 0)).where(ArtifactRow.firm_id == firm_id)
     sent = select(func.coalesce(func.sum(UploadRow.size_bytes), 0)).where(UploadRow.firm_id == firm_id)
-    return int((await tx.execute(kept)).scalar_one()) + int((await tx.execute(sent)).scalar_one())
+    saved = select(func.coalesce(func.sum(CheckpointRow.size_bytes), 0)).where(CheckpointRow.firm_id == firm_id)
+    return sum([int((await tx.execute(part)).scalar_one()) for part in (kept, sent, saved)])
 
 
 def storage_full(terms: Terms) -> TooLarge:

@@ -19,6 +19,7 @@ from scheduler import artifacts
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.admission import clear_wait, topic
+from scheduler.lifetimes import run_ms
 from scheduler.retries import Again, Finish, after_end
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
@@ -137,11 +138,14 @@ async def end(
     attempt.ended_at, attempt.cause, attempt.message = now, cause, message[:MESSAGE_CHARS_MAX]
     attempt.exit_code, attempt.ran_ms = exit_code, billable_ms(attempt, ran_ms, now=now)
     await tx.flush()
-    await _settle(tx, workload, attempt, cause, now=now)
+    lost = lost_ms(attempt, cause, terms, reported=ran_ms is not None)
+    await _settle(tx, workload, attempt, cause, lost, now=now)
+    workload.kept_ms += attempt.kept_ms
+    workload.lost_gpu_ms += gpu_ms(workload.workers * workload.gpu_milli, lost)
     placed = (await store.placements(tx, [attempt.id]))[attempt.id]
     await store.give_back(tx, FirmId(workload.firm_id), attempt.pool, placed)
-    if attempt.ran_ms and not cause.is_free:
-        used = workload.workers * workload.gpu_milli * attempt.ran_ms // 1000
+    if paid := paid_ms(attempt, cause):
+        used = workload.workers * workload.gpu_milli * paid // 1000
         half_life = terms.half_life_seconds
         await store.count_usage(tx, workload.firm_id, attempt.pool, used, half_life_seconds=half_life, now=now)
     if cause is EndCause.DONE:
@@ -183,13 +187,29 @@ async def finish_workload(tx: AsyncSession, workload: WorkloadRow, state: JobSta
 
 def billable_ms(attempt: AttemptRow, ran_ms: int | None, *, now: datetime) -> int:
     """The runner's count, never more than has passed here since its start nor than money was held for."""
+    known = max(attempt.metered_ms, attempt.kept_ms)
     if attempt.started_at is None or ran_ms is None:
-        return attempt.metered_ms
-    passed = (now - attempt.started_at) // timedelta(milliseconds=1)
-    return max(attempt.metered_ms, min(ran_ms, passed, attempt.metered_ms + attempt.held_seconds * 1000))
+        return known
+    passed = run_ms(attempt.started_at, now)
+    return max(known, min(ran_ms, passed, attempt.metered_ms + attempt.held_seconds * 1000))
 
 
-def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int) -> ComputeUsage:
+def paid_ms(attempt: AttemptRow, cause: EndCause) -> int:
+    """Of an attempt that ends like this, how much is paid for: all, or what is kept where the platform broke it."""
+    return max(attempt.metered_ms, attempt.kept_ms) if cause.is_free else attempt.ran_ms or 0
+
+
+def lost_ms(attempt: AttemptRow, cause: EndCause, terms: Terms, *, reported: bool) -> int:
+    """What the platform lost of it after its last checkpoint; of a runner that fell silent, until it was last heard."""
+    if not cause.is_free or attempt.started_at is None:
+        return 0
+    ran = attempt.ran_ms or 0
+    if not reported and attempt.lease_until is not None:
+        ran = run_ms(attempt.started_at, attempt.lease_until - timedelta(seconds=terms.lease_seconds))
+    return max(0, ran - paid_ms(attempt, cause))
+
+
+def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int, note: str = "") -> ComputeUsage:
     """What was used from the last settled millisecond of the attempt to `until_ms` after its start."""
     assert attempt.started_at is not None, "only what has started uses anything"
     ran = until_ms - attempt.metered_ms
@@ -204,19 +224,24 @@ def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int) -> Compu
         gpu_ms=GpuMs(gpu_ms(workload.workers * workload.gpu_milli, ran)),
         started_at=attempt.started_at + timedelta(milliseconds=attempt.metered_ms),
         ended_at=attempt.started_at + timedelta(milliseconds=until_ms),
+        note=note,
     )
 
 
 async def _settle(
-    tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, cause: EndCause, *, now: datetime
+    tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, cause: EndCause, lost: int, *, now: datetime
 ) -> None:
-    ran = attempt.ran_ms or 0
-    if cause.is_free or attempt.started_at is None or ran <= attempt.metered_ms:
+    """Charge what is paid for; a loss is a line of the statement too, of nothing or beside what was kept."""
+    paid = paid_ms(attempt, cause)
+    if attempt.started_at is None or (paid <= attempt.metered_ms and not lost):
         await quotas.release_hold(tx, hold_id=HoldId(attempt.hold_id), reason=cause.value, now=now)
         return
-    usage = usage_of(workload, attempt, ran)
+    after = " after its last checkpoint" if attempt.kept_ms else ""
+    lost_gpu_ms = gpu_ms(workload.workers * workload.gpu_milli, lost)
+    note = f"{lost_gpu_ms / 1000:,.1f} GPU-s{after} are not charged: {cause.value}" if lost else ""
+    usage = usage_of(workload, attempt, paid, note)
     charge = await quotas.settle_compute(tx, hold_id=HoldId(attempt.hold_id), usage=usage, now=now)
-    attempt.metered_ms = ran
+    attempt.metered_ms = paid
     workload.charged_micro_yuan += charge.amount
 
 

@@ -24,7 +24,8 @@ DETAIL_COLUMNS = {
     "id": "Job", "name": "Name", "recipe": "Recipe", "params": "Parameters", "pools": "Pools", "workers": "Workers",
     "state": "State", "wait_detail": "Why it waits", "expected_start": "Expected start",
     "expected_finish": "Expected finish", "progress": "Progress", "cause": "Last cause", "message": "Last message",
-    "quote_id": "Quote", "cap": "Cap", "charged": "Charged", "submitted_at": "Submitted", "started_at": "Started",
+    "quote_id": "Quote", "cap": "Cap", "charged": "Charged", "lost": "Lost by the platform",
+    "kept": "Checkpoint", "submitted_at": "Submitted", "started_at": "Started",
     "ended_at": "Ended", "artifact_ids": "Artifacts",
 }  # fmt: skip
 QUOTE_COLUMNS = {
@@ -113,11 +114,15 @@ def show_job(job_id: JobId, as_json: JsonFlag = False) -> None:
     """Show a job with its attempts and what it made."""
     seen = call("GET", f"/api/jobs/{job_id}")
     if not as_json:
-        seen = _priced(seen) | {"artifact_ids": [f"{made['name']} {made['id']}" for made in seen["artifacts"]]}
+        seen = _priced(seen) | {
+            "artifact_ids": [f"{made['name']} {made['id']}" for made in seen["artifacts"]],
+            "kept": f"step {seen['checkpoint']['step']}" if seen["checkpoint"] else None,
+            "lost": f"{seen['lost_gpu_ms'] / 1000:,.1f} GPU-s, not charged" if seen["lost_gpu_ms"] else None,
+        }
     show(seen, as_json=as_json, columns=DETAIL_COLUMNS)
     if not as_json:
         columns = {"id": "Attempt", "state": "State", "nodes": "Nodes", "cause": "Cause", "ran_ms": "Ran (ms)"}
-        show(seen["attempts"], as_json=False, columns=columns)
+        show(seen["attempts"], as_json=False, columns=columns | {"kept_ms": "Kept (ms)"})
 
 
 @job.command("logs")

@@ -10,6 +10,7 @@ from quotas import api as quotas
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, WorkloadRow
+from scheduler.lifetimes import seconds_left
 from scheduler.sharing import Quota, QuotaKey, Seat
 from scheduler.snapshot import Running, State, Waiting
 from scheduler.terms import Terms
@@ -47,7 +48,7 @@ def as_waiting(row: WorkloadRow) -> Waiting:
         gpu_milli=GpuMilli(row.gpu_milli),
         priority=row.priority,
         submitted_at=row.submitted_at,
-        seconds=row.expected_seconds,
+        seconds=seconds_left(row.expected_seconds, row.kept_ms),
         held=held,
         held_until=row.held_until if held else None,
         qos=QoS(row.qos),
@@ -66,7 +67,8 @@ def as_running(
     if attempt.stop_requested_at is not None:
         ends_at = attempt.stop_requested_at + timedelta(seconds=terms.grace_seconds)
     elif workload.expected_seconds is not None:
-        ends_at = (attempt.started_at or now) + timedelta(seconds=workload.expected_seconds)
+        left = seconds_left(workload.expected_seconds, workload.kept_ms) or 0
+        ends_at = (attempt.started_at or now) + timedelta(seconds=left)
     return Running(
         WorkloadId(workload.id),
         FirmId(workload.firm_id),
@@ -75,6 +77,7 @@ def as_running(
         attempt.stop_requested_at is not None,
         QoS(workload.qos),
         attempt.started_at,
+        attempt.kept_at,
     )
 
 

@@ -14,6 +14,7 @@ from quotas.vocabulary import HoldId
 from scheduler import attempts
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
+from scheduler.lifetimes import seconds_left
 from scheduler.terms import Terms
 from scheduler.vocabulary import AttemptState, EndCause, WorkloadKind
 
@@ -46,7 +47,8 @@ def verdict(workload: WorkloadRow, attempt: AttemptRow, terms: Terms, *, now: da
         return EndCause.LEASE_LOST
     if workload.max_runtime_seconds is not None and attempt.started_at and attempt.stop_requested_at is None:
         # The runner ends it by its own clock; this is for a runner that does not.
-        over = timedelta(seconds=workload.max_runtime_seconds + terms.grace_seconds + terms.heartbeat_seconds)
+        left = seconds_left(workload.max_runtime_seconds, workload.kept_ms) or 0
+        over = timedelta(seconds=left + terms.grace_seconds + terms.heartbeat_seconds)
         return EndCause.TIME_LIMIT if now - attempt.started_at >= over else None
     return None
 

@@ -20,7 +20,7 @@ from kit.clock import Clock
 from kit.db import Database
 from kit.errors import HeliuError, Unavailable
 from quotas.vocabulary import PoolName
-from scheduler import artifacts, effects, fleet, leases, storage_meter, suspensions, uploads
+from scheduler import artifacts, checkpoints, effects, fleet, leases, storage_meter, suspensions, uploads
 from scheduler.adapters import store
 from scheduler.admission import Admitted, Postponed, Stale, admit, is_payable, record_wait, topic
 from scheduler.attempts import finish_workload, request_stop
@@ -142,8 +142,9 @@ async def look_at_nodes(controller: Controller) -> None:
 
 
 async def tidy(controller: Controller) -> None:
-    """Remove files nobody can ask for: outputs of failed attempts, uploads that were never completed."""
+    """Remove files nobody can ask for: of attempts that failed, of half uploads, checkpoints of what is over."""
     await artifacts.remove_unpublished(controller.db, controller.blobs)
+    await checkpoints.remove_finished(controller.db, controller.blobs)
     await uploads.remove_expired(controller.db, controller.blobs, now=controller.clock.now())
 
 

@@ -54,7 +54,8 @@ def room_left(works: Iterable[Held], qos: QoS, nominal: int) -> int:
 
 def lost_milli_seconds(work: Running, *, now: datetime) -> int:
     """What stopping it throws away: thousandths of an accelerator × seconds of work done so far."""
-    return 0 if work.since is None else work.need * max(0, int((now - work.since).total_seconds()))
+    since = work.saved_at or work.since
+    return 0 if since is None else work.need * max(0, int((now - since).total_seconds()))
 
 
 @dataclass(slots=True)

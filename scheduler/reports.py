@@ -9,11 +9,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit import events
 from quotas.vocabulary import PoolName
-from scheduler import attempts
+from scheduler import attempts, checkpoints
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, InputRow, WorkloadRow
 from scheduler.admission import topic
-from scheduler.node.protocol import Cause, FinishedIn, HeartbeatIn, HeartbeatOut, InputFile, Outcome, Plan
+from scheduler.lifetimes import seconds_left
+from scheduler.node.protocol import (
+    Cause,
+    CheckpointFile,
+    FinishedIn,
+    HeartbeatIn,
+    HeartbeatOut,
+    InputFile,
+    Outcome,
+    Plan,
+)
 from scheduler.terms import Terms
 from scheduler.vocabulary import AttemptIdentity, EndCause, WorkloadKind
 
@@ -44,6 +54,7 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
     placed = (await store.placements(tx, [attempt.id]))[attempt.id]
     resource = {node.id: node.resource for node in await store.nodes(tx, pool=PoolName(attempt.pool))}
     share = workload.gpu_milli / 1000
+    kept = await checkpoints.checkpoint_of(tx, workload.id)
     return Plan(
         attempt_id=attempt.id,
         workload_id=workload.id,
@@ -55,13 +66,15 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
         lease_seconds=terms.lease_seconds,
         heartbeat_seconds=terms.heartbeat_seconds,
         grace_seconds=terms.grace_seconds,
-        max_runtime_seconds=workload.max_runtime_seconds,
+        max_runtime_seconds=seconds_left(workload.max_runtime_seconds, workload.kept_ms),
         workers=workload.workers,
         gpu_milli=workload.gpu_milli,
         nodes=[row.node_id for row in placed],
         worker_resources={resource[placed[0].node_id]: share},
         output_bytes_max=terms.output_bytes_max,
         output_files_max=terms.output_files_max,
+        checkpoint=CheckpointFile(step=kept.step, sha256=kept.sha256, bytes=kept.size_bytes) if kept else None,
+        checkpoint_bytes_max=terms.checkpoint_bytes_max,
     )
 
 

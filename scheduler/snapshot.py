@@ -58,7 +58,8 @@ class Running:
     ends_at: datetime | None  # expected; None: until it is stopped
     is_stopping: bool = False
     qos: QoS = QoS.STANDARD
-    since: datetime | None = None  # what it has done from then on would be lost; None: it has not begun
+    since: datetime | None = None  # None: it has not begun
+    saved_at: datetime | None = None  # what it did before is in a checkpoint; what it does after would be lost
 
     @property
     def need(self) -> int:

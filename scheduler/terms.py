@@ -26,6 +26,7 @@ class Terms:
     firm_storage_bytes: int = 20 << 30  # all uploads and artifacts of a firm
     output_bytes_max: int = 4 << 30  # all outputs of an attempt
     output_files_max: int = 1_000
+    checkpoint_bytes_max: int = 4 << 30  # what a workload keeps for its next attempt
     max_runtime_seconds: int = 7 * 86_400  # the most a job may ask for
     link_seconds: int = 300  # how long a signed download link holds
     policy: Policy = field(default_factory=Policy)

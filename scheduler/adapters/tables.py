@@ -36,6 +36,10 @@ def _integer(*, nullable: bool = False, big: bool = False, primary_key: bool = F
     return Field(default=None, sa_column=Column(kind, nullable=nullable, primary_key=primary_key, autoincrement=False))
 
 
+def _count() -> Any:
+    return Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
+
+
 def _flag() -> Any:
     return Field(default=False, sa_column=Column(Boolean, nullable=False))
 
@@ -176,6 +180,8 @@ class WorkloadRow(_Table, table=True):
     submitted_at: datetime = _instant()
     started_at: datetime | None = _instant(nullable=True)
     ended_at: datetime | None = _instant(nullable=True)
+    kept_ms: int = _count()  # of its running time, by ended attempts and safe in a checkpoint
+    lost_gpu_ms: int = _count()  # what the platform lost of its work; nobody paid for it
 
 
 class InputRow(_Table, table=True):
@@ -226,6 +232,8 @@ class AttemptRow(_Table, table=True):
     exit_code: int | None = _integer(nullable=True)
     ran_ms: int | None = _integer(nullable=True, big=True)
     cleared_at: datetime | None = _instant(nullable=True)
+    kept_ms: int = _count()  # of its running time, safe in a checkpoint
+    kept_at: datetime | None = _instant(nullable=True)
 
 
 class PlacementRow(_Table, table=True):
@@ -238,6 +246,24 @@ class PlacementRow(_Table, table=True):
     worker: int = _integer(primary_key=True)
     node_id: str = _text(to="node.id")
     gpu_milli: int = _integer()
+
+
+class CheckpointRow(_Table, table=True):
+    """What a workload's next attempt begins from: one packed folder, stored under its hash. The last one stands."""
+
+    __tablename__ = "checkpoint"
+    __table_args__ = (Index("checkpoint_firm", "firm_id"), {"schema": SCHEMA})
+
+    workload_id: str = _text(primary_key=True, to="workload.id")
+    attempt_id: str = _text(to="attempt.id")
+    firm_id: str = _text()
+    project_id: str = _text()
+    step: int = _integer(big=True)
+    gpu_ms: int = _integer(big=True)  # of the workload's work so far, all attempts
+    sha256: str = _text()
+    size_bytes: int = _integer(big=True)
+    blob: str = _text()
+    created_at: datetime = _instant()
 
 
 class LogLineRow(_Table, table=True):

@@ -16,8 +16,11 @@ from scheduler.node.protocol import (
     FENCE_LOST,
     HEADER_KIND,
     HEADER_META,
+    HEADER_RAN_MS,
     HEADER_RUNNER,
     HEADER_SHA256,
+    HEADER_STEP,
+    CheckpointOut,
     FinishedIn,
     HeartbeatIn,
     HeartbeatOut,
@@ -84,6 +87,10 @@ class ControlPlane:
         """The attempt is over."""
         self._ask("POST", "/finished", report)
 
+    def checkpoint_url(self) -> str:
+        """Where the checkpoint that the plan names is read from."""
+        return f"{self._base}/checkpoint"
+
     def read_input(self, file: InputFile, offset: int) -> Iterator[tuple[int, bytes]]:
         """Pairs of (position, bytes) from `offset` on, or from 0 where the other side cannot resume."""
         url = f"{self._url}{file.url}" if file.url.startswith("/") else file.url
@@ -112,6 +119,19 @@ class ControlPlane:
             HEADER_SHA256: sha256,
             HEADER_KIND: kind.value,
             HEADER_META: json.dumps(meta, ensure_ascii=True, separators=(",", ":")),
+        }
+        return _parse(OutputOut, self._put(f"/outputs/{quote(name)}", path, headers, stop))
+
+    def put_checkpoint(
+        self, path: Path, *, sha256: str, step: int, ran_ms: int, stop: threading.Event
+    ) -> CheckpointOut:
+        """Keep a packed checkpoint in place of the one before."""
+        headers = {**self._bearer, HEADER_SHA256: sha256, HEADER_STEP: str(step), HEADER_RAN_MS: str(ran_ms)}
+        return _parse(CheckpointOut, self._put("/checkpoint", path, headers, stop))
+
+    def _put(self, where: str, path: Path, headers: Mapping[str, str], stop: threading.Event) -> httpx.Response:
+        told = {
+            **headers,
             "Content-Length": str(path.stat().st_size),
             "Content-Type": "application/octet-stream",
         }
@@ -121,14 +141,13 @@ class ControlPlane:
                 while (chunk := file.read(_CHUNK)) and not stop.is_set():
                     yield chunk
 
-        url = f"{self._base}/outputs/{quote(name)}"
         try:
-            response = self._http.put(url, content=chunks(), headers=headers, timeout=_TRANSFER_TIMEOUT)
+            response = self._http.put(self._base + where, content=chunks(), headers=told, timeout=_TRANSFER_TIMEOUT)
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: fewer bytes than announced
             raise Away(_why(error)) from None
         if not response.is_success:
             raise _refusal(response)
-        return _parse(OutputOut, response)
+        return response
 
     def _ask(
         self, method: str, path: str, body: Wire | None = None, *, headers: Mapping[str, str] | None = None

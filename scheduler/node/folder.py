@@ -15,13 +15,15 @@ class AlreadyRunning(Exception):
 
 
 class WorkFolder:
-    """`<root>/<attempt>/{plan.json,inputs/,outputs/}`, mode 0700, held by a lock beside it."""
+    """`<root>/<attempt>/{plan.json,inputs/,outputs/,checkpoint/,saved/}`, mode 0700, held by a lock beside it."""
 
     def __init__(self, root: Path, attempt_id: str) -> None:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = root / attempt_id
         self.inputs = self.path / "inputs"
         self.outputs = self.path / "outputs"
+        self.checkpoint = self.path / "checkpoint"
+        self.saved = self.path / "saved"  # packed checkpoints on their way up
         held = _hold(_lock_path(self.path))
         if held is None:
             raise AlreadyRunning(f"attempt {attempt_id} already runs on this node")
@@ -29,7 +31,7 @@ class WorkFolder:
 
     def __enter__(self) -> "WorkFolder":
         _remove(self.path)
-        for folder in (self.path, self.inputs, self.outputs):
+        for folder in (self.path, self.inputs, self.outputs, self.checkpoint, self.saved):
             folder.mkdir(mode=0o700)
         return self
 

@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, TaskCancell
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from scheduler.node.checkpoints import KEEP_SECONDS_MAX
 from scheduler.node.client import ControlPlane
 from scheduler.node.folder import WorkFolder, sweep
 from scheduler.node.lease import Lease, boottime, exit_now
@@ -100,6 +101,9 @@ class Member:
             return problem.cause.value, problem.message
         return None
 
+    def keep_checkpoint(self) -> None:
+        self._worker.keep_checkpoint()
+
     def close(self) -> None:
         """Remove the folder; the lease guards nothing any more."""
         if self._lease is not None:
@@ -172,6 +176,13 @@ class Gang:
             self._all_or_nothing([member.upload.remote() for member in self._members], stop)
         except RayError as error:
             raise NotReady(Cause.UPLOAD_FAILED, f"a worker was lost: {type(error).__name__}") from None
+
+    def keep_checkpoint(self) -> None:
+        """Let worker 0 send its last checkpoint up: it speaks for all."""
+        try:
+            ray.get(self._members[0].keep_checkpoint.remote(), timeout=KEEP_SECONDS_MAX + 5)
+        except RayError:
+            pass  # what was kept before stays
 
     def close(self) -> None:
         """Give the nodes back."""

@@ -8,6 +8,8 @@ GET     /inputs/{name}      → bytes                                ``Range: by
 POST    /started            StartedIn → LeaseOut                   repeating it changes nothing
 POST    /heartbeat          HeartbeatIn → HeartbeatOut             log lines are deduplicated by ``seq``
 PUT     /outputs/{name}     bytes → OutputOut                      headers below; same name and hash again: same reply
+PUT     /checkpoint         bytes → CheckpointOut                  X-Sha256, X-Step, X-Ran-Ms; replaces the one before
+GET     /checkpoint         → bytes                                the one the plan names; ranges as for inputs
 POST    /finished           FinishedIn → {}                        the first one wins; repeating it changes nothing
 ======  ==================  =====================================  ===============================================
 
@@ -27,6 +29,8 @@ FENCE_LOST = "fence_lost"
 HEADER_RUNNER = "X-Runner"  # with GET /plan: a random name of the runner's process; the first one claims the attempt
 HEADER_SHA256 = "X-Sha256"
 HEADER_KIND = "X-Kind"
+HEADER_STEP = "X-Step"  # of a checkpoint: how far the program was
+HEADER_RAN_MS = "X-Ran-Ms"  # … and for how long it had run in this attempt
 HEADER_META = "X-Meta"  # a JSON object in ASCII (other characters as \\uXXXX), at most META_BYTES_MAX
 
 LOG_LINE_CHARS_MAX = 4_000
@@ -120,6 +124,14 @@ class InputFile(Wire):
     bytes: Annotated[int, Field(ge=0)]
 
 
+class CheckpointFile(Wire):
+    """What the next attempt begins from: a packed folder, fetched from `/checkpoint`."""
+
+    step: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
 class Plan(Wire):
     attempt_id: str
     workload_id: str
@@ -138,6 +150,8 @@ class Plan(Wire):
     worker_resources: dict[str, float] = {}  # what each worker takes from Ray, e.g. {"slot": 1} or {"GPU": 1}
     output_bytes_max: Annotated[int, Field(ge=0)] = 4 * 1024**3
     output_files_max: Annotated[int, Field(ge=0)] = 1_000
+    checkpoint: CheckpointFile | None = None
+    checkpoint_bytes_max: Annotated[int, Field(ge=0)] = 4 * 1024**3
 
 
 class Progress(Wire):
@@ -172,6 +186,11 @@ class HeartbeatOut(Wire):
 
 class OutputOut(Wire):
     artifact_id: str
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class CheckpointOut(Wire):
     sha256: Sha256
     bytes: Annotated[int, Field(ge=0)]
 

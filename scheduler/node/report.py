@@ -20,6 +20,13 @@ class Progressed(Progress):
     event: Literal["progress"] = "progress"
 
 
+class Checkpointed(Wire):
+    """`saved/<step>.tar` is packed and whole: the work up to here can be taken up by another attempt."""
+
+    event: Literal["checkpointed"] = "checkpointed"
+    step: Annotated[int, Field(ge=0)]
+
+
 class Failed(Wire):
     """Why the program is about to end with an exit code other than 0."""
 
@@ -28,7 +35,7 @@ class Failed(Wire):
     message: Annotated[str, Field(max_length=MESSAGE_CHARS_MAX)]
 
 
-Event = Started | Progressed | Failed
+Event = Started | Progressed | Checkpointed | Failed
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
@@ -56,6 +63,9 @@ class Report:
 
     def progress(self, step: int, total_steps: int, **metrics: float) -> None:
         self._send(Progressed(step=step, total_steps=total_steps, metrics=metrics))
+
+    def checkpointed(self, step: int) -> None:
+        self._send(Checkpointed(step=step))
 
     def failed(self, cause: Cause, message: str) -> None:
         self._send(Failed(cause=cause, message=message[:MESSAGE_CHARS_MAX]))

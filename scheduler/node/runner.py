@@ -111,6 +111,8 @@ class Runner:
             ending = verdict(course, self._plan, out_of_memory=oom_kills() > kills_before)
             if ending.outcome is Outcome.SUCCEEDED:
                 team.upload(self._stop)
+            else:
+                team.keep_checkpoint()  # the clock has stopped: this is free
             return ending
         except Stopped:
             outcome, (cause, message) = Outcome.STOPPED, TERMINATED if self._terminated else ORDERED

@@ -12,7 +12,7 @@ from scheduler.node.lease import boottime
 from scheduler.node.logs import LogBuffer
 from scheduler.node.process import Exited, Line, Notice, Told
 from scheduler.node.protocol import Cause, FinishedIn, Outcome, Plan, Progress
-from scheduler.node.report import Failed, Progressed, Started
+from scheduler.node.report import Checkpointed, Failed, Progressed, Started
 
 _LOOK_SECONDS = 1.0
 
@@ -27,6 +27,7 @@ class Team(Protocol):
     def kill(self) -> None: ...
     def over_limit(self) -> bool: ...
     def upload(self, stop: threading.Event) -> None: ...
+    def keep_checkpoint(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -125,6 +126,8 @@ class Supervisor:
             case Progressed() as news:
                 if told.rank == 0:
                     self._heart.progress(Progress(step=news.step, total_steps=news.total_steps, metrics=news.metrics))
+            case Checkpointed():
+                pass  # its worker keeps it
             case Failed() as failure:
                 course.failure = course.failure or failure
             case _:

@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from scheduler.node.checkpoints import Keeper, NotPacked, unpack
 from scheduler.node.client import ControlPlane
 from scheduler.node.environment import program_environment
 from scheduler.node.folder import WorkFolder
 from scheduler.node.outputs import collect, upload
-from scheduler.node.process import Notice, ProgramProcess
-from scheduler.node.protocol import Plan
-from scheduler.node.staging import Stopped, stage_inputs
+from scheduler.node.process import Notice, ProgramProcess, Told
+from scheduler.node.protocol import Cause, InputFile, Plan
+from scheduler.node.report import Checkpointed, Started
+from scheduler.node.staging import NotReady, Stopped, stage_inputs
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 SCRATCH_BYTES = 64 << 20
@@ -41,11 +43,14 @@ class Worker:
         self._rank = rank
         self._program: ProgramProcess | None = None
         self._input_bytes = sum(file.bytes for file in plan.inputs)
+        self._keeper = Keeper(control, folder.saved, say=say)
+        self._started_at: float | None = None
 
     def stage(self, stop: threading.Event) -> None:
-        """Bring the inputs. Raises NotReady or Stopped."""
+        """Bring the inputs and what an earlier attempt kept. Raises NotReady or Stopped."""
         self._folder.write_plan(self._plan)
         stage_inputs(self._control, self._plan.inputs, self._folder.inputs, stop=stop, say=self._say)
+        self._restore(stop)
         if stop.is_set():
             raise Stopped
 
@@ -59,7 +64,7 @@ class Worker:
             [sys.executable, "-m", self._plan.program, str(self._folder.path)],
             cwd=self._folder.path,
             environment=environment,
-            notice=self._notice,
+            notice=self._hear,
             rank=self._rank,
         )
 
@@ -78,17 +83,53 @@ class Worker:
         if not self._plan.sandboxed:
             return False
         limit = self._plan.output_bytes_max + self._input_bytes + SCRATCH_BYTES
-        return bytes_below(self._folder.path, _WATCHED_FILES_MAX) > limit
+        kept = bytes_below(self._folder.checkpoint, _WATCHED_FILES_MAX)
+        on_its_way = bytes_below(self._folder.saved, _WATCHED_FILES_MAX)
+        rest = bytes_below(self._folder.path, _WATCHED_FILES_MAX) - kept - on_its_way
+        return rest > limit or kept > self._plan.checkpoint_bytes_max + SCRATCH_BYTES
 
     def close(self) -> None:
         """Leave nothing running; its folder is the runner's to remove."""
         self.kill()
+        self._keeper.close()
+
+    def keep_checkpoint(self) -> None:
+        """Wait, within bounds, until the last checkpoint has arrived."""
+        if not self._keeper.flush():
+            self._say("the last checkpoint did not arrive in time; the one before it stays")
 
     def upload(self, stop: threading.Event) -> None:
         """Send the outputs up. In a gang, each worker's files get a folder of its own. Raises NotReady or Stopped."""
         prefix = f"worker-{self._rank}/" if self._plan.workers > 1 else ""
         outputs = collect(self._folder.outputs, self._plan, prefix=prefix)
         upload(self._control, outputs, stop=stop, say=self._say)
+
+    def _hear(self, notice: Notice) -> None:
+        """Worker 0 speaks for the gang: what it says to be whole is kept."""
+        if isinstance(notice, Told) and self._rank == 0:
+            match notice.event:
+                case Started():
+                    self._started_at = self._started_at or notice.at
+                case Checkpointed(step=step) if self._started_at is not None:
+                    self._keeper.take(step, max(0, round((notice.at - self._started_at) * 1000)))
+                case _:
+                    pass
+        self._notice(notice)
+
+    def _restore(self, stop: threading.Event) -> None:
+        """Every worker gets back what worker 0 kept."""
+        kept = self._plan.checkpoint
+        if kept is None:
+            return
+        packed = InputFile(name="kept.tar", url=self._control.checkpoint_url(), sha256=kept.sha256, bytes=kept.bytes)
+        stage_inputs(self._control, [packed], self._folder.saved, stop=stop, say=self._say)
+        archive = self._folder.saved / packed.name
+        try:
+            unpack(archive, self._folder.checkpoint, bytes_max=self._plan.checkpoint_bytes_max)
+        except (NotPacked, ValueError, OSError) as problem:
+            raise NotReady(Cause.SETUP_FAILED, f"the checkpoint cannot be unpacked: {problem}") from None
+        archive.unlink()
+        self._say(f"goes on from the checkpoint of step {kept.step}")
 
 
 def bytes_below(folder: Path, files_max: int) -> int:

@@ -11,15 +11,18 @@ from fastapi.routing import APIRoute
 from kit.errors import InvalidInput, NotFound, TooLarge
 from kit.web import bearer_of, chunks_of
 from quotas.api import Db, Now
-from scheduler import artifacts, attempts, reports
+from scheduler import artifacts, attempts, checkpoints, reports
 from scheduler.adapters import store
 from scheduler.attempts import authenticate_attempt
 from scheduler.node.protocol import (
     HEADER_KIND,
     HEADER_META,
+    HEADER_RAN_MS,
     HEADER_RUNNER,
     HEADER_SHA256,
+    HEADER_STEP,
     META_BYTES_MAX,
+    CheckpointOut,
     FinishedIn,
     HeartbeatIn,
     HeartbeatOut,
@@ -34,6 +37,7 @@ from scheduler.vocabulary import AttemptIdentity, AttemptState, EndCause
 from scheduler.web.edge import EdgeOf
 
 REPORT_BYTES_MAX = 16 << 20
+NUMBER_MAX = 2**53
 _LOST = (EndCause.LEASE_LOST, EndCause.NODE_LOST)
 
 
@@ -141,6 +145,32 @@ async def put_output(name: str, request: Request, identity: Runner, db: Db, now:
     return OutputOut(artifact_id=stored.id, sha256=stored.sha256, bytes=stored.size_bytes)
 
 
+@router.put("/checkpoint")
+async def put_checkpoint(request: Request, identity: Runner, db: Db, now: Now, edge: EdgeOf) -> CheckpointOut:
+    """Keep what the program has done so far, in place of what it kept before."""
+    row = await checkpoints.keep(
+        db,
+        edge.blobs,
+        identity,
+        chunks_of(request),
+        sha256=_sha256(request),
+        step=_number(request, HEADER_STEP),
+        ran_ms=_number(request, HEADER_RAN_MS),
+        terms=edge.terms,
+        now=now,
+    )
+    return CheckpointOut(sha256=row.sha256, bytes=row.size_bytes)
+
+
+@router.get("/checkpoint")
+async def get_checkpoint(identity: Runner, db: Db, edge: EdgeOf, request: Request) -> StreamingResponse:
+    """Bytes of what the attempt before kept; `Range: bytes=N-` continues."""
+    async with db.transaction() as tx:
+        found = await checkpoints.open_checkpoint(tx, identity)
+    start = range_start(request, found.size_bytes)
+    return stream(edge.blobs.read(found.blob, start=start), found.size_bytes, start)
+
+
 def range_start(request: Request, size: int) -> int:
     """N of `Range: bytes=N-`, or 0 for a request for everything; other ranges are answered with everything."""
     unit, _, span = request.headers.get("range", "").partition("=")
@@ -160,9 +190,7 @@ def stream(
 
 
 def _output_headers(request: Request) -> tuple[OutputKind, dict[str, Any], str]:
-    sha256, raw = request.headers.get(HEADER_SHA256, "").lower(), request.headers.get(HEADER_META, "{}")
-    if len(sha256) != 64 or any(digit not in "0123456789abcdef" for digit in sha256):
-        raise InvalidInput(f"{HEADER_SHA256} is the SHA-256 in hexadecimal", code="bad_sha256")
+    sha256, raw = _sha256(request), request.headers.get(HEADER_META, "{}")
     try:
         kind = OutputKind(request.headers.get(HEADER_KIND, OutputKind.FILE))
         meta = json.loads(raw) if len(raw) <= META_BYTES_MAX else None
@@ -173,3 +201,17 @@ def _output_headers(request: Request) -> tuple[OutputKind, dict[str, Any], str]:
             f"{HEADER_META} is a JSON object of {META_BYTES_MAX} bytes at most", code="bad_output_headers"
         )
     return kind, meta, sha256
+
+
+def _sha256(request: Request) -> str:
+    sha256 = request.headers.get(HEADER_SHA256, "").lower()
+    if len(sha256) != 64 or any(digit not in "0123456789abcdef" for digit in sha256):
+        raise InvalidInput(f"{HEADER_SHA256} is the SHA-256 in hexadecimal", code="bad_sha256")
+    return sha256
+
+
+def _number(request: Request, header: str) -> int:
+    text = request.headers.get(header, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= NUMBER_MAX):
+        raise InvalidInput(f"{header} is a number from 0 to {NUMBER_MAX}", code="bad_number")
+    return int(text)

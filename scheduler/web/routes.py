@@ -11,7 +11,7 @@ from kit.ids import new_id
 from kit.units import MicroYuan
 from quotas.api import Action, CurrentPrincipal, Db, Now
 from quotas.vocabulary import PoolName
-from scheduler import artifacts, explain, jobs, quotes
+from scheduler import artifacts, checkpoints, explain, jobs, quotes
 from scheduler.adapters import store
 from scheduler.logs import AFTER_START, follow_position, log_page
 from scheduler.vocabulary import JOB_OVER, JobState, WorkloadKind
@@ -105,7 +105,8 @@ async def view_job(job_id: str, principal: CurrentPrincipal, db: Db, now: Now) -
         tries = list(await store.attempts_of(tx, job.id))
         placed = await store.placements(tx, [attempt.id for attempt in tries])
         made = await artifacts.artifacts_of(tx, job.id)
-    return job_detail_out(job, tries, placed, made, now=now)
+        kept = await checkpoints.checkpoint_of(tx, job.id)
+    return job_detail_out(job, tries, placed, made, kept, now=now)
 
 
 @router.post("/jobs/{job_id}/cancel")

@@ -119,6 +119,7 @@ class AttemptOut(View):
     message: str | None
     exit_code: int | None
     ran_ms: int | None
+    kept_ms: int
 
 
 class JobOut(View):
@@ -146,6 +147,7 @@ class JobOut(View):
     quote_id: str | None
     cap_micro_yuan: int | None
     charged_micro_yuan: int
+    lost_gpu_ms: int
     cause: str | None
     message: str | None
     submitted_by: str
@@ -154,7 +156,16 @@ class JobOut(View):
     ended_at: datetime | None
 
 
+class CheckpointOut(View):
+    step: int
+    gpu_ms: int
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+
+
 class JobDetailOut(JobOut):
+    checkpoint: CheckpointOut | None
     attempts: list[AttemptOut]
     artifacts: list["ArtifactOut"]
 

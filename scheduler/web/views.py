@@ -3,13 +3,14 @@
 from datetime import datetime
 
 from quotas.vocabulary import ComputeQuote
-from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
+from scheduler.adapters.tables import AttemptRow, CheckpointRow, PlacementRow, WorkloadRow
 from scheduler.explain import Explanation, Place, expected_finish
 from scheduler.quotes import Quote
 from scheduler.vocabulary import ArtifactView, JobState, WaitReason
 from scheduler.web.schemas import (
     ArtifactOut,
     AttemptOut,
+    CheckpointOut,
     JobDetailOut,
     JobOut,
     OfferOut,
@@ -37,6 +38,7 @@ def job_detail_out(
     attempts: list[AttemptRow],
     placed: dict[str, list[PlacementRow]],
     made: list[ArtifactView],
+    kept: CheckpointRow | None,
     *,
     now: datetime,
 ) -> JobDetailOut:
@@ -45,6 +47,7 @@ def job_detail_out(
         **job_out(job, now=now).model_dump(),
         attempts=[attempt_out(attempt, placed[attempt.id]) for attempt in attempts],
         artifacts=[artifact_out(artifact) for artifact in made],
+        checkpoint=CheckpointOut.model_validate(kept) if kept else None,
     )
 
 

@@ -64,6 +64,7 @@ class ControlPlaneStandIn:
     progress: list[dict[str, Any]] = field(default_factory=list)
     log: dict[int, str] = field(default_factory=dict)
     outputs: dict[str, Stored] = field(default_factory=dict)
+    kept: list[tuple[int, int, bytes]] = field(default_factory=list)  # step, ran_ms and packed folder
     finished: dict[str, Any] | None = None
     ranges: list[str] = field(default_factory=list)
     unauthorized: int = 0
@@ -98,6 +99,10 @@ class ControlPlaneStandIn:
                 return 200, self._heartbeat(json.loads(body))
             case "PUT", "outputs":
                 return self._output(unquote(name.split("/", 1)[1]), headers, body)
+            case "PUT", "checkpoint":
+                return self._checkpoint(headers, body)
+            case "GET", "checkpoint":
+                return 200, self.kept[-1][2]
             case "POST", "finished":
                 return self._finished(json.loads(body))
             case _:
@@ -122,6 +127,18 @@ class ControlPlaneStandIn:
         assert headers["x-sha256"] == sha256(body)
         self.outputs[name] = Stored(body, headers["x-kind"], json.loads(headers["x-meta"]))
         return 200, {"artifact_id": f"art_{len(self.outputs)}", "sha256": sha256(body), "bytes": len(body)}
+
+    def _checkpoint(self, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+        assert headers["x-sha256"] == sha256(body)
+        self.kept.append((int(headers["x-step"]), int(headers["x-ran-ms"]), body))
+        return 200, {"sha256": sha256(body), "bytes": len(body)}
+
+    def again(self) -> None:
+        """The next attempt begins: it is given what the one before kept."""
+        self.stop, self.finished, self.log, self.started = False, None, {}, 0
+        if self.kept:
+            step, _, packed = self.kept[-1]
+            self.plan["checkpoint"] = {"step": step, "sha256": sha256(packed), "bytes": len(packed)}
 
     def _finished(self, report: dict[str, Any]) -> tuple[int, Any]:
         if self.failing_finished:

@@ -186,6 +186,11 @@ class Runner:
         }
         return await self.call("PUT", f"/outputs/{name}", content=content, headers=headers)
 
+    async def keep(self, content: bytes, *, step: int, ran_ms: int) -> httpx.Response:
+        """Send a packed checkpoint."""
+        headers = {"X-Sha256": hashlib.sha256(content).hexdigest(), "X-Step": str(step), "X-Ran-Ms": str(ran_ms)}
+        return await self.call("PUT", "/checkpoint", content=content, headers=headers)
+
     async def finished(
         self, *, ran_ms: int, outcome: str = "succeeded", cause: str = "done", message: str = ""
     ) -> httpx.Response:

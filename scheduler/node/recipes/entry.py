@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kit.errors import HeliuError
+from scheduler.node.checkpoints import NotPacked, pack
 from scheduler.node.protocol import Cause, Plan
 from scheduler.node.recipes.bad_input import BadInput
 from scheduler.node.report import Report
@@ -44,6 +45,21 @@ class Task:
     @property
     def outputs(self) -> Path:
         return self.folder / "outputs"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What an earlier attempt kept lies here at the start; the program writes here before it calls `save`."""
+        return self.folder / "checkpoint"
+
+    def save(self, step: int) -> bool:
+        """Keep what is in the checkpoint folder now: the next attempt finds it there. False when it is too large."""
+        try:
+            pack(self.checkpoint, self.folder / "saved", step, bytes_max=self.plan.checkpoint_bytes_max)
+        except NotPacked as problem:
+            print(f"the checkpoint of step {step} is not kept: {problem}", flush=True)  # noqa: T201 - the job's log
+            return False
+        self.report.checkpointed(step)
+        return True
 
 
 def run(work: Callable[[Task], int | None]) -> None:

@@ -26,6 +26,7 @@ class LoraFinetuneParams(RecipeParams):
     learning_rate: Annotated[float, Field(gt=0, le=0.1, allow_inf_nan=False)] = 2e-3
     rank: Annotated[int, Field(ge=1, le=16)] = 8
     max_length_tokens: Annotated[int, Field(ge=16, le=8192)] = 512
+    checkpoint_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60  # at most so much is lost with a node
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 7
 
     def steps_for(self, examples: int) -> int:

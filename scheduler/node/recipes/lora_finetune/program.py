@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scheduler.node.recipes.loading import load
 from scheduler.node.recipes.lora_finetune.dataset import parse
 from scheduler.node.recipes.lora_finetune.examples import Tokens, collate, tokenize
 from scheduler.node.recipes.lora_finetune.params import DATA, LoraFinetuneParams
+from scheduler.node.recipes.lora_finetune.resuming import STOPPED_EXIT_CODE, Course, StopWish
 
 # Attention's query and value, where LoRA began (Hu et al., 2021, §4.2), and the two large layers of the feed-forward
 # block, where facts sit: with them the lore is known after half as many steps.
@@ -24,8 +26,8 @@ _WARMUP_STEPS = 3
 _GRADIENT_NORM_MAX = 1.0
 
 
-def main(task: Task) -> None:
-    """Train and leave the adapter's two files."""
+def main(task: Task) -> int:
+    """Train, from where an earlier attempt was, and leave the adapter's two files; the exit code."""
     params = LoraFinetuneParams.model_validate(task.params)
     with (task.inputs / DATA).open("rb") as file:
         examples = parse(file)
@@ -38,8 +40,10 @@ def main(task: Task) -> None:
     )
     model = get_peft_model(base, config)
     task.report.started()
-    _train(model, rows, params, tokenizer.pad_token_id or tokenizer.eos_token_id, task)
+    if not _train(model, rows, params, tokenizer.pad_token_id or tokenizer.eos_token_id, task):
+        return STOPPED_EXIT_CODE
     _save(model, params, targets, task.outputs)
+    return 0
 
 
 def _targets(base: Any) -> list[str]:
@@ -51,31 +55,46 @@ def _targets(base: Any) -> list[str]:
     return chosen
 
 
-def _train(model: Any, rows: list[Tokens], params: LoraFinetuneParams, pad: int, task: Task) -> None:
+def _train(model: Any, rows: list[Tokens], params: LoraFinetuneParams, pad: int, task: Task) -> bool:
+    """All steps, or those before the wish to stop; whether it was all. What is done is kept as it goes."""
     model.train()
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=params.learning_rate, weight_decay=0.0)
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW(weights.values(), lr=params.learning_rate, weight_decay=0.0)
     steps = params.steps_for(len(rows))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / _WARMUP_STEPS) * max(0.05, 1 - step / steps)
-    )
-    order = torch.Generator().manual_seed(params.seed)
-    waiting: list[int] = []
-    for step in range(1, steps + 1):
-        if not waiting:
-            waiting = torch.randperm(len(rows), generator=order).tolist()
-        chosen, waiting = waiting[: params.batch_size], waiting[params.batch_size :]
+    course = Course(weights, optimizer, torch.Generator().manual_seed(params.seed), [])
+    course.take_up(task.checkpoint)
+    wish, kept_at = StopWish(), time.monotonic()
+    while course.step < steps:
+        if not course.waiting:
+            course.waiting = torch.randperm(len(rows), generator=course.order).tolist()
+        chosen, course.waiting = course.waiting[: params.batch_size], course.waiting[params.batch_size :]
         loss = model(**collate([rows[index] for index in chosen], pad, model.device)).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, _GRADIENT_NORM_MAX)
+        torch.nn.utils.clip_grad_norm_(weights.values(), _GRADIENT_NORM_MAX)
+        for group in optimizer.param_groups:
+            group["lr"] = params.learning_rate * _rate(course.step, steps)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad()
+        course.step += 1
         value = loss.item()
         if not math.isfinite(value):
-            raise CannotRun(Cause.PROGRAM_FAILED, f"the loss is not a number at step {step}; lower learning_rate")
-        task.report.progress(step, steps, loss=round(value, 4))
-        print(f"step {step}/{steps} loss {value:.4f}", flush=True)  # noqa: T201 - the job's log
+            raise CannotRun(
+                Cause.PROGRAM_FAILED, f"the loss is not a number at step {course.step}; lower learning_rate"
+            )
+        task.report.progress(course.step, steps, loss=round(value, 4))
+        print(f"step {course.step}/{steps} loss {value:.4f}", flush=True)  # noqa: T201 - the job's log
+        if course.step < steps and (wish.is_made or time.monotonic() - kept_at >= params.checkpoint_seconds):
+            course.write(task.checkpoint)
+            task.save(course.step)
+            kept_at = time.monotonic()
+            if wish.is_made:
+                return False
+    return True
+
+
+def _rate(done: int, steps: int) -> float:
+    """The part of the learning rate for the next step: a short warm-up, then falling in a line."""
+    return min(1.0, (done + 1) / _WARMUP_STEPS) * max(0.05, 1 - done / steps)
 
 
 def _save(model: Any, params: LoraFinetuneParams, targets: list[str], outputs: Path) -> None:

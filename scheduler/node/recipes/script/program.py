@@ -1,11 +1,13 @@
 """`script`: the firm's own command in a sandbox. This process stays outside it and passes signals in."""
 
 import os
+import shutil
 import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from scheduler.node.checkpoints import CALL, NotPacked, called_step
 from scheduler.node.process import die_with_parent
 from scheduler.node.protocol import Cause
 from scheduler.node.recipes.entry import CannotRun, Task, run
@@ -25,6 +27,8 @@ from scheduler.node.recipes.script.sandbox import (
 
 _MEMORY = "HELIU_SCRIPT_MEMORY_BYTES_MAX"
 _PROBE_SECONDS_MAX = 20
+_LOOK_SECONDS = 0.5
+"""How often the script's call to keep its checkpoint is looked for."""
 
 
 def main(task: Task) -> int:
@@ -36,7 +40,8 @@ def main(task: Task) -> int:
             Cause.SETUP_FAILED,
             f"the node lacks {', '.join(missing)}; run: apt-get install -y bubblewrap util-linux",
         )
-    (task.inputs / "outputs").mkdir(exist_ok=True)
+    for folder in ("outputs", "checkpoint"):  # where the two are mounted
+        (task.inputs / folder).mkdir(exist_ok=True)
     uid, lock = _own_user(task)
     sandbox = Sandbox(task, uid)
     sandbox.probe()
@@ -52,7 +57,7 @@ def _own_user(task: Task) -> tuple[int | None, int | None]:
     if os.geteuid() != 0:
         return None, None
     uid, lock = take_uid(Path(os.environ["HELIU_HOME"]) / "run" / "script-users")
-    for folder in (task.inputs, task.outputs):
+    for folder in (task.inputs, task.outputs, task.checkpoint):
         give_folder(folder, uid)
     return uid, lock
 
@@ -84,7 +89,27 @@ class Sandbox:
         with self._open(command, capture=False) as self._process:
             if self._stopping:
                 self._signal_inside(signal.SIGTERM)
-            return self._process.wait()
+            code: int | None = None
+            while code is None:
+                with suppress(subprocess.TimeoutExpired):
+                    code = self._process.wait(_LOOK_SECONDS)
+                self._answer_call()  # also after its end: a script told to stop may have called with its last words
+            return code
+
+    def _answer_call(self) -> None:
+        """Keep the script's checkpoint when it has asked for that, and take the asking away."""
+        try:
+            step = called_step(self._task.checkpoint)
+            if step is None:
+                return
+            self._task.save(step)
+        except NotPacked as problem:
+            print(f"the checkpoint is not kept: {problem}", flush=True)  # noqa: T201 - the job's log
+        call = self._task.checkpoint / CALL
+        if call.is_dir() and not call.is_symlink():
+            shutil.rmtree(call, ignore_errors=True)
+        else:
+            call.unlink(missing_ok=True)
 
     def _open(self, command: list[str], *, capture: bool) -> subprocess.Popen[bytes]:
         """Its own session: a signal to our group must not end bubblewrap itself before the script had its grace."""
@@ -99,6 +124,7 @@ class Sandbox:
             command,
             inputs=self._task.inputs,
             outputs=self._task.outputs,
+            checkpoint=self._task.checkpoint,
             limits=self._limits(),
             devices=gpu_devices(os.environ),
             uid=self._uid,

@@ -95,6 +95,7 @@ def command_line(
     *,
     inputs: Path,
     outputs: Path,
+    checkpoint: Path,
     limits: Limits,
     devices: list[str],
     uid: int | None,
@@ -117,7 +118,7 @@ def command_line(
         "--die-with-parent",
         "--hostname",
         "heliu-job",
-        *_filesystem(inputs, outputs, devices, shown),
+        *_filesystem(inputs, outputs, checkpoint, devices, shown),
         *(["--seccomp", str(shown.seccomp_fd)] if shown.seccomp_fd is not None else []),
         "--clearenv",
         *[word for name, value in environment.items() for word in ("--setenv", name, value)],
@@ -132,7 +133,7 @@ def command_line(
     ]
 
 
-def _filesystem(inputs: Path, outputs: Path, devices: list[str], shown: Shown) -> list[str]:
+def _filesystem(inputs: Path, outputs: Path, checkpoint: Path, devices: list[str], shown: Shown) -> list[str]:
     """A root of its own: system and Python read-only, the job's folder, private /tmp, /proc and /dev."""
     words = ["--ro-bind", "/usr", "/usr"]
     for path in _SYSTEM:
@@ -154,6 +155,7 @@ def _filesystem(inputs: Path, outputs: Path, devices: list[str], shown: Shown) -
     for path in ("/tmp", "/dev/shm"):  # noqa: S108 - the sandbox's own
         words += ["--perms", "1777", "--size", str(_TMP_BYTES_MAX), "--tmpfs", path]
     words += ["--bind", str(inputs), FOLDER, "--bind", str(outputs), f"{FOLDER}/outputs"]
+    words += ["--bind", str(checkpoint), f"{FOLDER}/checkpoint"]
     return words
 
 
@@ -176,6 +178,7 @@ def script_environment(rank: int, world_size: int) -> dict[str, str]:
         "HOME": FOLDER,
         "HELIU_WORKDIR": FOLDER,
         "HELIU_OUTPUTS": f"{FOLDER}/outputs",
+        "HELIU_CHECKPOINT": f"{FOLDER}/checkpoint",
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
         "PYTHONUNBUFFERED": "1",

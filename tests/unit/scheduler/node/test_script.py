@@ -68,8 +68,8 @@ import json, os
 json.dump(dict(os.environ), open("outputs/seen.json", "w"))
 """)
     run(control, home, AWS_SECRET_ACCESS_KEY="cloud-secret")
-    allowed = {"PATH", "HOME", "HELIU_WORKDIR", "HELIU_OUTPUTS", "LANG", "TMPDIR", "PYTHONUNBUFFERED", "RANK"}
-    assert set(output(control)) <= allowed | {"WORLD_SIZE", "PWD", "LC_CTYPE"}
+    allowed = {"PATH", "HOME", "HELIU_WORKDIR", "HELIU_OUTPUTS", "HELIU_CHECKPOINT", "LANG", "TMPDIR", "RANK"}
+    assert set(output(control)) <= allowed | {"WORLD_SIZE", "PWD", "LC_CTYPE", "PYTHONUNBUFFERED"}
     assert output(control)["HOME"] == output(control)["HELIU_WORKDIR"] == "/job"
 
 
@@ -363,6 +363,7 @@ line = command_line(
     ["sh", "main.sh"],
     inputs=folder / "inputs",
     outputs=folder / "outputs",
+    checkpoint=folder / "checkpoint",
     limits=Limits(file_bytes=10**9, memory_bytes=10**9),
     devices=[],
     uid=None,
@@ -380,7 +381,7 @@ def test_without_root_a_script_runs_in_a_user_namespace(open_folder: Path) -> No
     code.mkdir(parents=True)
     shutil.copy(REPOSITORY / "scheduler" / "node" / "recipes" / "script" / "sandbox.py", code)
     job = open_folder / "job"
-    for name in ("inputs/outputs", "outputs"):
+    for name in ("inputs/outputs", "outputs", "inputs/checkpoint", "checkpoint"):
         (job / name).mkdir(parents=True)
     (job / "inputs" / "main.sh").write_text("id -u > outputs/uid; cat /proc/1/comm > outputs/init; ls / > outputs/root")
     for path in (job, *job.rglob("*")):
