@@ -18,8 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit.db import Database
 from quotas.adapters import audit_store
 from quotas.adapters.audit_store import AuditBlock
-from quotas.chain_heads import append_heads, known_heads, last_head
-from quotas.ledger_checks import GENESIS, block_hash
+from quotas.chain_heads import append_heads, check_chain, last_head
 from quotas.vocabulary import ExportFormat, Finding, FirmId
 
 COLUMNS = (
@@ -31,12 +30,13 @@ LINES_PER_CHUNK = 500
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The log's self-examination: no findings means that nothing sealed was changed."""
+    """The log's self-examination: no findings means that nothing sealed was changed, as far as its heads tell."""
 
     findings: tuple[Finding, ...]
     entries: int
     unsealed: int
     blocks: int
+    heads: int
 
 
 async def seal_audit(db: Database, now: datetime, heads: Path | None = None) -> int:
@@ -60,22 +60,15 @@ async def audit_blocks(tx: AsyncSession) -> list[AuditBlock]:
 
 async def verify_audit(tx: AsyncSession, heads: Path | None = None) -> AuditReport:
     """Whether every block follows its predecessor, hashes to what it says and is the one whose head was kept."""
-    findings: list[Finding] = []
-    kept = dict(await asyncio.to_thread(known_heads, heads))
-    previous, upto = GENESIS, "0"
-    chain = await audit_store.blocks(tx)
-    for number, block in enumerate(chain, start=1):
-        about = f"audit block {block.number}"
-        if (block.number, block.previous, str(block.from_xid)) != (number, previous, upto):
-            findings.append(Finding("chain", about, "it does not follow the block before it"))
-        if block_hash(block.previous, [await audit_store.block_lines(tx, block)]) != block.hash:
-            findings.append(Finding("chain", about, "its entries are not those that were sealed"))
-        if kept.pop(block.number, block.hash.hex()) != block.hash.hex():
-            findings.append(Finding("chain", about, f"its head is not the one written in {heads}"))
-        previous, upto = block.hash, str(block.until_xid)
-    findings += [Finding("chain", f"audit block {lost}", f"it is in {heads} and not in the log") for lost in kept]
+    report = await check_chain(
+        await audit_store.blocks(tx),
+        lambda block: audit_store.block_lines(tx, block),
+        heads,
+        what="audit block",
+        of="the log",
+    )
     entries, unsealed = await audit_store.counts(tx)
-    return AuditReport(tuple(findings), entries, unsealed, len(chain))
+    return AuditReport(report.findings, entries, unsealed, report.blocks, report.heads)
 
 
 async def export_audit(db: Database, firm_id: FirmId | None, format: ExportFormat) -> AsyncIterator[str]:

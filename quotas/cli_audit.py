@@ -39,7 +39,8 @@ def verify(as_json: JsonFlag = False) -> None:
     if as_json:
         show(report, as_json=True)
     else:
-        counted = f"{report['entries']} entries, {report['blocks']} blocks, {report['unsealed']} not sealed yet"
+        counted = f"{report['entries']} entries, {report['unsealed']} not sealed yet, {report['blocks']} blocks, "
+        counted += f"{report['heads']} of them compared with the heads kept outside the database"
         console.print(f"{counted}: {'something was changed' if report['findings'] else 'all is as it was written'}.")
         if report["findings"]:
             show(report["findings"], as_json=False)

@@ -356,6 +356,8 @@ def check(as_json: JsonFlag = False) -> None:
             f"{report['accounts']:,} accounts, {report['transfers']:,} transfers, {report['blocks']:,} sealed blocks",
             highlight=False,
         )
+        heads = f"{report['heads']:,} of {report['blocks']:,} blocks compared with the heads kept outside the database"
+        console.print(f"{heads}; {report['unsealed']:,} transfers not sealed yet", highlight=False)
         for finding in report["findings"]:
             console.print(
                 f"[red]{finding['invariant']}[/red] {escape(finding['about'])}: {escape(finding['detail'])}",

@@ -1,6 +1,6 @@
 """Discounts by contract: so much off a firm's rates, from one instant until another, never two of the same at once."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -59,6 +59,15 @@ async def discounts_between(
             AND validity && tstzrange(CAST(:start AS timestamptz), CAST(:end AS timestamptz), '[]') ORDER BY id"""),
         {"firms": sorted(firm_ids), "start": start, "end": end},
     )
+    return _by_firm(rows)
+
+
+async def every_discount(tx: AsyncSession) -> dict[FirmId, list[Discount]]:
+    """What all firms have, had or will have; a firm without any is missing."""
+    return _by_firm(await tx.execute(text(f"{_LOAD} ORDER BY id")))
+
+
+def _by_firm(rows: Iterable[Row[Any]]) -> dict[FirmId, list[Discount]]:
     found: dict[FirmId, list[Discount]] = {}
     for row in rows:
         found.setdefault(FirmId(row.firm_id), []).append(_terms(row))

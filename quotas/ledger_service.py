@@ -1,8 +1,6 @@
 """The ledger as a whole: sweep what is due, seal what was posted, examine everything."""
 
 import asyncio
-import json
-import os
 from datetime import datetime
 from pathlib import Path
 
@@ -12,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit.db import Database
 from kit.units import MicroYuan
 from quotas.adapters import ledger_audit, ledger_store
-from quotas.adapters.ledger_store import Block
 from quotas.allowances import expire_leases
+from quotas.chain_heads import ChainReport, append_heads, check_chain, last_head
 from quotas.holds import expire_holds
+from quotas.price_checks import check_prices
 from quotas.programmes import expire_vouchers
 from quotas.rate_windows import expire_windows
 from quotas.statement_service import check_statements, close_statement, due_statements
@@ -42,69 +41,56 @@ async def sweep(db: Database, now: datetime, heads: Path | None = None, *, month
 
 async def write_heads(db: Database, path: Path) -> int:
     """Append the heads of blocks that are not in the file yet; who changes the database would have to change both."""
-    written = await asyncio.to_thread(_last_head, path)
+    written = await asyncio.to_thread(last_head, path)
     async with db.transaction() as tx:
-        blocks = await ledger_store.blocks(tx, after=written)
-    if blocks:
-        await asyncio.to_thread(_append, path, "".join(_head(block) for block in blocks))
-    return len(blocks)
+        new = await ledger_store.blocks(tx, after=written)
+    if new:
+        await asyncio.to_thread(append_heads, path, [(one.number, one.hash, one.sealed_at) for one in new])
+    return len(new)
 
 
-def _last_head(path: Path) -> int:
-    """Number of the last head that was written whole; a torn last line is written over."""
-    if not path.exists():
-        return 0
-    text_so_far = path.read_text()
-    whole = text_so_far[: text_so_far.rfind("\n") + 1]
-    if whole != text_so_far:
-        path.write_text(whole)
-    lines = whole.splitlines()
-    return int(json.loads(lines[-1])["number"]) if lines else 0
+async def _chain(tx: AsyncSession, heads: Path | None) -> ChainReport:
+    return await check_chain(
+        await ledger_store.blocks(tx),
+        lambda block: ledger_store.block_lines(tx, block),
+        heads,
+        what="block",
+        of="the ledger",
+    )
 
 
-def _append(path: Path, lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _head(block: Block) -> str:
-    head = {
-        "number": block.number,
-        "hash": block.hash.hex(),
-        "transfers": block.transfers,
-        "sealed_at": block.sealed_at.isoformat(),
-    }
-    return json.dumps(head) + "\n"
-
-
-async def check_ledger(tx: AsyncSession, heads: Path | None = None) -> list[Finding]:
-    """Everything that must hold and does not: L1, L2, L3 and the chain. Empty means all is well."""
+async def _books(tx: AsyncSession) -> list[Finding]:
     return [
         *await ledger_audit.check_ledger_tables(tx),
-        *await ledger_audit.check_chain(tx, heads),
         *await ledger_audit.check_nouns(tx),
+        *await check_prices(tx),
         *await check_statements(tx),
     ]
 
 
+async def check_ledger(tx: AsyncSession, heads: Path | None = None) -> list[Finding]:
+    """Everything that must hold and does not: L1, L2, L3 and the chain. Empty means all is well."""
+    return [*await _books(tx), *(await _chain(tx, heads)).findings]
+
+
 async def check_report(tx: AsyncSession, heads: Path | None = None) -> CheckReport:
     """The findings, how much was examined, and the open holds by name."""
-    findings = await check_ledger(tx, heads)
+    books, chain = await _books(tx), await _chain(tx, heads)
     counts = (
         await tx.execute(
-            text("""SELECT (SELECT count(*) FROM quotas.account) AS accounts,
-                (SELECT count(*) FROM quotas.transfer) AS transfers, (SELECT count(*) FROM quotas.block) AS blocks""")
+            text("""SELECT (SELECT count(*) FROM quotas.account) AS accounts, count(*) AS transfers,
+                    count(*) FILTER (WHERE xid >= coalesce((SELECT max(until_xid) FROM quotas.block), '0')) AS unsealed
+                FROM quotas.transfer""")
         )
     ).one()
     return CheckReport(
-        tuple(findings),
+        (*books, *chain.findings),
         counts.accounts,
         counts.transfers,
-        counts.blocks,
+        chain.blocks,
         tuple(await open_holds(tx)),
+        heads=chain.heads,
+        unsealed=counts.unsealed,
     )
 
 

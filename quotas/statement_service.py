@@ -200,17 +200,43 @@ async def due_statements(tx: AsyncSession, *, now: datetime, at_most: int = 50) 
 
 
 async def check_statements(tx: AsyncSession) -> list[Finding]:
-    """Every closed statement is what was sealed, adds up, and still follows from the books."""
-    findings: list[Finding] = []
-    rows = await tx.execute(select(StatementRow).order_by(text("firm_id, period")))
-    for row in rows.scalars():
-        sealed, about = _stored(row), f"statement {row.firm_id} {row.period}"
-        if statement_hash(sealed) != sealed.hash:
-            findings.append(Finding("L3", about, "it is not what was sealed under its hash"))
-        findings += check_statement(sealed)
-        computed = await _computed(tx, FirmId(row.firm_id), Period(row.period), row.closed_at)
-        if computed.hash != sealed.hash:
-            findings.append(Finding("L3", about, f"it closes with {sealed.closing}; its charges say otherwise"))
+    """Every closed statement is what was sealed, adds up, follows from the books and begins where the last one ended.
+
+    One at a time, however many there are.
+    """
+    findings = [
+        Finding("L3", f"statement {row.firm_id} {row.period}", f"it opens with {row.opening}; {row.last} closed with "
+            f"{row.closing}")
+        for row in await tx.execute(_OPENINGS)
+    ]  # fmt: skip
+    closed = await tx.execute(select(col(StatementRow.firm_id), col(StatementRow.period)).order_by(text("1, 2")))
+    for firm_id, period in closed.all():
+        row = await tx.get_one(StatementRow, (firm_id, period), populate_existing=True)
+        findings += await _check_closed(tx, row)
+        tx.expunge(row)
+    return findings
+
+
+_OPENINGS = text("""
+    SELECT * FROM (
+        SELECT firm_id, period, (body ->> 'opening')::numeric AS opening, lag(period) OVER months AS last,
+            lag((body ->> 'closing')::numeric) OVER months AS closing
+        FROM quotas.statement WINDOW months AS (PARTITION BY firm_id ORDER BY period)) s
+    WHERE last IS NOT NULL AND opening IS DISTINCT FROM closing""")
+
+
+async def _check_closed(tx: AsyncSession, row: StatementRow) -> list[Finding]:
+    about = f"statement {row.firm_id} {row.period}"
+    try:
+        sealed = _stored(row)
+    except (KeyError, TypeError, ValueError) as error:
+        return [Finding("L3", about, f"it is not what was sealed, and cannot be read: {error!r}")]
+    findings = check_statement(sealed)
+    if statement_hash(sealed) != sealed.hash:
+        findings.append(Finding("L3", about, "it is not what was sealed under its hash"))
+    computed = await _computed(tx, FirmId(row.firm_id), Period(row.period), row.closed_at)
+    if computed.hash != sealed.hash:
+        findings.append(Finding("L3", about, f"it closes with {sealed.closing}; its charges say otherwise"))
     return findings
 
 

@@ -216,20 +216,19 @@ async def set_centre_contract(tx: AsyncSession, *, centre: CentreName, payout_pp
     await tx.flush()
 
 
-async def payouts_between(
-    tx: AsyncSession, centre: CentreName, start: datetime, end: datetime
-) -> Callable[[datetime], Ppm]:
-    """What part of the list price a centre is paid, at any instant of [start, end]."""
+async def payouts(tx: AsyncSession) -> Callable[[CentreName, datetime], Ppm]:
+    """What part of the list price a centre is paid, at any instant."""
     rows = await tx.execute(
-        text("""SELECT payout_ppm, lower(validity) AS since, upper(validity) AS until FROM quotas.centre_contract
-            WHERE centre = :centre
-                AND validity && tstzrange(CAST(:start AS timestamptz), CAST(:end AS timestamptz), '[]')"""),
-        {"centre": centre, "start": start, "end": end},
+        text("""SELECT centre, payout_ppm, lower(validity) AS since, upper(validity) AS until
+            FROM quotas.centre_contract""")
     )
-    contracts = [(row.since, row.until, Ppm(row.payout_ppm)) for row in rows]
+    contracts: dict[str, list[tuple[datetime, datetime | None, Ppm]]] = {}
+    for row in rows:
+        contracts.setdefault(row.centre, []).append((row.since, row.until, Ppm(row.payout_ppm)))
 
-    def at(instant: datetime) -> Ppm:
-        in_force = (ppm for since, until, ppm in contracts if since <= instant and (until is None or instant < until))
+    def at(centre: CentreName, instant: datetime) -> Ppm:
+        known = contracts.get(centre, ())
+        in_force = (ppm for since, until, ppm in known if since <= instant and (until is None or instant < until))
         return next(in_force, DEFAULT_PAYOUT_PPM)
 
     return at

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import Conflict, InvalidInput, Refused
 from kit.ids import new_id
-from kit.units import MAX_AMOUNT, GpuMs, MicroYuan, Ppm
+from kit.units import MAX_AMOUNT, GpuMs, MicroYuan
 from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import ChargeRow, ComputeUsageRow
@@ -22,7 +22,7 @@ from quotas.pricing import priced, share_of, shown_rates
 from quotas.programmes import validity_edges
 from quotas.sacct import Header, Skip, SlurmJob, read_header, read_job, zone_named
 from quotas.statements import service_period
-from quotas.tariffs import payouts_between, tariffs_between
+from quotas.tariffs import payouts, tariffs_between
 from quotas.vocabulary import NOTHING, ComputeUsage, FirmId, PoolName, ProjectId, QoS, UsageKind, centre_of
 
 FAULTS_SHOWN = 20
@@ -240,7 +240,7 @@ async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage], *, now: dateti
     contracts = await discounts_between(tx, {one.firm_id for one in usages}, first, last)
     services = {one.attempt_id: service_period(one.started_at, one.ended_at) for one in usages}
     periods = await billing_periods(tx, {(one.firm_id, services[one.attempt_id]) for one in usages}, now=now)
-    payouts = {centre: await payouts_between(tx, centre, first, last) for centre in {one.centre for one in usages}}
+    payout_of = await payouts(tx)
     rows: list[ChargeRow] = []
     for usage in usages:
         try:
@@ -254,7 +254,7 @@ async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage], *, now: dateti
                 hint="a line costs at most 2^53 micro-yuan; look at its GPUs and times",
             )
         service = services[usage.attempt_id]
-        payout = Ppm(payouts[usage.centre](usage.started_at))
+        payout = payout_of(usage.centre, usage.started_at)
         row = ChargeRow(
             id=new_id("chg"),
             line_key=f"compute:{usage.attempt_id}",

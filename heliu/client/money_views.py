@@ -165,4 +165,6 @@ class LedgerCheck(View):
     accounts: int
     transfers: int
     blocks: int
+    heads: int
+    unsealed: int
     open_holds: list[OpenHold]

@@ -1,15 +1,10 @@
 """Examine the live ledger: every invariant that can be computed from its own tables, set by set, in the database."""
 
-import json
-from pathlib import Path
-
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quotas.adapters import ledger_store
 from quotas.adapters.price_audit import PRICES
 from quotas.adapters.promise_audit import LEASES, TARIFFS, VOUCHERS
-from quotas.ledger_checks import GENESIS, block_hash
 from quotas.vocabulary import Finding
 
 # Each query returns (about, detail) rows, and none when the invariant holds.
@@ -161,32 +156,3 @@ async def _answers(tx: AsyncSession, questions: tuple[tuple[str, str], ...]) -> 
         rows = await tx.execute(text(question))
         findings += [Finding(invariant, str(about), str(detail)) for about, detail in rows]
     return findings
-
-
-async def check_chain(tx: AsyncSession, heads: Path | None = None) -> list[Finding]:
-    """Every block follows its predecessor and hashes to what it says; heads written outside the database agree."""
-    findings: list[Finding] = []
-    known = _written_heads(heads)
-    previous, upto = GENESIS, "0"
-    for number, block in enumerate(await ledger_store.blocks(tx), start=1):
-        about = f"block {block.number}"
-        if (block.number, block.previous, str(block.from_xid)) != (
-            number,
-            previous,
-            upto,
-        ):
-            findings.append(Finding("chain", about, "it does not follow the block before it"))
-        if block_hash(block.previous, [await ledger_store.block_lines(tx, block)]) != block.hash:
-            findings.append(Finding("chain", about, "its transfers are not those that were sealed"))
-        if known.pop(block.number, block.hash.hex()) != block.hash.hex():
-            findings.append(Finding("chain", about, f"its head is not the one written in {heads}"))
-        previous, upto = block.hash, str(block.until_xid)
-    findings += [Finding("chain", f"block {lost}", f"it is in {heads} and not in the ledger") for lost in known]
-    return findings
-
-
-def _written_heads(path: Path | None) -> dict[int, str]:
-    if path is None or not path.exists():
-        return {}
-    lines = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
-    return {int(line["number"]): str(line["hash"]) for line in lines}

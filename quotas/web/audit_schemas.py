@@ -13,6 +13,7 @@ class AuditReportOut(View):
     entries: int
     unsealed: int
     blocks: int
+    heads: int
 
 
 class AuditBlockOut(View):

@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import Self
 
+from pydantic import Field
+
 from kit.web import View
 from quotas.vocabulary import CentreStatement, CheckReport, OpenHold
 
@@ -78,6 +80,8 @@ class CheckOut(View):
     accounts: int
     transfers: int
     blocks: int
+    heads: int = Field(description="blocks whose head was compared with the one kept outside the database")
+    unsealed: int = Field(description="transfers that are in no block yet")
     open_holds: list[OpenHoldOut]
 
     @classmethod
@@ -89,5 +93,7 @@ class CheckOut(View):
             accounts=report.accounts,
             transfers=report.transfers,
             blocks=report.blocks,
+            heads=report.heads,
+            unsealed=report.unsealed,
             open_holds=[OpenHoldOut.of(hold) for hold in report.open_holds],
         )

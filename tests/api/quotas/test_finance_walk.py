@@ -25,7 +25,7 @@ from quotas.alert_delivery import deliver
 from quotas.alerts import signature
 from quotas.budgets import watch_budgets
 from quotas.ledger_service import sweep
-from quotas.main import alert_sender
+from quotas.main import HEADS, alert_sender
 from quotas.vocabulary import FirmId
 from tests.api.quotas import test_cli, test_cli_money
 from tests.api.quotas.test_budgets import Hook
@@ -128,7 +128,7 @@ def test_the_readmes_month_is_what_the_commands_print(
     walk.run("ledger verify", who="admin")
     walk.say("three days into December the month closes; a credit note goes to the open one")
     clock.advance(timedelta(days=32))
-    asyncio.run(_sweep(database_url, clock, tmp_path / "heads.jsonl"))
+    asyncio.run(_sweep(database_url, clock, tmp_path / "home" / HEADS))
     for who, email in (("admin", "admin@heliu.example"), ("owner", "owner1@anim.example")):
         heliu("login", "--email", email, who=who, HELIU_PASSWORD=PASSWORD)
     closed = walk.json("statement 2026-11")[0]

@@ -12,7 +12,7 @@ from kit.clock import FixedClock
 from kit.db import Database
 from kit.units import MicroYuan
 from quotas import api
-from quotas.ledger_service import check_ledger, sweep
+from quotas.ledger_service import check_ledger, check_report, sweep
 from quotas.statement_service import close_statement
 from quotas.vocabulary import FirmId, Period, RateAsk, UsageKind
 from tests.support.money import grant, hold, open_firm, open_key, publish_prices, tokens, used, yuan
@@ -174,6 +174,61 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
     "GPU time": (
         "UPDATE quotas.charge SET gpu_ms = gpu_ms + 1 WHERE kind = 'compute'", "L3", ":gpu:optics-valley/cpu-slot",
     ),
+    "rounding that nobody booked": (
+        "UPDATE quotas.charge SET residue = residue + 1 WHERE kind = 'tokens'", "L3", "firms:residue",
+    ),
+    "a line's rates, which are not those of its tariff": (
+        "UPDATE quotas.rate SET micro_yuan = micro_yuan + 1 WHERE meter = 'cached_input'", "L3",
+        "its tariff says {'input': 1000000, 'cached_input': 250001",
+    ),
+    "rates of a contract that does not exist": (
+        "UPDATE quotas.charge SET contract_rates = rates WHERE kind = 'tokens'", "L3", "its contract says {}",
+    ),
+    "a tariff whose price a line never had": (
+        "DELETE FROM quotas.rate WHERE meter = 'output'", "L3",
+        "its tariff says {'input': 0, 'cached_input': 0, 'output': 0}",
+    ),
+    "GPU time's rates": (
+        "UPDATE quotas.rate SET micro_yuan = micro_yuan + 1 WHERE qos = 'standard'", "L3",
+        "its time at its tariff says {'trf_",
+    ),
+    "GPU time without a price": ("DELETE FROM quotas.rate WHERE qos = 'standard'", "L3", "There is no price for pool"),
+    "GPU time's list price and discount": (
+        "UPDATE quotas.charge SET list_amount = list_amount + 1, discount = discount + 1 WHERE kind = 'compute'", "L3",
+        "its list amount: 60001; its time at its tariff says 60000",
+    ),
+    "GPU time's residue": (
+        "UPDATE quotas.charge SET residue = residue + 1 WHERE kind = 'compute'", "L3", "its residue: 1;",
+    ),
+    "a centre's part": (
+        "UPDATE quotas.charge SET payout_ppm = 900000 WHERE kind = 'compute'", "L3",
+        "its payout ppm: 900000; its time at its tariff says 800000",
+    ),
+    "a contract of a centre that was not in force": (
+        "INSERT INTO quotas.centre_contract (id, centre, payout_ppm, validity) SELECT 'ctr_1', centre, 700000, "
+        "tstzrange(first_at, NULL) FROM quotas.charge WHERE kind = 'compute'", "L3",
+        "its payable: 48000; its time at its tariff says 42000",
+    ),
+    "a usage record on the line of another key": (
+        "UPDATE quotas.token_usage SET key_id = 'key_2' WHERE id = 'req_1'", "L3", "it is on the line tokens:",
+    ),
+    "usage of a window at the price of the rest of the day": (
+        "UPDATE quotas.tariff SET windows = "
+        "'[{\"name\": \"valley\", \"start_minute\": 0, \"end_minute\": 1440}]'", "L3",
+        "it is on the line tokens:",
+    ),
+    "usage without the discount that was in force": (
+        "INSERT INTO quotas.discount (id, firm_id, kind, resource, off_ppm, validity, contract, granted_by, granted_at)"
+        " SELECT 'dsc_1', firm_id, kind, '*', 100000, tstzrange(first_at, NULL), 'c', 'x', first_at FROM quotas.charge"
+        " WHERE kind = 'tokens' AND period = '2026-11'", "L3", "no discount, in force was dsc_1",
+    ),
+    "a month that does not begin where the last one ended": (
+        "UPDATE quotas.statement SET body = jsonb_set(body, '{opening}', '1') WHERE period = '2026-10'", "L3",
+        "it opens with 1; 2026-09 closed with 10000000",
+    ),
+    "a closed statement that is no statement": (
+        "UPDATE quotas.statement SET body = body - 'lines'", "L3", "cannot be read: KeyError('lines')",
+    ),
     "a closed statement": (
         "UPDATE quotas.statement SET body = jsonb_set(body, '{cash}', '1')", "L3", "is not what was sealed",
     ),
@@ -207,10 +262,11 @@ async def sealed(db: Database, clock: FixedClock, tmp_path: Path) -> Sealed:
     heads = tmp_path / "heads.jsonl"
     now = clock.now()
     await publish_prices(db, now=now)
-    october = now - timedelta(days=10)
+    september, october = now - timedelta(days=40), now - timedelta(days=10)
     async with db.transaction() as tx:
-        firm = await open_firm(tx, now=october, paid_in=yuan(10))
+        firm = await open_firm(tx, now=september, paid_in=yuan(10))
         await api.ingest_tokens(tx, [tokens(firm, 100, at=october)], now=october)
+        await close_statement(tx, firm, Period("2026-09"), now=now)
         await close_statement(tx, firm, Period("2026-10"), now=now + timedelta(days=10))
     await sweep(db, now, heads)
     async with db.transaction() as tx:
@@ -254,3 +310,25 @@ async def test_a_tampered_ledger_is_found_in_each_way(sealed: Sealed) -> None:
         if not any(one.invariant == invariant and words in f"{one.about} {one.detail}" for one in found):
             missed[what] = found
     assert missed == {}
+
+
+async def test_it_says_how_many_heads_it_compared_and_how_much_is_not_sealed(sealed: Sealed, clock: FixedClock) -> None:
+    async with sealed.db.transaction() as tx:
+        await open_firm(tx, now=clock.now(), paid_in=1000)
+        report = await check_report(tx, sealed.heads)
+        assert (report.findings, report.blocks, report.heads, report.unsealed) == ((), 2, 2, 1)
+        here = await check_report(tx, None)
+        assert (here.findings, here.blocks, here.heads) == ((), 2, 0), "asked without them"
+
+
+async def test_heads_that_are_not_where_they_should_be_are_a_finding(sealed: Sealed) -> None:
+    first, last = sealed.heads.read_text().splitlines(keepends=True)
+    async with sealed.db.transaction() as tx:
+        sealed.heads.write_text(last)
+        [found] = await check_ledger(tx, sealed.heads)
+        assert (found.about, found.detail) == ("block 1", f"its head is missing in {sealed.heads}")
+        sealed.heads.write_text(first)
+        assert await check_ledger(tx, sealed.heads) == [], "the newest head is written a moment after its block"
+        sealed.heads.unlink()
+        [found] = await check_ledger(tx, sealed.heads)
+        assert found.detail == f"no head of its 2 blocks is in {sealed.heads}: nothing to compare"
