@@ -98,6 +98,9 @@ ROLE_ACTIONS: Final[dict[Role, frozenset[Action]]] = {
 }  # fmt: skip
 """An administrator runs the platform but does not use a firm's things: no jobs, artifacts, keys or inference of it."""
 
+PLATFORM_SCOPES: Final = frozenset({Scope.USAGE_INGEST})
+"""Only keys of the platform's own firm may have these: they speak of every firm."""
+
 SCOPE_ACTIONS: Final[dict[Scope, frozenset[Action]]] = {
     Scope.INFERENCE: frozenset({A.INFER, A.MODEL_READ}),
     Scope.JOBS_READ: frozenset({A.JOB_READ, A.QUEUE_READ, A.FLEET_READ, A.TARIFF_READ}),
@@ -113,6 +116,7 @@ SCOPE_ACTIONS: Final[dict[Scope, frozenset[Action]]] = {
     ),
     Scope.BILLING_READ: frozenset({A.BILLING_READ, A.TARIFF_READ, A.PROGRAMME_READ}),
     Scope.QUOTAS_READ: frozenset({A.QUOTA_READ, A.FLEET_READ}),
+    Scope.USAGE_INGEST: frozenset({A.USAGE_INGEST}),
 }
 
 
@@ -139,7 +143,8 @@ def allowed_actions(principal: Principal, *, firm_id: FirmId | None) -> frozense
         owns = firm_id == PLATFORM_FIRM and Role.PLATFORM_ADMIN in principal.roles
         return granted | ROLE_ACTIONS[Role.FIRM_OWNER] if owns else granted
     if firm_id is None:
-        return granted & PUBLIC
+        reports = principal.kind is PrincipalKind.API_KEY and principal.firm_id == PLATFORM_FIRM
+        return granted & (PUBLIC | {A.USAGE_INGEST}) if reports else granted & PUBLIC
     return granted if firm_id == principal.firm_id else frozenset()
 
 

@@ -1,7 +1,9 @@
-"""`heliu usage`: what ran elsewhere, as files."""
+"""`heliu usage`: what ran elsewhere, as files and as events."""
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -15,6 +17,7 @@ usage = typer.Typer(help="Usage from elsewhere.", no_args_is_help=True)
 app.add_typer(usage, name="usage")
 
 IMPORT_SECONDS = 900
+EVENTS_AT_ONCE = 500
 
 
 @usage.command("import")
@@ -48,3 +51,54 @@ def import_file(
         f"+ cash {format_yuan(done['cash_micro_yuan'])}; nobody paid {format_yuan(done['loss_micro_yuan'])}",
         highlight=False,
     )
+
+
+@usage.command("events")
+def send_events(
+    file: Annotated[Path, typer.Argument(help="A JSON array of CloudEvents, or one a line; - for standard input.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Charge usage that something else measured, in batches of 500, each all or none. Sent again, it is charged once.
+
+    With HELIU_TOKEN a key of the platform with the scope usage:ingest will do.
+    """
+    events = _events(sys.stdin.read() if str(file) == "-" else _text_of(file))
+    done = {"accepted": 0, "duplicates": 0}
+    for start in range(0, len(events), EVENTS_AT_ONCE):
+        answer = call("POST", "/api/usage-events", json=events[start : start + EVENTS_AT_ONCE])
+        done = {name: done[name] + answer[name] for name in done}
+        if not as_json:
+            last = min(start + EVENTS_AT_ONCE, len(events))
+            console.print(
+                f"events {start + 1:,} to {last:,}: {answer['accepted']:,} taken, {answer['duplicates']:,} known",
+                highlight=False,
+            )
+    if as_json:
+        show(done, as_json=True)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        wrong_usage(f"{file} cannot be read: {error}")
+
+
+def _events(text: str) -> list[Any]:
+    try:
+        events = json.loads(text) if text.lstrip().startswith("[") else _by_line(text)
+    except ValueError as error:
+        wrong_usage(f"these are no events: {error}")
+    if not events:
+        wrong_usage("there is no event in it")
+    return events
+
+
+def _by_line(text: str) -> list[Any]:
+    events: list[Any] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            events += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return events

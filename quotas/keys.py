@@ -12,12 +12,13 @@ from kit.db import notify
 from kit.errors import Conflict, InvalidInput, NotFound
 from kit.ids import new_id
 from quotas import audit
+from quotas.access import PLATFORM_SCOPES
 from quotas.adapters import people_store as store
 from quotas.adapters.tables import ApiKeyRow
 from quotas.applications import require_active
 from quotas.bearers import mint_key, valid_ranges
 from quotas.projects import project_of
-from quotas.vocabulary import KEYS_CHANNEL, FirmId, KeyId, ProjectId, Scope
+from quotas.vocabulary import KEYS_CHANNEL, PLATFORM_FIRM, FirmId, KeyId, ProjectId, Scope
 
 OVERLAP_MAX = timedelta(days=30)
 
@@ -54,6 +55,12 @@ async def issue_key(
         raise InvalidInput("A key must expire in the future.", code="expiry_past")
     if not spec.scopes:
         raise InvalidInput("A key needs at least one scope.", code="scope_missing")
+    if firm_id != PLATFORM_FIRM and (foreign := spec.scopes & PLATFORM_SCOPES):
+        raise InvalidInput(
+            f"Only the platform's own keys may have the scope {', '.join(sorted(foreign))}.",
+            code="scope_of_platform",
+            hint="an administrator issues such a key for the machine that reports usage",
+        )
     key_id = KeyId(new_id("key"))
     minted = mint_key(key_id)
     row = ApiKeyRow(

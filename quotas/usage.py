@@ -61,12 +61,14 @@ async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now:
     return await ingest_usage(tx, records, now=now)
 
 
-async def ingest_usage(tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime) -> IngestResult:
+async def ingest_usage(
+    tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime, refuse_unpriced: bool = False
+) -> IngestResult:
     """Keep and charge a batch of at most 10,000 records; those seen before (same source and id) change nothing.
 
     Vouchers pay their share, first from what the lease that a record names holds of them; then the cash of that lease,
-    then free cash; what none covers is the platform's loss. Raises InvalidInput naming the first bad record; then
-    nothing is taken.
+    then free cash; what none covers is the platform's loss. Raises InvalidInput naming the first bad record, and with
+    `refuse_unpriced` the first that has no price (`no_tariff`); then nothing is taken.
     """
     if len(records) > BATCH_MAX:
         raise InvalidInput(f"a batch carries at most {BATCH_MAX} records, not {len(records)}")
@@ -75,6 +77,8 @@ async def ingest_usage(tx: AsyncSession, records: Sequence[UsageRecord], *, now:
         return IngestResult(0, 0)
     distinct = unique(records)
     lines = await _lines_of(tx, distinct, now=now)
+    if refuse_unpriced:
+        _refuse_unpriced(distinct, lines)
     new = await _keep(tx, distinct, lines, now=now)
     if new:
         await _charge(tx, new, lines, now=now)
@@ -125,6 +129,18 @@ def _tariff_of(tariffs: Sequence[Tariff], record: UsageRecord) -> Tariff | None:
     if tariff is None or rates_in(tariff, kind_of(record), resource_of(record)[1], tariff.window_at(record.at)) is None:
         return None
     return tariff
+
+
+def _refuse_unpriced(records: Sequence[UsageRecord], lines: Mapping[tuple[str, str], LineKey]) -> None:
+    for record in records:
+        if free_of_charge(record) or lines[record.source, record.id].tariff_id:
+            continue
+        raise InvalidInput(
+            f"usage {record.id!r} of {record.source!r}: no tariff prices {kind_of(record)} of "
+            f"{resource_of(record)[1]} at {record.at.isoformat()}",
+            code="no_tariff",
+            hint="look at the model's name and the time; heliu tariff list says what has a price, and since when",
+        )
 
 
 def charge_id_of(line: LineKey) -> ChargeId:

@@ -153,6 +153,7 @@ class Scope(StrEnum):
     DEPLOYMENTS_WRITE = "deployments:write"
     BILLING_READ = "billing:read"
     QUOTAS_READ = "quotas:read"
+    USAGE_INGEST = "usage:ingest"
 
 
 @dataclass(frozen=True, slots=True)

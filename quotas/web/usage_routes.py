@@ -42,16 +42,21 @@ async def ingest(
     db: Db,
     now: Now,
 ) -> IngestOut:
-    """Take a batch of CloudEvents (1.0, batched JSON): all or none. A source and id seen before change nothing."""
+    """Take a batch of CloudEvents (1.0, batched JSON): all or none. A source and id seen before change nothing.
+
+    For administrators, and keys of the platform's own firm with the scope `usage:ingest`. One that no tariff prices
+    refuses the batch (`no_tariff`) and is named.
+    """
     require(principal, Action.USAGE_INGEST, firm_id=None)
 
     async def take(tx: AsyncSession) -> IngestOut:
-        for firm, project, event in {(e.data.firm_id, e.data.project_id, e.id) for e in events}:
+        first = {(e.data.firm_id, e.data.project_id): e.id for e in reversed(events)}
+        for (firm, project), event in first.items():
             try:
                 await project_of(tx, ProjectId(project), FirmId(firm))
             except NotFound as missing:
                 raise InvalidInput(f"event {event!r}: {missing.message} of firm {firm}") from None
-        result = await ingest_usage(tx, [event.record(now) for event in events], now=now)
+        result = await ingest_usage(tx, [event.record(now) for event in events], now=now, refuse_unpriced=True)
         return IngestOut(accepted=result.accepted, duplicates=result.duplicates)
 
     return await db.retrying(take)

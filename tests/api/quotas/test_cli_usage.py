@@ -12,7 +12,8 @@ from tests.support.money import POOL
 address, admin_token, heliu = test_cli.address, test_cli.admin_token, test_cli.heliu
 
 BOOK = {"name": "autumn", "valid_from": "2026-10-01T00:00:00+08:00", "gpu": [
-    {"pool": POOL, "micro_yuan_per_gpu_hour": 3_600_000}]}  # fmt: skip
+    {"pool": POOL, "micro_yuan_per_gpu_hour": 3_600_000}],
+    "images": [{"model": "draw", "micro_yuan_per_image": 1_000}]}  # fmt: skip
 JOBS = """JobID|Account|Partition|State|Start|End|AllocTRES
 7|studio|slots|COMPLETED|2026-10-31T23:30:00|2026-11-01T00:00:00|gres/gpu=1
 7.batch|studio|slots|COMPLETED|2026-10-31T23:30:00|2026-11-01T00:00:00|
@@ -54,9 +55,27 @@ def test_a_cluster_s_jobs_a_preview_a_discount_and_a_licence_by_commands_alone(
     assert "line 2: End 'soon' is no time" in heliu(*words, exit_code=1).stderr
     heliu("usage", "import", str(jobs), "--source", "a", "--account", "x", "--partition", "a=b", exit_code=2)
 
+    events = tmp_path / "events.jsonl"
+    project = parsed(heliu("project", "list", "--json", who="owner"))[0]["id"]
+    who = {"firm_id": firm, "project_id": project, "model": "dear"}
+    one = {"specversion": "1.0", "source": "/studio/7", "type": "heliu.usage.images.v1"}
+    made = [one | {"id": f"e{n}", "time": "2026-11-01T10:00:00+08:00", "data": who | {"images": 2}} for n in range(501)]
+    events.write_text("\n".join(json.dumps(event) for event in made))
+    unpriced = heliu("usage", "events", str(events), exit_code=1).stderr
+    assert "no tariff prices images of dear" in " ".join(unpriced.split())
+    made = [event | {"data": event["data"] | {"model": "draw"}} for event in made]
+    events.write_text(json.dumps(made))
+    key = parsed(heliu("key", "issue", "farm", "--scope", "usage:ingest", "--json"))["token"]
+    sent = heliu("usage", "events", str(events), who="nobody", HELIU_TOKEN=key).stdout
+    assert "events 1 to 500: 500 taken, 0 known" in sent and "events 501 to 501: 1 taken" in sent
+    again = parsed(heliu("usage", "events", str(events), "--json", who="nobody", HELIU_TOKEN=key))
+    assert again == {"accepted": 0, "duplicates": 501}
+    events.write_text('{"id": 1}\n{')
+    assert "line 2" in heliu("usage", "events", str(events), exit_code=2).stderr
+
     book.write_text(json.dumps(BOOK | {"gpu": [{"pool": POOL, "micro_yuan_per_gpu_hour": 5_000_000}]}))
     assert "in all ¥1.80, with the draft ¥2.50" in heliu("tariff", "preview", str(book)).stdout
-    assert parsed(heliu("tariff", "preview", str(book), "--month", "2026-11", "--json"))["lines"] == []
+    assert parsed(heliu("tariff", "preview", str(book), "--month", "2026-09", "--json"))["lines"] == []
     waits = heliu("discount", "grant", firm, "compute", "--off", "12.5", "--contract", "合同 3").stdout
     assert "waits for a second administrator" in waits
     assert parsed(heliu("discount", "list", "--json", who="owner")) == []

@@ -96,6 +96,8 @@ async def test_a_batch_of_events_is_charged_once_by_source_and_id(
         ({"time": "2026-11-03T09:00:00+08:00"}, "still to come"),
         ({"id": ""}, "id"),
         ({"source": "heliu/storage"}, "are the platform's own"),
+        ({"data": {"model": "smolm2"}}, "usage 'e2' of '/renderers/7': no tariff prices tokens of smolm2 at"),
+        ({"time": "2026-10-01T00:00:00Z"}, "usage 'e2' of '/renderers/7': no tariff prices tokens of"),
         ({"type": "heliu.usage.images.v1", "data": UNITS | {"images": 2**53}}, "usage 'e2' of '/renderers/7'"),
         ({"type": "heliu.usage.audio.v1", "data": UNITS | {"audio_ms": 2**53}}, "usage 'e2' of '/renderers/7'"),
     ],
@@ -114,6 +116,26 @@ async def test_one_bad_event_refuses_the_whole_batch_and_is_named(
     answer = await world.admin.post("/api/usage-events", json=batch)
     assert (answer.status_code, said in answer.json()["detail"]) == (422, True), answer.text
     assert (await studio.owner.get("/api/account")).json()["balance_micro_yuan"] == 50_000_000
+
+
+async def test_a_machine_reports_usage_with_a_key_of_the_platform_and_a_firm_can_have_no_such_key(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    await publish_prices(db, now=clock.now())
+    studio = await world.studio()
+    project = await _paid(world, studio)
+    spec = {"name": "render farm", "scopes": ["usage:ingest"]}
+    refused = await studio.owner.post("/api/keys", json=spec)
+    assert (refused.status_code, refused.json()["code"]) == (422, "scope_of_platform")
+    issued = await world.admin.post("/api/keys", json=spec)
+    assert issued.status_code == 201, issued.text
+    machine = {"Authorization": f"Bearer {issued.json()['token']}"}
+    taken = await world.admin.post("/api/usage-events", json=[event(studio, project)], headers=machine)
+    assert (taken.status_code, taken.json()) == (200, {"accepted": 1, "duplicates": 0}), taken.text
+    beyond = await world.admin.post("/api/top-ups", json={}, headers=machine)
+    assert beyond.status_code in (403, 422)
+    seen = await world.admin.get("/api/tariffs", headers=machine)
+    assert (seen.status_code, seen.json()["code"]) == (403, "not_allowed")
 
 
 def job(

@@ -55,6 +55,7 @@ GOLDEN_SCOPES = {
     "deployments:write": {"deployment:read", "deployment:manage", "adapter:manage", "model:read", "tariff:read"},
     "billing:read": {"billing:read", "tariff:read", "programme:read"},
     "quotas:read": {"quota:read", "fleet:read"},
+    "usage:ingest": {"usage:ingest"},
 }  # fmt: skip
 
 
@@ -108,6 +109,13 @@ def test_without_a_firm_people_of_firms_may_only_ask_about_the_platform(role: Ro
 def test_a_key_may_do_in_its_firm_what_its_scope_says_and_nothing_elsewhere(scope: Scope, action: Action) -> None:
     assert outcome(key(scope), action, OWN) == ("yes" if action.value in GOLDEN_SCOPES[scope] else "forbidden")
     assert outcome(key(scope), action, OTHER) == "not found"
+
+
+def test_a_key_of_the_platform_may_report_usage_of_every_firm_and_a_firm_s_key_of_none_but_its_own() -> None:
+    platform = Principal(PrincipalKind.API_KEY, "key_2", PLATFORM_FIRM, scopes=frozenset({Scope.USAGE_INGEST}))
+    assert outcome(platform, Action.USAGE_INGEST, None) == "yes"
+    assert outcome(platform, Action.TARIFF_PUBLISH, None) == "forbidden"
+    assert outcome(key(Scope.USAGE_INGEST), Action.USAGE_INGEST, None) == "forbidden"
 
 
 def test_roles_and_scopes_add_up() -> None:
