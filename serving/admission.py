@@ -85,9 +85,11 @@ def reserve(shape: Shape, rate: Rate, context_tokens: int) -> Reserve:
     wanted = shape.output_tokens_max
     if wanted is None or wanted > context_tokens:
         wanted = context_tokens
+    full_output = answers * wanted
+    if prompt <= prompts * (context_tokens - wanted):  # both fit at once: the two ends are the same
+        return Reserve(prompt + full_output, cost(rate, input=prompt, cached_input=0, output=full_output))
     short_output = answers * max(0, min(wanted, context_tokens - prompt // prompts))
     short_prompt = min(prompt, prompts * max(1, context_tokens - wanted))
-    full_output = answers * wanted
     return Reserve(
         tokens=max(prompt + short_output, short_prompt + full_output),
         micro_yuan=max(

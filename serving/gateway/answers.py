@@ -32,12 +32,20 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: int | None = None
 
 
+class _Answer(msgspec.Struct):
+    """Of a complete answer, what there is to look at when it names the model as the client did."""
+
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    usage: _Usage | None = None
+
+
 class _Index(msgspec.Struct):
     index: int = 0
 
 
 _object = msgspec.json.Decoder(dict[str, Raw])
 _usage = msgspec.json.Decoder(_Usage)
+_answer = msgspec.json.Decoder(_Answer)
 _choices = msgspec.json.Decoder(list[_Index])
 _encode = msgspec.json.Encoder().encode
 _DONE = b"[DONE]"
@@ -47,7 +55,11 @@ _PIECES = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)"
 
 def read_usage(raw: bytes | Raw, family: Family) -> Tokens:
     """The tokens of a usage object."""
-    usage = _usage.decode(raw)
+    return tokens_of(_usage.decode(raw), family)
+
+
+def tokens_of(usage: _Usage, family: Family) -> Tokens:
+    """The tokens that a usage counts, whichever shape it has."""
     if family is Family.ANTHROPIC:
         cached = usage.cache_read_input_tokens or 0
         created = usage.cache_creation_input_tokens or 0
@@ -63,6 +75,12 @@ def read_usage(raw: bytes | Raw, family: Family) -> Tokens:
 
 def whole(body: bytes, asked: Asked) -> tuple[bytes, Tokens | None]:
     """A complete answer: (what the client gets, what was used or None when it does not say)."""
+    try:
+        said = _answer.decode(body)
+        if said.model in (asked.model, msgspec.UNSET) and asked.endpoint.family is not Family.FREE:
+            return body, None if said.usage is None else tokens_of(said.usage, asked.endpoint.family)
+    except msgspec.MsgspecError:
+        pass  # the long way says what it is
     try:
         fields = _object.decode(body)
     except msgspec.MsgspecError:

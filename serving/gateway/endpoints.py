@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from serving.admission import Shape, printed_tools_bytes_max
-from serving.gateway.media import Media, scan, with_images
+from serving.gateway.media import NO_MEDIA, Media, scan, with_images
 from serving.gateway.openai_errors import Refusal
 from serving.vocabulary import Capability
 
@@ -101,8 +101,12 @@ _REFUSED = {
 }
 _STRIPPED = ("cache_salt", "request_id", "session_id", "store", "data_parallel_rank")
 _SPECIAL = _REFUSED.keys() | frozenset(_STRIPPED)
-_NO_TOOLS = (b"null", b"[]")
+_JSON = (b"application/json", b"")
+_NULL, _TRUE = Raw(b"null"), Raw(b"true")
+_BOOLEANS = (_NULL, Raw(b"false"), _TRUE)
+_NO_TOOLS = (_NULL, Raw(b"[]"))
 _OFF = (b"null", b"false", b"0", b"{}")
+_CONTAINERS = (b"[", b"{")
 _USAGE_OPTIONS = Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
 
 _object = msgspec.json.Decoder(dict[str, Raw])
@@ -184,7 +188,7 @@ class Asked:
 
 def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refusal:
     """The request in `body`, or why it is refused before it costs anything."""
-    if content_type and not content_type.lower().startswith(b"application/json"):
+    if content_type not in _JSON and not content_type.lower().startswith(b"application/json"):
         return Refusal(415, "unsupported_media_type", "send the request as application/json")
     try:
         fields = _object.decode(body)
@@ -196,28 +200,32 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Refusal(400, "invalid_json", "the body is not valid JSON in UTF-8")
     refusal = None if _SPECIAL.isdisjoint(fields) else _without_special(fields)
-    refusal = refusal or _loose(endpoint, fields)
     if refusal is not None:
         return refusal
+    stream = fields.get("stream", _NULL)
+    if stream not in _BOOLEANS:
+        return Refusal(400, "invalid_type", "`stream` is true or false", "stream")
+    numbers = _numbers(endpoint, fields)
+    if isinstance(numbers, Refusal):
+        return numbers
     try:
         media = _media(endpoint, fields)
         if isinstance(media, Refusal):
             return media
-        shape = _shape(endpoint, fields, len(body) - media.bytes, media.number)
+        shape = _shape(endpoint, fields, numbers, len(body) - media.bytes, media.number)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Refusal(400, "invalid_json", "a value inside the body is not valid JSON in UTF-8, or out of any range")
     if isinstance(shape, Refusal):
         return shape
-    stream = endpoint.generates and bytes(fields.get("stream", b"")) == b"true"
-    asked = Asked(endpoint, fields, model, stream, shape)
+    streamed = stream == _TRUE and endpoint.generates
+    asked = Asked(endpoint, fields, model, streamed, shape)
     asked.remote_images = media.remote
-    return _with_stream_options(asked) if stream and "stream_options" in fields else asked
+    return _with_stream_options(asked) if streamed and "stream_options" in fields else asked
 
 
-def _loose(endpoint: Endpoint, fields: dict[str, Raw]) -> Refusal | None:
-    """Refuse what engines would convert on their own: metering and holds go by what is written, so it must be exact."""
-    if bytes(fields.get("stream", b"null")) not in (b"true", b"false", b"null"):
-        return Refusal(400, "invalid_type", "`stream` is true or false", "stream")
+def _numbers(endpoint: Endpoint, fields: dict[str, Raw]) -> dict[str, int] | Refusal:
+    """What bounds the output. Refuses what engines would convert on their own: metering and holds need it exact."""
+    numbers: dict[str, int] = {}
     for name in ("n", "best_of", *endpoint.output_fields):
         raw = fields.get(name)
         if raw is None:
@@ -228,7 +236,9 @@ def _loose(endpoint: Endpoint, fields: dict[str, Raw]) -> Refusal | None:
             return Refusal(400, "invalid_type", f"`{name}` is a whole number", name)
         elif value < 0:
             return Refusal(400, "out_of_range", f"`{name}` is not negative", name)
-    return None
+        else:
+            numbers[name] = value
+    return numbers
 
 
 def _without_special(fields: dict[str, Raw]) -> Refusal | None:
@@ -253,11 +263,13 @@ def _with_stream_options(asked: Asked) -> Asked | Refusal:
     return asked
 
 
-def _shape(endpoint: Endpoint, fields: dict[str, Raw], body_bytes: int, images: int) -> Shape | Refusal:
+def _shape(
+    endpoint: Endpoint, fields: dict[str, Raw], numbers: dict[str, int], body_bytes: int, images: int
+) -> Shape | Refusal:
     choices = prompts = 1
     shared = 0
-    if "n" in fields and endpoint.family is Family.OPENAI:
-        choices = _whole(fields["n"]) or 1
+    if "n" in numbers and endpoint.family is Family.OPENAI:
+        choices = numbers["n"] or 1
         if not 1 <= choices <= CHOICES_MAX:
             return Refusal(400, "out_of_range", f"`n` is between 1 and {CHOICES_MAX}", "n")
     if endpoint.family is Family.POOLING:
@@ -271,10 +283,13 @@ def _shape(endpoint: Endpoint, fields: dict[str, Raw], body_bytes: int, images: 
         return Refusal(400, "out_of_range", f"a request carries at most {PROMPTS_MAX} inputs", endpoint.input_fields[0])
     output: int | None = 0
     if endpoint.generates:
-        given = (_whole(fields[name]) for name in endpoint.output_fields if name in fields)
-        output = next((max(1, value) for value in given if value is not None), endpoint.output_default)
-    tools = bytes(fields.get("tools", b"null"))
-    printed = 0 if tools in _NO_TOOLS else printed_tools_bytes_max(tools)
+        output = endpoint.output_default
+        for name in endpoint.output_fields:
+            if name in numbers:
+                output = max(1, numbers[name])
+                break
+    tools = fields.get("tools", _NULL)
+    printed = 0 if tools in _NO_TOOLS else printed_tools_bytes_max(bytes(tools))
     return Shape(body_bytes, images, printed, prompts, choices, output, shared)
 
 
@@ -297,10 +312,12 @@ def _whole(raw: Raw) -> int | None:
 
 def _media(endpoint: Endpoint, fields: dict[str, Raw]) -> Media | Refusal:
     """The images (or sounds, or films) that come with the request; what is not taken is refused."""
-    media = Media()
+    media = NO_MEDIA
     for name in endpoint.input_fields:
-        raw = bytes(fields.get(name, b""))
-        if not raw.startswith((b"[", b"{")):
+        if name not in fields:
+            continue
+        raw = bytes(fields[name])
+        if raw[:1] not in _CONTAINERS:
             continue
         for part in _parts(name, raw):
             found = scan(part, name)
@@ -317,5 +334,9 @@ def _parts(name: str, raw: bytes) -> list[Any]:
         messages = _messages.decode(raw)
     except msgspec.MsgspecError:
         return [msgspec.json.decode(raw)]
-    contents = (bytes(message.content) for message in messages)
-    return [msgspec.json.decode(content) for content in contents if content.startswith((b"[", b"{"))]
+    parts: list[Any] = []
+    for message in messages:
+        content = bytes(message.content)
+        if content[:1] in _CONTAINERS:
+            parts.append(msgspec.json.decode(content))
+    return parts

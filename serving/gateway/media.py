@@ -41,6 +41,9 @@ class Media(NamedTuple):
         return Media(self.number + other.number, self.bytes + other.bytes, self.remote + other.remote)
 
 
+NO_MEDIA = Media()
+
+
 def scan(value: Any, where: str) -> Media | Refusal:
     """The media in a decoded value. A Refusal names what cannot be taken."""
     count = size = 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway.answers import EventStream
+from serving.gateway.answers import EventStream, whole
 from serving.gateway.endpoints import ENDPOINTS, Asked, decode
 from serving.gateway.openai_errors import Refusal
 from serving.metering import Tokens
@@ -88,3 +88,27 @@ def test_running_chunks_take_the_short_way(engine: str) -> None:
     assert b"usage" not in passed
     assert passed.count(b'"model":"mine"') == 2
     assert stream.usage.tokens == Tokens(7, 0, 3)
+
+
+COUNTS = st.none() | st.integers(0, 10**6)
+USAGES = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt_tokens": COUNTS, "completion_tokens": COUNTS, "total_tokens": COUNTS, "other": st.text(max_size=3),
+        "prompt_tokens_details": st.none() | st.fixed_dictionaries({}, optional={"cached_tokens": COUNTS}),
+    },
+)  # fmt: skip
+
+
+@given(text=TEXTS, usage=USAGES, says_usage=st.booleans())
+def test_a_whole_answer_under_the_name_asked_for_is_passed_on_as_it_is_and_billed_as_under_any_other(
+    text: str, usage: dict[str, Any] | None, says_usage: bool
+) -> None:
+    answer: dict[str, Any] = {"model": "mine", "choices": [{"message": {"content": text}}]}
+    answer |= {"usage": usage} if says_usage else {}
+    mine, other = json.dumps(answer).encode(), json.dumps(answer | {"model": "engine"}).encode()
+    passed, tokens = whole(mine, asked(None))
+    renamed, renamed_tokens = whole(other, asked(None))
+    assert passed == mine
+    assert json.loads(renamed) == answer
+    assert tokens == renamed_tokens
