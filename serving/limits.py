@@ -78,12 +78,10 @@ def take(
         return refusal
     if share is not None:
         granted = share if share.minute == minute else Share(minute)
-        short = Short(
-            requests=0 if limits.requests_per_minute is None else max(0, meter.requests + 1 - granted.requests),
-            tokens=0 if limits.tokens_per_minute is None else max(0, meter.tokens + tokens - granted.tokens),
-        )
-        if short.requests or short.tokens:
-            return short
+        requests = 0 if limits.requests_per_minute is None else meter.requests + 1 - granted.requests
+        missing = 0 if limits.tokens_per_minute is None else meter.tokens + tokens - granted.tokens
+        if requests > 0 or missing > 0:
+            return Short(max(0, requests), max(0, missing))
     meter.requests += 1
     meter.tokens += tokens
     meter.running += 1

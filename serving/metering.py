@@ -99,24 +99,21 @@ class Subject(NamedTuple):
     choices: int = 1  # the engine's own counters count the prompt once for each; the bill counts it once
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """Log record: a stream runs and has used so much."""
 
     subject: Subject
     tokens: Tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(NamedTuple):
     """Log record: the running count of an opened stream."""
 
     id: str
     tokens: Tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(NamedTuple):
     """Log record: a request is over and this is what it is billed."""
 
     subject: Subject

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -282,7 +281,7 @@ class ControlPlane:
             return record
         while lease_id in self._successors:
             lease_id = self._successors[lease_id]
-        return replace(record, subject=record.subject._replace(lease_id=lease_id))
+        return record._replace(subject=record.subject._replace(lease_id=lease_id))
 
     def _usage(self, record: Closed) -> TokenUsage:
         subject, tokens = self.as_leased(record).subject, record.tokens

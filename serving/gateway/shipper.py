@@ -3,16 +3,17 @@
 import asyncio
 import itertools
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kit.errors import HeliuError
 from serving.admission import Lease, shipped
 from serving.gateway.ports import Ledger
-from serving.gateway.usage_log import SEGMENT_BYTES, UsageLog, encode, read_segment
+from serving.gateway.usage_log import SEGMENT_BYTES, Segment, UsageLog, encode, read_segment
 from serving.metering import Closed, Counted, Opened, Subject, Tokens, replay
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class _Owed:
     """A closed request that the ledger does not have yet, and the segments that are needed until it has."""
 
     closed: Closed
-    segments: list[Path]
+    segments: list[Segment]
     lease: Lease | None
     charge: int
     tokens: int
@@ -40,12 +41,12 @@ class Shipper:
         self._sink = sink
         self._backlog_max = backlog_max
         self._backlog: deque[_Owed] = deque()
-        self._needed: Counter[Path] = Counter()  # segment → requests with a line in it that are not yet shipped
-        self._open: dict[str, list[Path]] = {}  # open stream → the segments with a line of it
+        self._segments: set[Segment] = set()  # those with lines that are not yet shipped
+        self._open: dict[str, list[Segment]] = {}  # open stream → the segments with a line of it
         self._more = asyncio.Event()
         self._shipping = asyncio.Lock()
         self._segments_left: list[Path] = []
-        self._marker = usage_log.folder / "replayed"
+        self._replayed = Segment(usage_log.folder)  # stands for all that an earlier gateway left
         self.shipped = 0
         self.late = False
         """Whether the last attempt to ship failed."""
@@ -64,8 +65,8 @@ class Shipper:
     def count(self, subject: Subject, tokens: Tokens) -> None:
         """Log the running count of an open stream."""
         opened = subject.id in self._open
-        path = self.log.append(encode(Counted(subject.id, tokens) if opened else Opened(subject, tokens)))
-        self._need(self._open.setdefault(subject.id, []), path)
+        segment = self.log.append(encode(Counted(subject.id, tokens) if opened else Opened(subject, tokens)))
+        self._need(self._open.setdefault(subject.id, []), segment)
 
     def end(
         self,
@@ -82,27 +83,27 @@ class Shipper:
         """
         if self.log.bytes_in_segment > ROTATE_BYTES:
             self.log.rotate()
-        segments = self._open.pop(closed.subject.id, None) or []
+        owed = _Owed(closed, self._open.pop(closed.subject.id, None) or [], lease, charge, tokens)
+        self._need(owed.segments, self.log.append(encode(closed), partial(self._durable, owed, done)))
 
-        def durable() -> None:
-            self._backlog.append(_Owed(closed, segments, lease, charge, tokens))
-            self._more.set()
-            done()
+    def _durable(self, owed: _Owed, done: Callable[[], None]) -> None:
+        self._backlog.append(owed)
+        self._more.set()
+        done()
 
-        self._need(segments, self.log.append(encode(closed), durable))
-
-    def _need(self, segments: list[Path], path: Path) -> None:
-        if path not in segments:
-            segments.append(path)
-            self._needed[path] += 1
+    def _need(self, segments: list[Segment], segment: Segment) -> None:
+        if segment not in segments:
+            segments.append(segment)
+            segment.needed += 1
+            self._segments.add(segment)
 
     def _replay(self, segments: list[Path]) -> None:
         """Owe the ledger what an earlier gateway left: closed requests, and open streams at their last count."""
         records = itertools.chain.from_iterable(read_segment(path) for path in segments)
         left = replay(records)
         self._segments_left = segments
-        self._backlog.extend(_Owed(closed, [self._marker], None, 0, 0) for closed in left)
-        self._needed[self._marker] = len(left)
+        self._backlog.extend(_Owed(closed, [self._replayed], None, 0, 0) for closed in left)
+        self._replayed.needed = len(left)
         if left:
             log.info("usage of an earlier gateway is replayed", extra={"records": len(left)})
             self._more.set()
@@ -143,7 +144,7 @@ class Shipper:
                 if owed.lease is not None:
                     shipped(owed.lease, owed.charge, tokens=owed.tokens)
                 for segment in owed.segments:
-                    self._needed[segment] -= 1
+                    segment.needed -= 1
             self.shipped += len(batch)
             self.late = False
             self._delete_shipped()
@@ -152,11 +153,11 @@ class Shipper:
 
     def _delete_shipped(self) -> None:
         """Remove segments of which the ledger has everything."""
-        if self._needed[self._marker] == 0:
+        if self._replayed.needed == 0:
             for path in self._segments_left:
                 path.unlink(missing_ok=True)
             self._segments_left = []
-        for segment in [path for path, needed in self._needed.items() if needed == 0]:
-            if segment not in (self.log.path, self._marker):
-                del self._needed[segment]
-                segment.unlink(missing_ok=True)
+        for segment in [segment for segment in self._segments if segment.needed == 0]:
+            if segment is not self.log.segment:
+                self._segments.remove(segment)
+                segment.path.unlink(missing_ok=True)

@@ -40,7 +40,9 @@ SLOW_SECONDS = 2.0
 """So long the thread writes after a sync was slow; then the disk is tried again."""
 
 
-class _Line(msgspec.Struct, array_like=True, omit_defaults=False):
+class _Line(msgspec.Struct, array_like=True):
+    """A line as it is read; `encode` writes it."""
+
     kind: str  # o(pened) | c(ounted) | e(nded)
     id: str
     tokens: Tokens
@@ -54,14 +56,13 @@ _decoder = msgspec.json.Decoder(_Line)
 
 def encode(record: Record) -> bytes:
     """One line of a segment."""
-    match record:
-        case Closed(subject, tokens, outcome):
-            line = _Line("e", subject.id, tokens, subject, outcome)
-        case Opened(subject, tokens):
-            line = _Line("o", subject.id, tokens, subject)
-        case Counted(id, tokens):
-            line = _Line("c", id, tokens)
-    payload = _encoder.encode(line)
+    if isinstance(record, Closed):
+        subject, tokens, outcome = record
+        payload = _encoder.encode(("e", subject.id, tokens, subject, outcome))
+    elif isinstance(record, Opened):
+        payload = _encoder.encode(("o", record.subject.id, record.tokens, record.subject))
+    else:
+        payload = _encoder.encode(("c", record.id, record.tokens))
     return b"%08x %s\n" % (zlib.crc32(payload), payload)
 
 
@@ -92,9 +93,17 @@ def read_segment(path: Path) -> Iterator[Record]:
                 yield record
 
 
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A file of the log. `needed`: requests with a line in it that the ledger does not have yet."""
+
+    path: Path
+    needed: int = 0
+
+
 @dataclass(slots=True)
 class _Batch:
-    path: Path
+    segment: Segment
     lines: list[bytes] = field(default_factory=list)
     done: list[Callable[[], None]] = field(default_factory=list)
 
@@ -111,7 +120,7 @@ class UsageLog:
         self.left_behind = sorted(folder.glob("usage-*.log"))
         """Segments of an earlier gateway, to be replayed."""
         self._number = max((int(path.stem.removeprefix("usage-")) for path in self.left_behind), default=0) + 1
-        self.path = folder / f"usage-{self._number:08d}.log"
+        self.segment = self._numbered()
         self.bytes_in_segment = 0
         self._batch: _Batch | None = None
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
@@ -124,32 +133,40 @@ class UsageLog:
         self._spare = folder / "spare"
         self._spare.unlink(missing_ok=True)  # an earlier gateway may have died while filling it
         self._filler: threading.Thread | None = None
-        self._fd_path, self._fd = self.path, self._open(self.path)
+        self._fd_segment, self._fd = self.segment, self._open(self.segment.path)
         self._make_ballast()
         self._thread = threading.Thread(target=self._write_loop, name="usage-log", daemon=True)
         self._thread.start()
 
-    def append(self, line: bytes, done: Callable[[], None] | None = None) -> Path:
+    @property
+    def path(self) -> Path:
+        """The file that is being written."""
+        return self.segment.path
+
+    def append(self, line: bytes, done: Callable[[], None] | None = None) -> Segment:
         """Queue one encoded record, return its segment; `done` is called on the loop, in order, once it is durable.
 
         What is appended in one turn of the loop is written and synced together.
         """
         batch = self._batch
         if batch is None:
-            batch = self._batch = _Batch(self.path)
+            batch = self._batch = _Batch(self.segment)
             self._loop.call_soon(self._hand_over)
         batch.lines.append(line)
         if done is not None:
             batch.done.append(done)
         self.bytes_in_segment += len(line)
-        return self.path
+        return self.segment
 
     def rotate(self) -> None:
         """What is appended from now on goes to a new segment."""
         self._hand_over()
         self._number += 1
-        self.path = self.folder / f"usage-{self._number:08d}.log"
+        self.segment = self._numbered()
         self.bytes_in_segment = 0
+
+    def _numbered(self) -> Segment:
+        return Segment(self.folder / f"usage-{self._number:08d}.log")
 
     def close(self) -> None:
         """Write what is queued and stop; again is no change."""
@@ -168,7 +185,7 @@ class UsageLog:
         batch, self._batch = self._batch, None
         if batch is None:
             return
-        if self._handed == 0 and self.healthy and batch.path == self._fd_path and self._write_quickly(batch):
+        if self._handed == 0 and self.healthy and batch.segment is self._fd_segment and self._write_quickly(batch):
             return
         self._handed += 1
         self._queue.put(batch)
@@ -197,8 +214,8 @@ class UsageLog:
     def _write_loop(self) -> None:
         while True:
             batches = self._next_batches()
-            for path, group in itertools.groupby(filter(None, batches), key=lambda batch: batch.path):
-                self._write_durably(path, list(group))
+            for segment, group in itertools.groupby(filter(None, batches), key=lambda batch: batch.segment):
+                self._write_durably(segment, list(group))
             if not self.healthy and self._make_ballast():
                 self.healthy = True
                 log.info("the usage log can be written again; requests are admitted")
@@ -215,15 +232,15 @@ class UsageLog:
         except queue.Empty:
             return batches
 
-    def _write_durably(self, path: Path, batches: Sequence[_Batch]) -> None:
+    def _write_durably(self, segment: Segment, batches: Sequence[_Batch]) -> None:
         """Write and sync batches, however long the disk refuses; a partial line is completed, never repeated."""
         left = memoryview(b"".join([line for batch in batches for line in batch.lines]))
         while True:
             try:
-                if path != self._fd_path:
-                    fd = self._open(path)
+                if segment is not self._fd_segment:
+                    fd = self._open(segment.path)
                     os.close(self._fd)
-                    self._fd_path, self._fd = path, fd
+                    self._fd_segment, self._fd = segment, fd
                 while left:
                     left = left[os.write(self._fd, left) :]
                 os.fdatasync(self._fd)
