@@ -8,6 +8,7 @@ from quotas.access import allowed_actions as allowed_actions
 from quotas.access import home_firm as home_firm
 from quotas.access import is_staff as is_staff
 from quotas.access import require as require
+from quotas.affordable import affordable_seconds as affordable_seconds
 from quotas.allowances import lease_allowance as lease_allowance
 from quotas.allowances import leased_elsewhere as leased_elsewhere
 from quotas.allowances import open_leases as open_leases

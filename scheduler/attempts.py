@@ -20,7 +20,7 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.admission import clear_wait, topic
 from scheduler.lifetimes import run_ms
-from scheduler.retries import Again, Finish, after_end
+from scheduler.retries import Again, Finish, Rest, after_end
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
     JOBS_CHANNEL,
@@ -38,6 +38,7 @@ from scheduler.vocabulary import (
 
 FENCE_LOST = "fence_lost"
 MESSAGE_CHARS_MAX = 2000
+SPENT = "it has spent what its cap allows"
 
 
 def fence_lost() -> Conflict:
@@ -110,7 +111,7 @@ async def begin(tx: AsyncSession, identity: AttemptIdentity, *, terms: Terms, no
 
 
 async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *, now: datetime) -> None:
-    """Ask the runner to stop, for a cause that becomes the end's. The first cause stays, but an owner's word wins."""
+    """Ask the runner to stop, for a cause that becomes the end's. The first cause stays; the word to cancel wins."""
     if attempt.stop_requested_at is None or cause is EndCause.CANCELLED:
         attempt.stop_requested_at = attempt.stop_requested_at or now
         attempt.stop_cause = cause
@@ -140,7 +141,7 @@ async def end(
     await tx.flush()
     lost = lost_ms(attempt, cause, terms, reported=ran_ms is not None)
     await _settle(tx, workload, attempt, cause, lost, now=now)
-    workload.kept_ms += attempt.kept_ms
+    workload.kept_ms += 0 if cause is EndCause.DONE else attempt.kept_ms
     workload.lost_gpu_ms += gpu_ms(workload.workers * workload.gpu_milli, lost)
     placed = (await store.placements(tx, [attempt.id]))[attempt.id]
     await store.give_back(tx, FirmId(workload.firm_id), attempt.pool, placed)
@@ -156,14 +157,24 @@ async def end(
         failures=workload.failures,
         ran_ms=attempt.ran_ms or 0,
         stop_requested=workload.stop_requested_at is not None,
+        pause_requested=workload.pause_requested_at is not None,
+        program_errors=workload.program_errors,
+        retries=workload.retries,
         policy=terms.retry,
     )
     workload.last_cause, workload.last_message = cause, attempt.message
+    workload.program_errors += cause is EndCause.PROGRAM_ERROR
+    if not isinstance(following, Finish) and is_spent(workload):
+        workload.last_cause, workload.last_message = EndCause.SPENDING_CAP, SPENT
+        following = Finish(JobState.FAILED)
     match following:
         case Finish(state):
             await finish_workload(tx, workload, state, now=now)
         case Again(failures, pause):
             await _queue_again(tx, workload, attempt, failures, pause, now=now)
+        case Rest(failures):
+            workload.failures = failures
+            await lay_aside(tx, workload, now=now)
     await notify(tx, JOBS_CHANNEL, workload.id)
 
 
@@ -183,6 +194,22 @@ async def finish_workload(tx: AsyncSession, workload: WorkloadRow, state: JobSta
     }
     await events.append(tx, topic(workload, state.value), workload.id, body, now=now, firm_id=workload.firm_id)
     await events.append(tx, "workload.ended", workload.id, body, now=now, firm_id=workload.firm_id)
+
+
+async def lay_aside(tx: AsyncSession, workload: WorkloadRow, *, now: datetime) -> None:
+    """It holds nothing and waits for nobody until its owner takes it up again."""
+    assert may_become(JobState(workload.state), JobState.PAUSED), f"{workload.state} cannot become paused"
+    workload.state = JobState.PAUSED
+    clear_wait(workload)
+    await tx.flush()
+    body = {"reason": workload.pause_reason, "kept_ms": workload.kept_ms}
+    await events.append(tx, topic(workload, "paused"), workload.id, body, now=now, firm_id=workload.firm_id)
+
+
+def is_spent(workload: WorkloadRow) -> bool:
+    """Whether nothing of a hard cap is left."""
+    cap = workload.hard_cap_micro_yuan
+    return cap is not None and workload.charged_micro_yuan >= cap
 
 
 def billable_ms(attempt: AttemptRow, ran_ms: int | None, *, now: datetime) -> int:

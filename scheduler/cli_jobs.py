@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from kit.cli import REFUSED, JsonFlag, call, console, show, show_line, wrong_usa
 from kit.units import format_yuan, parse_yuan
 
 app = typer.Typer()
-job = typer.Typer(help="Jobs: submit, list, show, logs, cancel, why.", no_args_is_help=True)
+job = typer.Typer(help="Jobs: submit, list, show, logs, why, pause, resume, priority, cancel.", no_args_is_help=True)
 app.add_typer(job, name="job")
 
 FOLLOW_SECONDS = 20
@@ -22,10 +23,12 @@ JOB_COLUMNS = {
 }  # fmt: skip
 DETAIL_COLUMNS = {
     "id": "Job", "name": "Name", "recipe": "Recipe", "params": "Parameters", "pools": "Pools", "workers": "Workers",
-    "state": "State", "wait_detail": "Why it waits", "expected_start": "Expected start",
+    "state": "State", "priority": "Priority", "deadline": "Deadline", "wait_detail": "Why it waits",
+    "expected_start": "Expected start",
     "expected_finish": "Expected finish", "progress": "Progress", "cause": "Last cause", "message": "Last message",
     "quote_id": "Quote", "cap": "Cap", "charged": "Charged", "lost": "Lost by the platform",
-    "kept": "Checkpoint", "submitted_at": "Submitted", "started_at": "Started",
+    "kept": "Checkpoint", "duration_basis": "Duration from", "retries": "Retries",
+    "submitted_at": "Submitted", "started_at": "Started",
     "ended_at": "Ended", "artifact_ids": "Artifacts",
 }  # fmt: skip
 QUOTE_COLUMNS = {
@@ -44,6 +47,12 @@ Gpus = Annotated[int, typer.Option(help="Accelerators per worker.")]
 QosOption = Annotated[str, typer.Option("--qos", help="reserved, standard or interruptible.")]
 Priority = Annotated[int, typer.Option(help="Higher goes first.")]
 MaxRuntime = Annotated[int | None, typer.Option("--max-runtime", help="Seconds it may run at most.")]
+Deadline = Annotated[
+    str | None,
+    typer.Option(help="When it should be over, as 2026-12-01T18:00+08:00: of your own jobs the tightest goes first."),
+]
+Duration = Annotated[int | None, typer.Option(help="Seconds it will run, if you know; else learned from earlier jobs.")]
+Name = Annotated[str | None, typer.Option(help="What you call it; durations are learned by name.")]
 Project = Annotated[str | None, typer.Option("--project", help="Project id; default: the firm's default one.")]
 JobId = Annotated[str, typer.Argument(help="A job's id (job_…).")]
 
@@ -59,15 +68,19 @@ def ask_quote(
     qos: QosOption = "standard",
     priority: Priority = 0,
     max_runtime: MaxRuntime = None,
+    deadline: Deadline = None,
+    duration: Duration = None,
     project: Project = None,
+    name: Name = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Price, who pays, expected start and finish, before you submit. Holds for 15 minutes."""
     body = _request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    body |= _wishes(name, deadline, duration)
     quote = call("POST", "/api/quotes", json=body)
     if not as_json:
         least, most = format_yuan(quote["min_micro_yuan"]), format_yuan(quote["max_micro_yuan"])
-        quote = _priced(quote) | {"price": f"{least} to {most}"}
+        quote = priced(quote) | {"price": f"{least} to {most}"}
     show(quote, as_json=as_json, columns=QUOTE_COLUMNS)
 
 
@@ -82,18 +95,21 @@ def submit(
     qos: QosOption = "standard",
     priority: Priority = 0,
     max_runtime: MaxRuntime = None,
+    deadline: Deadline = None,
+    duration: Duration = None,
     project: Project = None,
-    name: Annotated[str | None, typer.Option(help="What you call it.")] = None,
+    name: Name = None,
     quote: Annotated[str | None, typer.Option(help="A quote's id: its maximum caps the charge.")] = None,
-    cap: Annotated[str | None, typer.Option(help="Spend at most this many yuan.")] = None,
+    cap: Annotated[str | None, typer.Option(help="Stop it when it has spent this many yuan.")] = None,
+    retries: Annotated[int, typer.Option(min=0, max=10, help="Tries after an error of its own; each is charged.")] = 0,
     key: Annotated[str | None, typer.Option("--key", help="Idempotency key: twice the same makes one job.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job."""
     body = _request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
-    body |= {"name": name, "quote_id": quote, "cap_micro_yuan": _yuan(cap)}
+    body |= _wishes(name, deadline, duration) | {"quote_id": quote, "cap_micro_yuan": _yuan(cap), "retries": retries}
     made = call("POST", "/api/jobs", json=body, headers={"Idempotency-Key": key} if key else {})
-    show(made if as_json else _priced(made), as_json=as_json, columns=DETAIL_COLUMNS)
+    show(made if as_json else priced(made), as_json=as_json, columns=DETAIL_COLUMNS)
 
 
 @job.command("list")
@@ -106,7 +122,7 @@ def list_jobs(
     """List your firm's jobs, newest first."""
     query: dict[str, Any] = {"limit": limit, "state": state or []} | ({"firm_id": firm} if firm else {})
     rows = call("GET", "/api/jobs", params=query)
-    show(rows if as_json else [_priced(row) for row in rows], as_json=as_json, columns=JOB_COLUMNS)
+    show(rows if as_json else [priced(row) for row in rows], as_json=as_json, columns=JOB_COLUMNS)
 
 
 @job.command("show")
@@ -114,7 +130,7 @@ def show_job(job_id: JobId, as_json: JsonFlag = False) -> None:
     """Show a job with its attempts and what it made."""
     seen = call("GET", f"/api/jobs/{job_id}")
     if not as_json:
-        seen = _priced(seen) | {
+        seen = priced(seen) | {
             "artifact_ids": [f"{made['name']} {made['id']}" for made in seen["artifacts"]],
             "kept": f"step {seen['checkpoint']['step']}" if seen["checkpoint"] else None,
             "lost": f"{seen['lost_gpu_ms'] / 1000:,.1f} GPU-s, not charged" if seen["lost_gpu_ms"] else None,
@@ -151,7 +167,7 @@ def logs(
 def cancel(job_id: JobId, as_json: JsonFlag = False) -> None:
     """Stop a job, whatever it is doing."""
     seen = call("POST", f"/api/jobs/{job_id}/cancel")
-    show(seen if as_json else _priced(seen), as_json=as_json, columns=JOB_COLUMNS)
+    show(seen if as_json else priced(seen), as_json=as_json, columns=JOB_COLUMNS)
 
 
 @job.command("why")
@@ -213,6 +229,15 @@ def _request(
     }
 
 
+def _wishes(name: str | None, deadline: str | None, duration: int | None) -> dict[str, Any]:
+    if deadline is not None:
+        try:
+            deadline = datetime.fromisoformat(deadline).astimezone().isoformat()
+        except ValueError:
+            wrong_usage(f"--deadline {deadline!r} is not a time like 2026-12-01T18:00+08:00")
+    return {"name": name, "deadline": deadline, "expected_seconds": duration}
+
+
 def _pair(text: str, what: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
@@ -242,7 +267,7 @@ def _yuan(text: str | None) -> int | None:
         wrong_usage(str(error))
 
 
-def _priced(row: Mapping[str, Any]) -> dict[str, Any]:
+def priced(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with every `…_micro_yuan` shown as yuan under its short name."""
     return {
         name.removesuffix("_micro_yuan"): format_yuan(value)

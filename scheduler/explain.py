@@ -99,6 +99,8 @@ def _sentence(job: WorkloadRow, reason: WaitReason | None) -> str:
     if reason is not None:
         detail = f" ({job.wait_detail})" if job.wait_detail and job.wait_detail != reason.sentence else ""
         return f"{reason.sentence[:-1]}{detail}."
+    if job.pause_requested_at is not None and job.state in (JobState.STARTING, JobState.RUNNING):
+        return "It has been told to pause and has its grace period to keep a checkpoint."
     if job.stop_requested_at is not None and job.state not in JOB_OVER:
         return "It has been told to stop and has its grace period."
     match JobState(job.state):
@@ -106,5 +108,7 @@ def _sentence(job: WorkloadRow, reason: WaitReason | None) -> str:
             return "It is placed; its node prepares, free of charge."
         case JobState.RUNNING:
             return "It runs."
+        case JobState.PAUSED:
+            return f"It is {job.pause_reason or 'paused'}; heliu job resume {job.id} queues it again."
         case state:
             return f"It is over: {state.value}{f' ({job.last_message})' if job.last_message else ''}."

@@ -19,7 +19,7 @@ from kit.ids import new_id
 from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId, QoS
-from scheduler import attempts, uploads
+from scheduler import attempts, durations, uploads
 from scheduler.adapters import store
 from scheduler.adapters.tables import ArtifactRow, InputRow, QuoteRow, UploadRow, WorkloadRow
 from scheduler.admission import topic
@@ -67,6 +67,8 @@ class JobSpec:
     max_runtime_seconds: int | None = None
     cap_micro_yuan: MicroYuan | None = None
     deadline: datetime | None = None
+    expected_seconds: int | None = None  # declared by the submitter
+    retries: int = 0  # after errors of its own
 
     @property
     def gpu_milli(self) -> GpuMilli:
@@ -81,7 +83,12 @@ class JobSpec:
     def request_hash(self, project_id: str, quote_id: str | None) -> bytes:
         """Hash of the whole request; an idempotency key stands for this."""
         content = [self.shape_hash(project_id).hex(), self.name, self.cap_micro_yuan, quote_id]
-        return _hash(content if self.deadline is None else [*content, self.deadline.isoformat()])
+        if self.deadline is not None:
+            content.append(self.deadline.isoformat())
+        extra = {"expected": self.expected_seconds, "retries": self.retries}
+        return _hash(
+            [*content, {name: value for name, value in extra.items() if value}] if any(extra.values()) else content
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,10 @@ async def submit_job(
             return Submission(known, created=False)  # also when what it reads was deleted since
         files = await resolve_inputs(tx, spec.inputs, firm_id=firm_id)
     prepared = await prepare_job(blobs, spec, files, terms=terms)
+    async with db.transaction() as tx:
+        prepared = await durations.expect(
+            tx, prepared, firm_id=firm_id, name=spec.name, declared_seconds=spec.expected_seconds
+        )
     job = _row(spec, prepared, firm_id, project.id, by=by, now=now)
     job.idempotency_key, job.request_hash = idempotency_key, request_hash
     try:
@@ -284,6 +295,10 @@ def _row(
         expected_seconds=prepared.expected_seconds,
         max_runtime_seconds=prepared.max_runtime_seconds,
         cap_micro_yuan=spec.cap_micro_yuan,
+        hard_cap_micro_yuan=spec.cap_micro_yuan,
+        retries=spec.retries,
+        estimated_seconds=prepared.estimated_seconds,
+        duration_basis=prepared.basis,
         deadline=spec.deadline,
         state=JobState.QUEUED,
         fence=0,
@@ -315,6 +330,8 @@ async def _accept(
         quote = await _quote(tx, quote_id, firm_id, spec.shape_hash(job.project_id), now=now)
         job.quote_id = quote.id
         job.cap_micro_yuan = min(job.cap_micro_yuan or quote.max_micro_yuan, quote.max_micro_yuan)
+        if job.retries:  # each try is charged, and none runs on for nothing
+            job.hard_cap_micro_yuan = job.cap_micro_yuan
     await _payable(tx, job, spec, prepared, now=now)
     await store.insert(tx, job)
     await store.insert(

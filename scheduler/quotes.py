@@ -9,7 +9,7 @@ from kit.db import Database
 from kit.ids import new_id
 from quotas import api as quotas
 from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId
-from scheduler import jobs
+from scheduler import durations, jobs
 from scheduler.adapters import store
 from scheduler.adapters.tables import QuoteRow
 from scheduler.facts import load_state
@@ -64,6 +64,9 @@ async def quote_job(
         files = await jobs.resolve_inputs(tx, spec.inputs, firm_id=firm_id)
     prepared = await jobs.prepare_job(blobs, spec, files, terms=terms)
     async with db.transaction() as tx:
+        prepared = await durations.expect(
+            tx, prepared, firm_id=firm_id, name=spec.name, declared_seconds=spec.expected_seconds
+        )
         state = await load_state(tx, terms, now=now)
         candidate = jobs.as_candidate(spec, prepared, firm_id, id=new_id("job"), now=now)
         jobs.refuse_hopeless(candidate, state)

@@ -27,6 +27,7 @@ class Prepared:
     expected_seconds: int
     max_runtime_seconds: int
     basis: str
+    estimated_seconds: int = 1  # by the recipe alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ async def prepare(
         expected_seconds=max(1, min(expected, limit)),
         max_runtime_seconds=limit,
         basis=f"the estimate of {recipe.name}, between {estimate.seconds_min} and {estimate.seconds_max} s",
+        estimated_seconds=max(1, min(expected, limit)),
     )
 
 

@@ -8,7 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit import events
-from quotas.vocabulary import PoolName
+from kit.units import GpuMilli, MicroYuan
+from quotas import api as quotas
+from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler import attempts, checkpoints
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, InputRow, WorkloadRow
@@ -55,6 +57,7 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
     resource = {node.id: node.resource for node in await store.nodes(tx, pool=PoolName(attempt.pool))}
     share = workload.gpu_milli / 1000
     kept = await checkpoints.checkpoint_of(tx, workload.id)
+    limit = await _seconds_allowed(tx, workload, attempt, now=now)
     return Plan(
         attempt_id=attempt.id,
         workload_id=workload.id,
@@ -66,7 +69,7 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
         lease_seconds=terms.lease_seconds,
         heartbeat_seconds=terms.heartbeat_seconds,
         grace_seconds=terms.grace_seconds,
-        max_runtime_seconds=seconds_left(workload.max_runtime_seconds, workload.kept_ms),
+        max_runtime_seconds=limit,
         workers=workload.workers,
         gpu_milli=workload.gpu_milli,
         nodes=[row.node_id for row in placed],
@@ -107,19 +110,43 @@ async def finished(
     assert workload is not None and attempt is not None, "an identity was made from both"
     if attempt.ended_at is not None or attempt.claimed_at is None:
         raise attempts.fence_lost()
-    cause, message = end_cause(report, attempt), _without_credentials(report.message) or report.cause.value
+    cause, message = end_cause(report, attempt, workload), _without_credentials(report.message) or report.cause.value
     await attempts.end(
         tx, workload, attempt, cause, message, terms=terms, now=now, ran_ms=report.ran_ms, exit_code=report.exit_code
     )
 
 
-def end_cause(report: FinishedIn, attempt: AttemptRow) -> EndCause:
+def end_cause(report: FinishedIn, attempt: AttemptRow, workload: WorkloadRow) -> EndCause:
     """The cause on record: what it was stopped for, if it was, else what the runner saw."""
     if report.outcome is Outcome.SUCCEEDED:
         return EndCause.DONE
     if attempt.stop_cause is not None:
         return EndCause(attempt.stop_cause)
+    if report.cause is Cause.TIME_LIMIT and workload.hard_cap_micro_yuan is not None:
+        allowed = seconds_left(workload.max_runtime_seconds, workload.kept_ms)
+        if allowed is not None and report.ran_ms < allowed * 1000:
+            return EndCause.SPENDING_CAP  # its runner was given less time than that, and this is why
     return _CAUSES[report.cause]
+
+
+async def _seconds_allowed(
+    tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, *, now: datetime
+) -> int | None:
+    """What is left of its maximum runtime, or as long as what is left of its hard cap lasts; at least a second."""
+    left = seconds_left(workload.max_runtime_seconds, workload.kept_ms)
+    if left is None or workload.hard_cap_micro_yuan is None:
+        return left
+    lasts = await quotas.affordable_seconds(
+        tx,
+        firm_id=FirmId(workload.firm_id),
+        pool=PoolName(attempt.pool),
+        qos=QoS(workload.qos),
+        gpu_milli=GpuMilli(workload.workers * workload.gpu_milli),
+        amount=MicroYuan(workload.hard_cap_micro_yuan - workload.charged_micro_yuan),
+        seconds_max=left,
+        at=now,
+    )
+    return max(1, lasts)
 
 
 def _without_credentials(said: str) -> str:

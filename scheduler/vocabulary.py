@@ -33,6 +33,7 @@ class JobState(StrEnum):
     QUEUED = "queued"  # waits, with a reason
     STARTING = "starting"  # placed; the node prepares (free of charge)
     RUNNING = "running"  # its program runs; the paid clock ticks
+    PAUSED = "paused"  # its owner laid it aside; it holds nothing and waits for nobody
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -40,9 +41,10 @@ class JobState(StrEnum):
 
 _J = JobState
 JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
-    _J.QUEUED: frozenset({_J.STARTING, _J.FAILED, _J.CANCELLED}),  # failed: rejected by a decision
-    _J.STARTING: frozenset({_J.QUEUED, _J.RUNNING, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
-    _J.RUNNING: frozenset({_J.QUEUED, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
+    _J.QUEUED: frozenset({_J.STARTING, _J.PAUSED, _J.FAILED, _J.CANCELLED}),  # failed: rejected by a decision
+    _J.STARTING: frozenset({_J.QUEUED, _J.RUNNING, _J.PAUSED, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
+    _J.RUNNING: frozenset({_J.QUEUED, _J.PAUSED, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
+    _J.PAUSED: frozenset({_J.QUEUED, _J.CANCELLED}),
     _J.SUCCEEDED: frozenset(),
     _J.FAILED: frozenset(),
     _J.CANCELLED: frozenset(),
@@ -80,6 +82,8 @@ class EndCause(StrEnum):
     EVICTED = "evicted"  # preempted or drained
     UNPAID = "unpaid"  # its money ran out while it ran
     CANCELLED = "cancelled"  # its owner said stop
+    PAUSED = "paused"  # its owner laid it aside
+    SPENDING_CAP = "spending_cap"  # it has spent what its owner allowed
     PLATFORM = "platform"  # something of ours broke while it ran
 
     @property

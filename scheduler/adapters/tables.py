@@ -40,6 +40,10 @@ def _count() -> Any:
     return Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
 
 
+def _small_count() -> Any:
+    return Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+
+
 def _flag() -> Any:
     return Field(default=False, sa_column=Column(Boolean, nullable=False))
 
@@ -182,6 +186,13 @@ class WorkloadRow(_Table, table=True):
     ended_at: datetime | None = _instant(nullable=True)
     kept_ms: int = _count()  # of its running time, by ended attempts and safe in a checkpoint
     lost_gpu_ms: int = _count()  # what the platform lost of its work; nobody paid for it
+    pause_requested_at: datetime | None = _instant(nullable=True)
+    pause_reason: str | None = _text(nullable=True)
+    hard_cap_micro_yuan: int | None = _integer(nullable=True, big=True)  # it is stopped when it has spent this much
+    retries: int = _small_count()  # how often it is tried again after an error of its own
+    program_errors: int = _small_count()
+    estimated_seconds: int | None = _integer(nullable=True)  # by its recipe
+    duration_basis: str | None = _text(nullable=True)  # where expected_seconds comes from
 
 
 class InputRow(_Table, table=True):

@@ -193,9 +193,9 @@ async def _until(look: Callable[[], Awaitable[T]], enough: Callable[[T], bool], 
 
 
 def _spec(body: QuoteIn) -> jobs.JobSpec:
-    name, cap = (body.name, body.cap_micro_yuan) if isinstance(body, JobIn) else (None, None)
+    cap, retries = (body.cap_micro_yuan, body.retries) if isinstance(body, JobIn) else (None, 0)
     return jobs.JobSpec(
-        name=name or body.recipe,
+        name=body.name or body.recipe,
         recipe=body.recipe,
         params=body.params,
         inputs=tuple(jobs.InputRef(item.name, item.source_id) for item in body.inputs),
@@ -207,4 +207,6 @@ def _spec(body: QuoteIn) -> jobs.JobSpec:
         max_runtime_seconds=body.max_runtime_seconds,
         cap_micro_yuan=MicroYuan(cap) if cap is not None else None,
         deadline=body.deadline,
+        expected_seconds=body.expected_seconds,
+        retries=retries,
     )

@@ -64,12 +64,22 @@ class QuoteIn(Body):
     priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
     max_runtime_seconds: Annotated[int, Field(ge=1, le=SECONDS_MAX)] | None = None
     deadline: Deadline | None = None
+    name: Line | None = Field(default=None, description="default: the recipe's name; durations are learned by it")
+    expected_seconds: Annotated[
+        int | None, Field(ge=1, le=SECONDS_MAX, description="how long it will run, if you know; default: learned")
+    ] = None
 
 
 class JobIn(QuoteIn):
-    name: Line | None = Field(default=None, description="default: the recipe's name")
     quote_id: Id | None = Field(default=None, description="its maximum caps the charge")
-    cap_micro_yuan: Annotated[int, Field(ge=1, le=MICRO_YUAN_MAX)] | None = None
+    cap_micro_yuan: Annotated[
+        int | None, Field(ge=1, le=MICRO_YUAN_MAX, description="it is stopped when it has spent this much")
+    ] = None
+    retries: Annotated[int, Field(ge=0, le=10, description="how often it is tried again after an error of its own")] = 0
+
+
+class PriorityIn(Body):
+    priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)]
 
 
 class OfferOut(View):
@@ -136,6 +146,7 @@ class JobOut(View):
     priority: int
     state: JobState
     stopping: bool
+    pausing: bool
     wait_reason: WaitReason | None
     wait_detail: str | None
     expected_start: datetime | None
@@ -143,7 +154,10 @@ class JobOut(View):
     estimated: bool
     progress: dict[str, Any] | None
     expected_seconds: int | None
+    duration_basis: str | None
     max_runtime_seconds: int | None
+    deadline: datetime | None
+    retries: int
     quote_id: str | None
     cap_micro_yuan: int | None
     charged_micro_yuan: int

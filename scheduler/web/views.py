@@ -25,6 +25,7 @@ def job_out(job: WorkloadRow, *, now: datetime) -> JobOut:
     return JobOut(
         **{name: getattr(job, name) for name in JobOut.model_fields if hasattr(job, name)},
         stopping=job.stop_requested_at is not None and job.ended_at is None,
+        pausing=job.pause_requested_at is not None and job.state in (JobState.STARTING, JobState.RUNNING),
         expected_start=job.eta,
         expected_finish=expected_finish(job, now=now),
         estimated=job.eta_estimated,
