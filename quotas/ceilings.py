@@ -138,8 +138,8 @@ def _said(kind: LimitKind, amount: int) -> str:
 
 
 async def _load(tx: AsyncSession, firm_id: FirmId, project_id: ProjectId, *, at: datetime) -> EffectiveLimits:
-    rows = {row.project_id: row for row in await store.in_force(tx, firm_id, at=at)}
-    firm, project = _ceilings(rows.get(None)), _ceilings(rows.get(project_id))
+    known = await store.over_project(tx, firm_id, project_id, at=at)
+    firm, project = (Ceilings(*known[whose]) if whose in known else NO_CEILINGS for whose in (None, project_id))
     return EffectiveLimits(firm_id, project_id, at, firm, project, tighter(firm, project))
 
 

@@ -36,7 +36,6 @@ class CeilingVersionRow(SQLModel, table=True):
     reason: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
 
 
-# Asked at every admission, so built once.
 _IN_FORCE = (
     select(CeilingVersionRow)
     .where(
@@ -55,6 +54,25 @@ _IN_FORCE = (
 async def in_force(tx: AsyncSession, firm_id: str, *, at: datetime) -> Sequence[CeilingVersionRow]:
     """The firm's version in force at `at`, and each of its projects'."""
     return (await tx.execute(_IN_FORCE, {"firm_id": firm_id, "at": at})).scalars().all()
+
+
+# What every admission asks: two probes of the index, one round trip, no objects.
+_OVER_PROJECT = text("""
+    (SELECT project_id, gpu_milli_at_once, jobs_at_once, gpu_ms_per_period, tokens_per_period
+    FROM quotas.ceiling_version WHERE firm_id = :firm AND project_id IS NULL AND effective_from <= :at
+    ORDER BY effective_from DESC, seq DESC LIMIT 1)
+    UNION ALL
+    (SELECT project_id, gpu_milli_at_once, jobs_at_once, gpu_ms_per_period, tokens_per_period
+    FROM quotas.ceiling_version WHERE firm_id = :firm AND project_id = :project AND effective_from <= :at
+    ORDER BY effective_from DESC, seq DESC LIMIT 1)""")
+
+
+async def over_project(
+    tx: AsyncSession, firm_id: str, project_id: str, *, at: datetime
+) -> dict[str | None, tuple[int | None, int | None, int | None, int | None]]:
+    """Of the firm (None) and of one project of it, if they have a version in force at `at`: its four ceilings."""
+    rows = await (await tx.connection()).execute(_OVER_PROJECT, {"firm": firm_id, "project": project_id, "at": at})
+    return {project: (gpus, jobs, gpu_ms, tokens) for project, gpus, jobs, gpu_ms, tokens in rows}
 
 
 async def history(tx: AsyncSession, firm_id: str) -> Sequence[CeilingVersionRow]:
