@@ -336,6 +336,8 @@ class StatementLine:
     note: str = ""
     discount: MicroYuan = NOTHING
     contract_rates: dict[str, int] = field(default_factory=dict)
+    loss: MicroYuan = NOTHING  # used, and nobody paid it
+    reverses: ChargeId | None = None  # a credit note's charge
 
 
 @dataclass(frozen=True, slots=True)

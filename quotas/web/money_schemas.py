@@ -205,6 +205,8 @@ class ChargeOut(View):
 
 
 class LineOut(View):
+    """`loss`: used, and nobody paid it. `reverses`: the charge that a credit note gives back."""
+
     charge_id: str
     kind: UsageKind
     subject: str
@@ -221,9 +223,11 @@ class LineOut(View):
     amount_micro_yuan: int
     voucher_micro_yuan: int
     cash_micro_yuan: int
+    loss_micro_yuan: int
     vouchers_micro_yuan: dict[str, int]
     explanation: list[str]
     note: str
+    reverses: str | None
 
     @classmethod
     def of(cls, line: StatementLine) -> Self:
@@ -245,9 +249,11 @@ class LineOut(View):
             amount_micro_yuan=line.amount,
             voucher_micro_yuan=line.voucher,
             cash_micro_yuan=line.cash,
+            loss_micro_yuan=line.loss,
             vouchers_micro_yuan=line.vouchers,
             explanation=list(line.explanation),
             note=line.note,
+            reverses=line.reverses,
         )
 
 
