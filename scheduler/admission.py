@@ -1,7 +1,9 @@
-"""A start becomes a fact: quota, money, placement and attempt in one transaction, or nothing and a reason."""
+"""What a start becomes when it is recorded (`batch_admission`), and what is written of work that waits instead."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,12 +14,20 @@ from kit.ids import new_id
 from kit.units import GpuMilli, MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, Hold, PoolName, ProjectId, QoS
-from scheduler.adapters import store
+from scheduler.adapters import store, waits
 from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
 from scheduler.lifetimes import seconds_left
-from scheduler.sharing import Sharing
 from scheduler.terms import Terms
-from scheduler.vocabulary import AttemptId, AttemptState, JobState, Start, WaitReason, WorkloadId, WorkloadKind
+from scheduler.vocabulary import (
+    AttemptId,
+    AttemptState,
+    JobState,
+    Placement,
+    Wait,
+    WaitReason,
+    WorkloadId,
+    WorkloadKind,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +50,7 @@ class Stale:
     """The facts have changed since the decision: look again."""
 
 
-class _Lost(Exception):
-    """Room or quota went to somebody else in the meantime."""
+Outcome: TypeAlias = Admitted | Postponed | Stale
 
 
 def attempt_secret(key: bytes, attempt_id: str, fence: int) -> str:
@@ -52,37 +61,6 @@ def attempt_secret(key: bytes, attempt_id: str, fence: int) -> str:
 def attempt_token(key: bytes, attempt_id: str, fence: int) -> str:
     """The bearer its runner gets: `ha_<attempt id>_<secret>`."""
     return f"ha_{attempt_id}_{attempt_secret(key, attempt_id, fence)}"
-
-
-async def admit(
-    tx: AsyncSession,
-    start: Start,
-    sharing: Sharing,
-    *,
-    key: bytes,
-    terms: Terms,
-    now: datetime,
-) -> Admitted | Postponed | Stale:
-    """Record the start. The facts it rests on are checked again here, under locks: two leaders cannot both win."""
-    workload = await store.workload(tx, start.workload_id, lock=True)
-    if workload is None or workload.state != JobState.QUEUED or workload.stop_requested_at is not None:
-        return Stale()
-    attempt_id = AttemptId(new_id("att"))
-    try:
-        async with tx.begin_nested():
-            firm_id, pool = FirmId(workload.firm_id), start.placement.pool
-            if not await store.take(tx, firm_id, start.placement, sharing):
-                raise _Lost
-            hold = await _hold(tx, workload, attempt_id, pool, terms, now)
-            await _record(tx, workload, start, attempt_id, hold, key, terms, now)
-    except _Lost:
-        return Stale()
-    except Refused as refusal:
-        reason = WaitReason.NO_MONEY if isinstance(refusal, NoMoney) else WaitReason.NO_PRICE
-        await tx.refresh(workload)
-        await _postpone(tx, workload, reason, refusal.message, terms, now)
-        return Postponed(reason, refusal.message)
-    return Admitted(attempt_id)
 
 
 def held_seconds(workload: WorkloadRow, terms: Terms) -> int:
@@ -101,24 +79,24 @@ async def is_payable(tx: AsyncSession, workload_id: WorkloadId, pool: PoolName, 
         return False
     try:
         async with tx.begin_nested() as tried:
-            await _hold(tx, workload, new_id("att"), pool, terms, now)
+            asked = hold_request(workload, new_id("att"), pool, terms)
+            for held in await quotas.hold_compute_many(tx, [asked], now=now):
+                if isinstance(held, Refused):
+                    raise held
             await tried.rollback()
     except Refused as refusal:
-        reason = WaitReason.NO_MONEY if isinstance(refusal, NoMoney) else WaitReason.NO_PRICE
         await tx.refresh(workload)
-        await _postpone(tx, workload, reason, refusal.message, terms, now)
+        await postpone(tx, workload, refusal, terms, now)
         return False
     await tx.refresh(workload)
     return True
 
 
-async def _hold(
-    tx: AsyncSession, workload: WorkloadRow, attempt_id: str, pool: PoolName, terms: Terms, now: datetime
-) -> Hold:
+def hold_request(workload: WorkloadRow, key: str, pool: PoolName, terms: Terms) -> quotas.HoldRequest:
+    """The money that has to be put aside before it may start there."""
     cap = workload.cap_micro_yuan
-    return await quotas.hold_compute(
-        tx,
-        key=attempt_id,
+    return quotas.HoldRequest(
+        key=key,
         firm_id=FirmId(workload.firm_id),
         project_id=ProjectId(workload.project_id),
         subject=workload.id,
@@ -128,52 +106,41 @@ async def _hold(
         seconds_max=held_seconds(workload, terms),
         cap_micro_yuan=None if cap is None else MicroYuan(cap - workload.charged_micro_yuan),
         key_id=quotas.key_of(workload.submitted_by),
-        now=now,
     )
 
 
-async def _record(
-    tx: AsyncSession,
-    workload: WorkloadRow,
-    start: Start,
-    attempt_id: AttemptId,
-    hold: Hold,
-    key: bytes,
-    terms: Terms,
-    now: datetime,
-) -> None:
+def attempt_of(
+    workload: WorkloadRow, attempt_id: AttemptId, pool: PoolName, hold: Hold, key: bytes, terms: Terms, now: datetime
+) -> AttemptRow:
+    """The next attempt at a workload, placed."""
     fence = workload.fence + 1
-    attempt = AttemptRow(
+    return AttemptRow(
         id=attempt_id,
         workload_id=workload.id,
         firm_id=workload.firm_id,
         fence=fence,
         state=AttemptState.PLACED,
-        pool=start.placement.pool,
+        pool=pool,
         token_hash=hash_secret(attempt_secret(key, attempt_id, fence)),
         hold_id=hold.id,
         held_seconds=held_seconds(workload, terms),
         placed_at=now,
         metered_ms=0,
     )
-    await store.insert(tx, attempt)
-    placed = enumerate(start.placement.nodes)
-    milli = start.placement.gpu_milli
-    await store.insert(
-        tx, *(PlacementRow(attempt_id=attempt_id, worker=i, node_id=n, gpu_milli=milli) for i, n in placed)
-    )
-    workload.state, workload.fence = JobState.STARTING, fence
-    clear_wait(workload)
-    await tx.flush()
-    body = {"attempt_id": attempt_id, "fence": fence, "pool": attempt.pool, "nodes": list(start.placement.nodes)}
-    await events.append(tx, topic(workload, "starting"), workload.id, body, now=now, firm_id=workload.firm_id)
 
 
-async def _postpone(
-    tx: AsyncSession, workload: WorkloadRow, reason: WaitReason, detail: str, terms: Terms, now: datetime
-) -> None:
+def placements_of(attempt_id: AttemptId, placement: Placement) -> list[PlacementRow]:
+    """Where its workers lie."""
+    placed, milli = enumerate(placement.nodes), placement.gpu_milli
+    return [PlacementRow(attempt_id=attempt_id, worker=i, node_id=n, gpu_milli=milli) for i, n in placed]
+
+
+async def postpone(tx: AsyncSession, workload: WorkloadRow, refusal: Refused, terms: Terms, now: datetime) -> Postponed:
+    """It cannot be paid for now: it waits with the reason, and is asked again after a pause."""
+    reason = WaitReason.NO_MONEY if isinstance(refusal, NoMoney) else WaitReason.NO_PRICE
     workload.held_until = now + timedelta(seconds=terms.money_pause_seconds)
-    await record_wait(tx, workload, reason, detail, None, estimated=False, now=now)
+    await record_wait(tx, workload, reason, refusal.message, None, estimated=False, now=now)
+    return Postponed(reason, refusal.message)
 
 
 async def record_wait(
@@ -196,6 +163,23 @@ async def record_wait(
         await events.append(tx, topic(workload, "waiting"), workload.id, body, now=now, firm_id=workload.firm_id)
 
 
+async def record_waits(tx: AsyncSession, changed: Sequence[tuple[Wait, int]], *, now: datetime) -> None:
+    """The same for many at once, each with the fence it was decided at: what started meanwhile is left alone."""
+    if not changed:
+        return
+    told = {
+        wait.workload_id: waits.WaitRow(
+            wait.workload_id, fence, wait.reason.value, wait.detail, wait.eta, wait.estimated
+        )
+        for wait, fence in changed
+    }
+    async with events.together(tx):
+        for id, kind, firm_id in sorted(await waits.write_waits(tx, list(told.values()))):
+            row = told[WorkloadId(id)]
+            body = {"reason": row.wait_reason, "detail": row.wait_detail, "eta": row.eta}
+            await events.append(tx, _topic(kind, "waiting"), id, body, now=now, firm_id=firm_id)
+
+
 def clear_wait(workload: WorkloadRow) -> None:
     """It no longer waits."""
     workload.wait_reason = workload.wait_detail = workload.eta = workload.held_until = None
@@ -204,4 +188,8 @@ def clear_wait(workload: WorkloadRow) -> None:
 
 def topic(workload: WorkloadRow, verb: str) -> str:
     """`job.<verb>` for jobs, `workload.<verb>` for replicas."""
-    return f"{'job' if workload.kind == WorkloadKind.JOB else 'workload'}.{verb}"
+    return _topic(workload.kind, verb)
+
+
+def _topic(kind: str, verb: str) -> str:
+    return f"{'job' if kind == WorkloadKind.JOB else 'workload'}.{verb}"

@@ -68,6 +68,12 @@ async def store_output(
     return view(row)
 
 
+async def stored_by(tx: AsyncSession, attempt_ids: Sequence[str]) -> set[str]:
+    """Those of the attempts that stored anything."""
+    query = select(ArtifactRow.attempt_id).where(col(ArtifactRow.attempt_id).in_(attempt_ids)).distinct()
+    return set((await tx.execute(query)).scalars())
+
+
 async def publish(tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, *, now: datetime) -> None:
     """The attempt succeeded: what it stored can be seen from now on."""
     query = select(ArtifactRow).where(ArtifactRow.attempt_id == attempt.id).order_by(col(ArtifactRow.name))

@@ -4,6 +4,9 @@ Whoever changes an attempt locks its workload first, then the attempt; a heartbe
 progress) belongs to the workload. Only marks that touch no other row (ordered, cleared) lock the attempt alone.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,11 +19,13 @@ from kit.units import GpuMs, gpu_ms
 from quotas import api as quotas
 from quotas.vocabulary import ComputeUsage, FirmId, HoldId, PoolName, ProjectId, QoS, centre_of
 from scheduler import artifacts
-from scheduler.adapters import store
+from scheduler.adapters import store, taking
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.admission import clear_wait, topic
+from scheduler.facts import placement_of
 from scheduler.lifetimes import run_ms
 from scheduler.retries import Again, Finish, Rest, after_end
+from scheduler.sharing import QuotaKey
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
     JOBS_CHANNEL,
@@ -38,6 +43,7 @@ from scheduler.vocabulary import (
 
 FENCE_LOST = "fence_lost"
 MESSAGE_CHARS_MAX = 2000
+NAMED_AT_MOST = 100  # above that many at once a wake-up names nobody
 SPENT = "it has spent what its cap allows"
 
 
@@ -118,6 +124,18 @@ async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *
         await tx.flush()
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An attempt that is over, both rows locked, and why. `ran_ms` is the runner's count; None: nobody counted."""
+
+    workload: WorkloadRow
+    attempt: AttemptRow
+    cause: EndCause
+    message: str
+    ran_ms: int | None = None
+    exit_code: int | None = None
+
+
 async def end(
     tx: AsyncSession,
     workload: WorkloadRow,
@@ -130,30 +148,63 @@ async def end(
     ran_ms: int | None = None,
     exit_code: int | None = None,
 ) -> None:
-    """The attempt is over: settle or release its hold, give back its room, publish what it made, and say what follows.
+    """The attempt is over: see `end_many`."""
+    ending = Ending(workload, attempt, cause, message, ran_ms, exit_code)
+    await end_many(tx, [ending], terms=terms, now=now)
 
-    Both rows are locked by the caller. `ran_ms` is the runner's count; without one nothing is charged.
+
+async def end_many(tx: AsyncSession, endings: Sequence[Ending], *, terms: Terms, now: datetime) -> None:
+    """The attempts are over: give back their room, settle or release their holds, publish what they made, go on.
+
+    Nodes and quotas before money, as in an admission: so no two transactions wait for each other in a circle.
     """
+    async with events.together(tx):
+        for ending in endings:
+            _close(ending, now=now)
+        await tx.flush()
+        await _give_back(tx, endings)
+        await _settle(tx, endings, terms, now=now)
+        await _count_usage(tx, endings, terms, now=now)
+        made = await artifacts.stored_by(tx, [e.attempt.id for e in endings if e.cause is EndCause.DONE])
+        for ending in endings:
+            if ending.attempt.id in made:
+                await artifacts.publish(tx, ending.workload, ending.attempt, now=now)
+            await _go_on(tx, ending, terms, now=now)
+        await tx.flush()
+    named = [ending.workload.id for ending in endings] if len(endings) <= NAMED_AT_MOST else ["*"]
+    for name in named:
+        await notify(tx, JOBS_CHANNEL, name)
+
+
+def _close(ending: Ending, *, now: datetime) -> None:
+    attempt = ending.attempt
     assert attempt.state != AttemptState.ENDED, "an attempt ends once"
     _become(attempt, AttemptState.ENDED)
-    attempt.ended_at, attempt.cause, attempt.message = now, cause, message[:MESSAGE_CHARS_MAX]
-    attempt.exit_code, attempt.ran_ms = exit_code, billable_ms(attempt, ran_ms, now=now)
-    await tx.flush()
-    lost = lost_ms(attempt, cause, terms, reported=ran_ms is not None)
-    await _settle(tx, workload, attempt, cause, lost, now=now)
-    workload.kept_ms += 0 if cause is EndCause.DONE else attempt.kept_ms
-    workload.lost_gpu_ms += gpu_ms(workload.workers * workload.gpu_milli, lost)
-    placed = (await store.placements(tx, [attempt.id]))[attempt.id]
-    await store.give_back(tx, FirmId(workload.firm_id), attempt.pool, placed)
-    if paid := paid_ms(attempt, cause):
-        used = workload.workers * workload.gpu_milli * paid // 1000
-        half_life = terms.half_life_seconds
-        await store.count_usage(tx, workload.firm_id, attempt.pool, used, half_life_seconds=half_life, now=now)
-    if cause is EndCause.DONE:
-        await artifacts.publish(tx, workload, attempt, now=now)
+    attempt.ended_at, attempt.cause, attempt.message = now, ending.cause, ending.message[:MESSAGE_CHARS_MAX]
+    attempt.exit_code, attempt.ran_ms = ending.exit_code, billable_ms(attempt, ending.ran_ms, now=now)
+
+
+async def _give_back(tx: AsyncSession, endings: Sequence[Ending]) -> None:
+    placed = await store.placements(tx, [ending.attempt.id for ending in endings])
+    gangs = [(FirmId(e.workload.firm_id), placement_of(e.attempt, placed[e.attempt.id])) for e in endings]
+    await taking.give_back_many(tx, gangs)
+
+
+async def _count_usage(tx: AsyncSession, endings: Sequence[Ending], terms: Terms, *, now: datetime) -> None:
+    used: Counter[QuotaKey] = Counter()
+    for ending in endings:
+        workload, paid = ending.workload, paid_ms(ending.attempt, ending.cause)
+        key = FirmId(workload.firm_id), PoolName(ending.attempt.pool)
+        used[key] += workload.workers * workload.gpu_milli * paid // 1000
+    await store.count_usage(tx, used, half_life_seconds=terms.half_life_seconds, now=now)
+
+
+async def _go_on(tx: AsyncSession, ending: Ending, terms: Terms, *, now: datetime) -> None:
+    """What follows for the workload: it is over, or queued again."""
+    workload, attempt = ending.workload, ending.attempt
     following = after_end(
         WorkloadKind(workload.kind),
-        cause,
+        ending.cause,
         failures=workload.failures,
         ran_ms=attempt.ran_ms or 0,
         stop_requested=workload.stop_requested_at is not None,
@@ -162,8 +213,8 @@ async def end(
         retries=workload.retries,
         policy=terms.retry,
     )
-    workload.last_cause, workload.last_message = cause, attempt.message
-    workload.program_errors += cause is EndCause.PROGRAM_ERROR
+    workload.last_cause, workload.last_message = ending.cause, attempt.message
+    workload.program_errors += ending.cause is EndCause.PROGRAM_ERROR
     if not isinstance(following, Finish) and is_spent(workload):
         workload.last_cause, workload.last_message = EndCause.SPENDING_CAP, SPENT
         following = Finish(JobState.FAILED)
@@ -175,7 +226,6 @@ async def end(
         case Rest(failures):
             workload.failures = failures
             await lay_aside(tx, workload, now=now)
-    await notify(tx, JOBS_CHANNEL, workload.id)
 
 
 async def finish_workload(tx: AsyncSession, workload: WorkloadRow, state: JobState, *, now: datetime) -> None:
@@ -183,7 +233,6 @@ async def finish_workload(tx: AsyncSession, workload: WorkloadRow, state: JobSta
     assert may_become(JobState(workload.state), state), f"{workload.state} cannot become {state}"
     workload.state, workload.ended_at = state, now
     clear_wait(workload)
-    await tx.flush()
     body = {
         "state": state,
         "kind": workload.kind,
@@ -255,21 +304,28 @@ def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int, note: st
     )
 
 
-async def _settle(
-    tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, cause: EndCause, lost: int, *, now: datetime
-) -> None:
+async def _settle(tx: AsyncSession, endings: Sequence[Ending], terms: Terms, *, now: datetime) -> None:
     """Charge what is paid for; a loss is a line of the statement too, of nothing or beside what was kept."""
-    paid = paid_ms(attempt, cause)
-    if attempt.started_at is None or (paid <= attempt.metered_ms and not lost):
-        await quotas.release_hold(tx, hold_id=HoldId(attempt.hold_id), reason=cause.value, now=now)
-        return
-    after = " after its last checkpoint" if attempt.kept_ms else ""
-    lost_gpu_ms = gpu_ms(workload.workers * workload.gpu_milli, lost)
-    note = f"{lost_gpu_ms / 1000:,.1f} GPU-s{after} are not charged: {cause.value}" if lost else ""
-    usage = usage_of(workload, attempt, paid, note)
-    charge = await quotas.settle_compute(tx, hold_id=HoldId(attempt.hold_id), usage=usage, now=now)
-    attempt.metered_ms = paid
-    workload.charged_micro_yuan += charge.amount
+    released: dict[HoldId, str] = {}
+    owing: list[tuple[Ending, ComputeUsage]] = []
+    for ending in endings:
+        workload, attempt = ending.workload, ending.attempt
+        lost = lost_ms(attempt, ending.cause, terms, reported=ending.ran_ms is not None)
+        paid = paid_ms(attempt, ending.cause)
+        lost_gpu_ms = gpu_ms(workload.workers * workload.gpu_milli, lost)
+        workload.kept_ms += 0 if ending.cause is EndCause.DONE else attempt.kept_ms
+        workload.lost_gpu_ms += lost_gpu_ms
+        if attempt.started_at is None or (paid <= attempt.metered_ms and not lost):
+            released[HoldId(attempt.hold_id)] = ending.cause.value
+            continue
+        after = " after its last checkpoint" if attempt.kept_ms else ""
+        note = f"{lost_gpu_ms / 1000:,.1f} GPU-s{after} are not charged: {ending.cause.value}" if lost else ""
+        owing.append((ending, usage_of(workload, attempt, paid, note)))
+    await quotas.release_holds(tx, released, now=now)
+    settlements = [(HoldId(ending.attempt.hold_id), usage) for ending, usage in owing]
+    for (ending, _), charge in zip(owing, await quotas.settle_compute_many(tx, settlements, now=now), strict=True):
+        ending.attempt.metered_ms = paid_ms(ending.attempt, ending.cause)
+        ending.workload.charged_micro_yuan += charge.amount
 
 
 async def _queue_again(
@@ -280,7 +336,6 @@ async def _queue_again(
     workload.wait_reason = WaitReason.BACKOFF if pause else WaitReason.NEW
     workload.wait_detail = f"its attempt {attempt.fence} ended: {attempt.message or attempt.cause}"
     workload.held_until = now + timedelta(seconds=pause) if pause else None
-    await tx.flush()
     body = {"attempt_id": attempt.id, "cause": attempt.cause, "message": attempt.message, "pause_seconds": pause}
     await events.append(tx, topic(workload, "requeued"), workload.id, body, now=now, firm_id=workload.firm_id)
 

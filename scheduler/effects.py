@@ -6,7 +6,7 @@ Confirmed means: a runner has claimed its attempt, or the cluster has said that 
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from kit.clock import Clock
 from kit.db import Database
@@ -30,16 +30,14 @@ ORDER_AGAIN = timedelta(seconds=5)  # a start the cluster has not heard of is re
 async def drive(db: Database, runtime: ClusterRuntime, terms: Terms, clock: Clock, token_key: bytes) -> None:
     """Start what is placed, look after what was started, clear what is over. Raises Unavailable without a cluster."""
     async with db.transaction() as tx:
-        live = await store.live_attempts(tx)
-        remains = await store.uncleared_attempts(tx)
-    unclaimed = [(a, w) for a, w in live if a.state == AttemptState.PLACED]
+        unclaimed = await store.unclaimed_attempts(tx)
     fresh = [pair for pair in unclaimed if pair[0].ordered_at is None]
     await _start_all(db, runtime, fresh, clock, token_key)
     ordered = [pair for pair in unclaimed if pair[0].ordered_at is not None]
     if ordered:
         seen = {o.attempt_id: o for o in await runtime.observe([AttemptId(a.id) for a, _ in ordered])}
         await _look_after(db, runtime, ordered, seen, terms, clock, token_key)
-    await _clear(db, runtime, [*remains, *_overdue([a for a, _ in live], terms, now=clock.now())], clock)
+    await _clear(db, runtime, terms, clock)
 
 
 async def _look_after(
@@ -92,12 +90,11 @@ async def _start_all(
         )
         async with gate:
             await runtime.start(order)
-        async with db.transaction() as tx:
-            row = await store.attempt(tx, attempt.id, lock=True)
-            assert row is not None, "attempts are never deleted"
-            row.ordered_at = clock.now()
 
     results = await asyncio.gather(*(start(a, w) for a, w in pairs), return_exceptions=True)
+    taken = [a.id for (a, _), result in zip(pairs, results, strict=True) if result is None]
+    async with db.transaction() as tx:
+        await store.mark_ordered(tx, taken, now=clock.now())
     for (attempt, _), result in zip(pairs, results, strict=True):
         if isinstance(result, Unavailable):
             log.warning("cannot start now: %s", result.message, extra={"attempt": attempt.id})
@@ -116,19 +113,24 @@ async def _end_unclaimed(db: Database, attempt_id: str, why: str, terms: Terms, 
             await attempts.end(tx, workload, attempt, EndCause.SETUP, why, terms=terms, now=clock.now())
 
 
-def _overdue(live: Sequence[AttemptRow], terms: Terms, *, now: datetime) -> list[AttemptRow]:
-    """Attempts told to stop whose grace is long over: the cluster is asked to end them. They end by report or lease."""
+async def _clear(db: Database, runtime: ClusterRuntime, terms: Terms, clock: Clock) -> None:
+    """Have the cluster end what is over, and what was told to stop and has long had its grace (it ends by report)."""
     patience = timedelta(seconds=terms.grace_seconds + 2 * terms.heartbeat_seconds)
-    return [a for a in live if a.stop_requested_at is not None and now - a.stop_requested_at >= patience]
+    async with db.transaction() as tx:
+        ids = await store.attempts_to_clear(
+            tx, claimed_before=clock.now() - LAST_WORDS, stopping_since=clock.now() - patience
+        )
+    gate = asyncio.Semaphore(AT_ONCE)
 
+    async def stop(attempt_id: str) -> bool:
+        async with gate:
+            return await runtime.stop(AttemptId(attempt_id))
 
-async def _clear(db: Database, runtime: ClusterRuntime, rows: Sequence[AttemptRow], clock: Clock) -> None:
-    for row in rows:
-        if row.ended_at and row.claimed_at and clock.now() - row.ended_at < LAST_WORDS:
-            continue
-        gone = await runtime.stop(AttemptId(row.id))
-        if gone and row.state == AttemptState.ENDED:
-            async with db.transaction() as tx:
-                over = await store.attempt(tx, row.id, lock=True)
-                assert over is not None, "attempts are never deleted"
-                over.cleared_at = clock.now()
+    results = await asyncio.gather(*(stop(attempt_id) for attempt_id in ids), return_exceptions=True)
+    gone = [attempt_id for attempt_id, result in zip(ids, results, strict=True) if result is True]
+    if gone:
+        async with db.transaction() as tx:
+            await store.mark_cleared(tx, gone, now=clock.now())
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -56,13 +56,17 @@ def as_waiting(row: WorkloadRow) -> Waiting:
     )
 
 
+def placement_of(attempt: AttemptRow, placed: Sequence[PlacementRow]) -> Placement:
+    """Where an attempt lies, from its rows in worker order."""
+    return Placement(
+        PoolName(attempt.pool), tuple(NodeId(row.node_id) for row in placed), GpuMilli(placed[0].gpu_milli)
+    )
+
+
 def as_running(
     workload: WorkloadRow, attempt: AttemptRow, placed: list[PlacementRow], terms: Terms, *, now: datetime
 ) -> Running:
     """A placed workload as decisions see it: it ends when its expected duration has passed since its start."""
-    placement = Placement(
-        PoolName(attempt.pool), tuple(NodeId(row.node_id) for row in placed), GpuMilli(placed[0].gpu_milli)
-    )
     ends_at: datetime | None = None
     if attempt.stop_requested_at is not None:
         ends_at = attempt.stop_requested_at + timedelta(seconds=terms.grace_seconds)
@@ -72,7 +76,7 @@ def as_running(
     return Running(
         WorkloadId(workload.id),
         FirmId(workload.firm_id),
-        placement,
+        placement_of(attempt, placed),
         ends_at,
         attempt.stop_requested_at is not None,
         QoS(workload.qos),

@@ -25,7 +25,11 @@ async def expire(db: Database, terms: Terms, clock: Clock) -> int:
     """End what has lost its right to run and stop what has run its maximum; returns how many attempts changed."""
     changed = 0
     async with db.transaction() as tx:
-        due = [a.id for a, w in await store.live_attempts(tx) if verdict(w, a, terms, now=clock.now())]
+        now = clock.now()
+        late = now - timedelta(seconds=terms.start_timeout_seconds)
+        silent = now - timedelta(seconds=terms.margin_seconds)
+        found = await store.attempts_out_of_time(tx, now=now, unclaimed_since=late, silent_since=silent)
+        due = [a.id for a, w in found if verdict(w, a, terms, now=now)]
     for attempt_id in due:
         async with db.transaction() as tx:
             changed += await _expire_one(tx, attempt_id, terms, now=clock.now())
@@ -57,7 +61,7 @@ async def renew_holds(db: Database, terms: Terms, clock: Clock) -> int:
     """Settle what replicas have used and hold their next slice; returns how many. Without money they are stopped."""
     now, renewed = clock.now(), 0
     async with db.transaction() as tx:
-        due = [a.id for a, w in await store.live_attempts(tx) if confirmed_ms(w, a, terms) is not None]
+        due = [a.id for a, w in await store.running_replicas(tx) if confirmed_ms(w, a, terms) is not None]
     for attempt_id in due:
         try:
             renewed += await _renew_or_stop(db, attempt_id, terms, now=now)

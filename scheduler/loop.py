@@ -7,12 +7,13 @@ and stopping runners) come after the commit that made them true, may be repeated
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit import events
 from kit.blobs import Blobs
@@ -21,9 +22,10 @@ from kit.db import Database
 from kit.errors import HeliuError, Unavailable
 from quotas.vocabulary import PoolName
 from scheduler import artifacts, checkpoints, effects, fleet, leases, storage_meter, suspensions, uploads
-from scheduler.adapters import store
-from scheduler.admission import Admitted, Postponed, Stale, admit, is_payable, record_wait, topic
+from scheduler.adapters import store, waits
+from scheduler.admission import Admitted, Outcome, Postponed, Stale, is_payable, record_wait, record_waits, topic
 from scheduler.attempts import finish_workload, request_stop
+from scheduler.batch_admission import admit_many
 from scheduler.cycle import decide
 from scheduler.facts import load_state
 from scheduler.ports import ClusterRuntime, NodeDirectory
@@ -46,8 +48,10 @@ log = logging.getLogger(__name__)
 
 PACE_SECONDS = 1.0
 LOOK_SECONDS = 2.0  # between two looks at the nodes; work waking the loop does not make them more frequent
-CALM_SECONDS = 0.1  # between two cycles, so that a burst of submissions is one cycle
+CALM_SECONDS = 0.02  # between two cycles, so that a burst of submissions is one cycle
 TIDY_SECONDS = 60.0
+STARTS_AT_ONCE = 250  # in one transaction: while it lasts it has the balances of their firms
+WAITS_AT_ONCE = 1000
 ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write
 
 
@@ -103,16 +107,20 @@ async def step(controller: Controller, *, look: bool = True) -> None:
 
 
 async def cycle(controller: Controller) -> None:
-    """Load, decide, record. Each start is a transaction of its own, in the order decided."""
+    """Load, decide, record: starts in the order decided, and nobody is stopped before those ahead have started."""
     now = controller.clock.now()
     async with controller.db.transaction() as tx:
         state = await load_state(tx, controller.terms, now=now)
     _, decisions = decide(state, (), controller.terms.policy, now=now)
-    sharing, waits, poor = Sharing(state.quotas, state.tree), list[Wait](), set[WorkloadId | None]()
+    sharing, told, poor = Sharing(state.quotas, state.tree), list[Wait](), set[WorkloadId | None]()
+    starts: list[Start] = []
     for decision in decisions:
+        if starts and isinstance(decision, Preempt | Reject):  # whoever came before has had its money first
+            await _start_all(controller, starts, sharing)
+            starts = []
         match decision:
             case Start():
-                await _start(controller, decision, sharing)
+                starts.append(decision)
             case Preempt():
                 if not await _preempt(controller, decision):
                     poor.add(decision.by)
@@ -120,10 +128,11 @@ async def cycle(controller: Controller) -> None:
                 await _reject(controller, decision)
             case Wait():
                 if decision.workload_id not in poor:
-                    waits.append(decision)
+                    told.append(decision)
             case _:
                 assert_never(decision)
-    await _record_waits(controller, waits, now)
+    await _start_all(controller, starts, sharing)
+    await _record_waits(controller, told, now)
 
 
 async def look_at_nodes(controller: Controller) -> None:
@@ -148,20 +157,35 @@ async def tidy(controller: Controller) -> None:
     await uploads.remove_expired(controller.db, controller.blobs, now=controller.clock.now())
 
 
-async def _start(controller: Controller, start: Start, sharing: Sharing) -> None:
-    async with controller.db.transaction() as tx:
-        outcome = await admit(
-            tx, start, sharing, key=controller.token_key, terms=controller.terms, now=controller.clock.now()
-        )
-    match outcome:
-        case Admitted(attempt_id):
-            log.info("admitted", extra={"workload": start.workload_id, "attempt": attempt_id})
-        case Postponed(reason, _):
-            log.info("postponed", extra={"workload": start.workload_id, "reason": reason.value})
-        case Stale():
-            log.info("the facts changed meanwhile", extra={"workload": start.workload_id})
-        case _:
-            assert_never(outcome)
+async def _start_all(controller: Controller, starts: Sequence[Start], sharing: Sharing) -> None:
+    """Record the starts in their order, many in one transaction."""
+    for at in range(0, len(starts), STARTS_AT_ONCE):
+        batch = starts[at : at + STARTS_AT_ONCE]
+        try:
+            await _admit(controller, batch, sharing)
+        except Unavailable:
+            raise
+        except (HeliuError, DBAPIError, AssertionError):
+            log.exception("a batch of starts failed; each is tried alone")
+            for start in batch:
+                await _guarded(f"start of {start.workload_id}", _admit, controller, [start], sharing)
+
+
+async def _admit(controller: Controller, starts: Sequence[Start], sharing: Sharing) -> None:
+    async def record(tx: AsyncSession) -> list[Outcome]:
+        now = controller.clock.now()
+        return await admit_many(tx, starts, sharing, key=controller.token_key, terms=controller.terms, now=now)
+
+    for start, outcome in zip(starts, await controller.db.retrying(record), strict=True):
+        match outcome:
+            case Admitted(attempt_id):
+                log.info("admitted", extra={"workload": start.workload_id, "attempt": attempt_id})
+            case Postponed(reason, _):
+                log.info("postponed", extra={"workload": start.workload_id, "reason": reason.value})
+            case Stale():
+                log.info("the facts changed meanwhile", extra={"workload": start.workload_id})
+            case _:
+                assert_never(outcome)
 
 
 async def _preempt(controller: Controller, preempt: Preempt) -> bool:
@@ -195,25 +219,25 @@ async def _reject(controller: Controller, reject: Reject) -> None:
         await finish_workload(tx, workload, JobState.FAILED, now=controller.clock.now())
 
 
-async def _record_waits(controller: Controller, waits: list[Wait], now: datetime) -> None:
+async def _record_waits(controller: Controller, told: list[Wait], now: datetime) -> None:
+    """Write what has changed of why work waits, many in one transaction; the rest is told in the next round."""
     async with controller.db.transaction() as tx:
-        known = {row.id: row for row in await store.queued(tx)}
-    for wait in waits:
-        row = known.get(wait.workload_id)
-        if row is None or not _differs(wait, row.wait_reason, row.wait_detail, row.eta, row.eta_estimated):
-            continue
-        async with controller.db.transaction() as tx:
-            locked = await store.workload(tx, wait.workload_id, lock=True)
-            if locked is not None and locked.state == JobState.QUEUED and locked.fence == row.fence:
-                await record_wait(tx, locked, wait.reason, wait.detail, wait.eta, estimated=wait.estimated, now=now)
+        known = {row.id: row for row in await waits.queued_waits(tx)}
+    changed = [
+        (wait, known[wait.workload_id].fence)
+        for wait in told
+        if wait.workload_id in known and _differs(wait, known[wait.workload_id])
+    ]
+    async with controller.db.transaction() as tx:
+        await record_waits(tx, changed[:WAITS_AT_ONCE], now=now)
 
 
-def _differs(wait: Wait, reason: str | None, detail: str | None, eta: datetime | None, estimated: bool) -> bool:
-    if (wait.reason, wait.detail, wait.estimated) != (reason, detail, estimated):
+def _differs(wait: Wait, row: waits.WaitRow) -> bool:
+    if (wait.reason, wait.detail, wait.estimated) != (row.wait_reason, row.wait_detail, row.eta_estimated):
         return True
-    if wait.eta is None or eta is None:
-        return wait.eta is not eta
-    return abs(wait.eta - eta) > ETA_MOVED
+    if wait.eta is None or row.eta is None:
+        return wait.eta is not row.eta
+    return abs(wait.eta - row.eta) > ETA_MOVED
 
 
 async def _guarded(part: str, work: Callable[..., Awaitable[object]], *arguments: object) -> None:

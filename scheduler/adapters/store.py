@@ -1,9 +1,10 @@
 """Questions to the scheduler's tables and the conditional writes that carry its rules; decisions are made elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import and_, text, update
+from sqlalchemy import and_, or_, text, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel, col, select
@@ -21,9 +22,9 @@ from scheduler.adapters.tables import (
     QuoteRow,
     WorkloadRow,
 )
-from scheduler.sharing import QuotaKey, Sharing
+from scheduler.sharing import QuotaKey
 from scheduler.snapshot import Node
-from scheduler.vocabulary import JOB_OVER, AttemptState, JobState, NodeId, NodeState, Placement, WorkloadKind
+from scheduler.vocabulary import JOB_OVER, AttemptState, JobState, NodeId, NodeState, WorkloadKind
 
 LIVE = (AttemptState.PLACED, AttemptState.CLAIMED, AttemptState.RUNNING)
 
@@ -40,6 +41,20 @@ async def insert(tx: AsyncSession, *rows: SQLModel) -> None:
 async def workload(tx: AsyncSession, workload_id: str, *, lock: bool = False) -> WorkloadRow | None:
     """The workload; with `lock` nobody else changes it until the transaction ends."""
     return await tx.get(WorkloadRow, workload_id, with_for_update=lock or None, populate_existing=lock)
+
+
+async def workloads_locked(tx: AsyncSession, ids: Sequence[str]) -> Sequence[WorkloadRow]:
+    """These workloads, locked in id order: whoever locks several does so in this order."""
+    query = select(WorkloadRow).where(col(WorkloadRow.id).in_(ids)).order_by(col(WorkloadRow.id))
+    query = query.with_for_update().execution_options(populate_existing=True)
+    return (await tx.execute(query)).scalars().all()
+
+
+async def attempts_locked(tx: AsyncSession, ids: Sequence[str]) -> Sequence[AttemptRow]:
+    """These attempts, locked in id order. To change them, lock their workloads first: that is the order of locks."""
+    query = select(AttemptRow).where(col(AttemptRow.id).in_(ids)).order_by(col(AttemptRow.id))
+    query = query.with_for_update().execution_options(populate_existing=True)
+    return (await tx.execute(query)).scalars().all()
 
 
 async def workload_by_key(tx: AsyncSession, firm_id: str, kind: WorkloadKind, key: str) -> WorkloadRow | None:
@@ -129,10 +144,65 @@ async def live_attempts(tx: AsyncSession) -> Sequence[tuple[AttemptRow, Workload
     return [(row[0], row[1]) for row in await tx.execute(query)]
 
 
-async def uncleared_attempts(tx: AsyncSession, *, limit: int = 200) -> Sequence[AttemptRow]:
-    """Attempts that are over and whose remains the runtime may still have."""
-    query = select(AttemptRow).where(AttemptRow.state == AttemptState.ENDED, col(AttemptRow.cleared_at).is_(None))
-    return (await tx.execute(query.order_by(col(AttemptRow.ended_at)).limit(limit))).scalars().all()
+async def unclaimed_attempts(tx: AsyncSession) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
+    """Every attempt that is placed and that no runner has claimed, with its workload, oldest first."""
+    return await _attempts_where(tx, AttemptRow.state == AttemptState.PLACED)
+
+
+async def running_replicas(tx: AsyncSession) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
+    """Every running attempt of a replica, with its workload, oldest first."""
+    running = and_(col(AttemptRow.state) == AttemptState.RUNNING, col(WorkloadRow.kind) == WorkloadKind.REPLICA)
+    return await _attempts_where(tx, running)
+
+
+async def attempts_out_of_time(
+    tx: AsyncSession, *, now: datetime, unclaimed_since: datetime, silent_since: datetime
+) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
+    """Live attempts that time may have something to say about, oldest first: a few too many rather than one too few."""
+    late = and_(col(AttemptRow.state) == AttemptState.PLACED, col(AttemptRow.placed_at) <= unclaimed_since)
+    longest = text(
+        "attempt.started_at + make_interval(secs => workload.max_runtime_seconds - workload.kept_ms / 1000 - 1) <= :now"
+    )
+    silent = and_(col(AttemptRow.state) != AttemptState.PLACED, col(AttemptRow.lease_until) <= silent_since)
+    over = and_(col(AttemptRow.stop_requested_at).is_(None), longest.bindparams(now=now))
+    return await _attempts_where(tx, and_(col(AttemptRow.state).in_(LIVE), or_(late, silent, over)))
+
+
+async def _attempts_where(tx: AsyncSession, condition: Any) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
+    query = select(AttemptRow, WorkloadRow).join(WorkloadRow, col(WorkloadRow.id) == col(AttemptRow.workload_id))
+    return [(row[0], row[1]) for row in await tx.execute(query.where(condition).order_by(col(AttemptRow.id)))]
+
+
+async def mark_ordered(tx: AsyncSession, attempt_ids: Sequence[str], *, now: datetime) -> None:
+    """The cluster has taken the order to start these."""
+    done = update(AttemptRow).where(col(AttemptRow.id).in_(attempt_ids)).values(ordered_at=now)
+    await tx.execute(done.execution_options(synchronize_session=False))
+
+
+async def mark_cleared(tx: AsyncSession, attempt_ids: Sequence[str], *, now: datetime) -> None:
+    """The cluster has nothing left of these; only of what is over that is worth a word."""
+    over = and_(col(AttemptRow.id).in_(attempt_ids), col(AttemptRow.state) == AttemptState.ENDED)
+    await tx.execute(update(AttemptRow).where(over).values(cleared_at=now).execution_options(synchronize_session=False))
+
+
+async def attempts_to_clear(
+    tx: AsyncSession, *, claimed_before: datetime, stopping_since: datetime, limit: int = 1000
+) -> Sequence[str]:
+    """Attempts that are over, or should long be, and whose remains the runtime may still have.
+
+    One that was claimed and ended after `claimed_before` still has its last words.
+    """
+    ended = and_(
+        col(AttemptRow.state) == AttemptState.ENDED,
+        col(AttemptRow.cleared_at).is_(None),
+        or_(col(AttemptRow.claimed_at).is_(None), col(AttemptRow.ended_at) <= claimed_before),
+    )
+    overdue = and_(col(AttemptRow.state).in_(LIVE), col(AttemptRow.stop_requested_at) <= stopping_since)
+    found: list[str] = []
+    for condition in (ended, overdue):
+        query = select(AttemptRow.id).where(condition).order_by(col(AttemptRow.ended_at), col(AttemptRow.id))
+        found += (await tx.execute(query.limit(limit))).scalars()
+    return found
 
 
 async def attempts_of(tx: AsyncSession, workload_id: str) -> Sequence[AttemptRow]:
@@ -174,65 +244,6 @@ async def renew_lease(tx: AsyncSession, attempt_id: str, fence: int, until: date
         .execution_options(synchronize_session=False)
     )
     return _changed(done)
-
-
-# --- taking and giving back -------------------------------------------------------------------------------------------
-
-
-async def take(tx: AsyncSession, firm_id: FirmId, placement: Placement, sharing: Sharing) -> bool:
-    """Take a gang's room on its nodes and in its firm's quota, or nothing (then roll back to a savepoint).
-
-    Nodes first, in id order, then the firm's tree: every admission takes its locks in the same order.
-    """
-    for node, milli in _by_node(placement.nodes, placement.gpu_milli):
-        done = await tx.execute(
-            text("""
-                UPDATE scheduler.node SET placed_milli = placed_milli + :milli
-                WHERE id = :node AND state = 'ready' AND cordon_reason IS NULL AND placed_milli + :milli <= gpu_milli
-                  AND NOT EXISTS (SELECT 1 FROM scheduler.node AS ghost WHERE ghost.address = node.address
-                                  AND ghost.state = 'lost' AND ghost.placed_milli > 0)"""),
-            {"node": node, "milli": milli},
-        )
-        if not _changed(done):
-            return False
-    key, root = (firm_id, placement.pool), sharing.root(firm_id)
-    need = len(placement.nodes) * placement.gpu_milli
-    await tx.execute(
-        text("SELECT pg_advisory_xact_lock(hashtextextended(:tree, 0))"), {"tree": f"quota:{root}:{placement.pool}"}
-    )
-    rows = await tx.execute(
-        text("SELECT firm_id, used_milli FROM scheduler.quota_use WHERE pool = :pool AND firm_id = ANY(:firms)"),
-        {"pool": placement.pool, "firms": [str(member) for member in sharing.members(root)]},
-    )
-    if sharing.left(key, {FirmId(firm): used for firm, used in rows}) < need:
-        return False
-    await tx.execute(
-        text("""
-            INSERT INTO scheduler.quota_use AS u (firm_id, pool, used_milli) VALUES (:firm, :pool, :need)
-            ON CONFLICT (firm_id, pool) DO UPDATE SET used_milli = u.used_milli + :need"""),
-        {"firm": firm_id, "pool": placement.pool, "need": need},
-    )
-    return True
-
-
-async def give_back(tx: AsyncSession, firm_id: str, pool: str, rows: Sequence[PlacementRow]) -> None:
-    """Return what an attempt held. Called once, in the transaction that ends it."""
-    gpu_milli = rows[0].gpu_milli
-    for node, milli in _by_node([row.node_id for row in rows], gpu_milli):
-        await tx.execute(
-            text("UPDATE scheduler.node SET placed_milli = placed_milli - :milli WHERE id = :node"),
-            {"node": node, "milli": milli},
-        )
-    await tx.execute(
-        text("""
-            UPDATE scheduler.quota_use SET used_milli = used_milli - :need
-            WHERE firm_id = :firm AND pool = :pool"""),
-        {"firm": firm_id, "pool": pool, "need": len(rows) * gpu_milli},
-    )
-
-
-def _by_node(nodes: Sequence[str], gpu_milli: int) -> list[tuple[str, int]]:
-    return [(node, nodes.count(node) * gpu_milli) for node in sorted(set(nodes))]
 
 
 # --- fleet ------------------------------------------------------------------------------------------------------------
@@ -278,17 +289,25 @@ async def quota_used(tx: AsyncSession) -> dict[QuotaKey, GpuMilli]:
     return {(FirmId(firm), PoolName(pool)): GpuMilli(used) for firm, pool, used in rows}
 
 
-async def count_usage(
-    tx: AsyncSession, firm_id: str, pool: str, milli_seconds: int, *, half_life_seconds: int, now: datetime
-) -> None:
-    """Add to what a firm used lately; what was there before has lost weight meanwhile."""
+async def count_usage(tx: AsyncSession, used: Mapping[QuotaKey, int], *, half_life_seconds: int, now: datetime) -> None:
+    """Add thousandths × seconds to what firms used of pools lately; what was there before has lost weight meanwhile."""
+    keys = sorted(key for key, amount in used.items() if amount)
+    if not keys:
+        return
     await tx.execute(
         text("""
             INSERT INTO scheduler.firm_usage AS u (firm_id, pool, milli_seconds, as_of)
-            VALUES (:firm, :pool, :amount, :now)
-            ON CONFLICT (firm_id, pool) DO UPDATE SET as_of = :now, milli_seconds = :amount + u.milli_seconds
-                * power(0.5, greatest(0, extract(epoch FROM :now - u.as_of)) / :half_life)"""),
-        {"firm": firm_id, "pool": pool, "amount": milli_seconds, "now": now, "half_life": half_life_seconds},
+            SELECT w.firm_id, w.pool, w.amount, :now FROM unnest(CAST(:firms AS text[]), CAST(:pools AS text[]),
+                CAST(:amounts AS double precision[])) AS w (firm_id, pool, amount)
+            ON CONFLICT (firm_id, pool) DO UPDATE SET as_of = :now, milli_seconds = excluded.milli_seconds
+                + u.milli_seconds * power(0.5, greatest(0, extract(epoch FROM :now - u.as_of)) / :half_life)"""),
+        {
+            "firms": [firm for firm, _ in keys],
+            "pools": [pool for _, pool in keys],
+            "amounts": [float(used[key]) for key in keys],
+            "now": now,
+            "half_life": half_life_seconds,
+        },
     )
 
 

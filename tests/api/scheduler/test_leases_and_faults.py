@@ -11,7 +11,8 @@ from kit.units import GpuMilli
 from quotas import api as quotas
 from scheduler import effects, loop
 from scheduler.adapters.simulated_runtime import SimulatedRuntime
-from scheduler.admission import Admitted, Stale, admit
+from scheduler.admission import Admitted, Stale
+from scheduler.batch_admission import admit_many
 from scheduler.cycle import decide
 from scheduler.facts import load_state
 from scheduler.fleet import cordon
@@ -33,9 +34,9 @@ async def admit_as_leader(city: City, start: Start) -> Admitted | object:
     """One leader records one start."""
     async with city.db.transaction() as tx:
         state = await load_state(tx, city.terms, now=city.clock.now())
-        return await admit(
-            tx, start, Sharing(state.quotas, state.tree), key=KEY, terms=city.terms, now=city.clock.now()
-        )
+        sharing = Sharing(state.quotas, state.tree)
+        (outcome,) = await admit_many(tx, [start], sharing, key=KEY, terms=city.terms, now=city.clock.now())
+    return outcome
 
 
 async def running(city: City, firm: Firm) -> str:

@@ -9,7 +9,8 @@ from kit.units import GpuMilli
 from quotas.cohort_tree import place
 from quotas.vocabulary import CohortName
 from scheduler.adapters import store
-from scheduler.admission import Admitted, admit
+from scheduler.admission import Admitted
+from scheduler.batch_admission import admit_many
 from scheduler.facts import load_state
 from scheduler.sharing import Sharing
 from scheduler.vocabulary import NodeId, Placement, Start, WorkloadId
@@ -92,7 +93,8 @@ async def test_two_leaders_cannot_both_lend_the_last_of_it(city: City) -> None:
         async with city.db.transaction() as tx:
             state = await load_state(tx, city.terms, now=city.clock.now())
             sharing = Sharing(state.quotas, state.tree)
-            return await admit(tx, start, sharing, key=b"key", terms=city.terms, now=city.clock.now())
+            (outcome,) = await admit_many(tx, [start], sharing, key=b"key", terms=city.terms, now=city.clock.now())
+        return outcome
 
     outcomes = await asyncio.gather(*map(admit_as_leader, starts))
     assert sum(isinstance(outcome, Admitted) for outcome in outcomes) == 1
