@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+BYTES_PER_TOKEN = 4
+"""What a token of a prompt's JSON weighs, for routing; money and limits use a true bound."""
 BLOCK_BYTES = 1024
 """Bytes of prompt text to a block where tokens are not known: some 250 tokens of English."""
 
@@ -26,10 +28,21 @@ def prompt_blocks(salt: bytes, prompt: bytes, *, block_bytes: int = BLOCK_BYTES,
 
 @dataclass(slots=True)
 class PrefixIndex:
-    """Blocks believed to be in each replica's cache, least recently used first, at most `capacity` a replica."""
+    """Blocks believed to be in each replica's cache, least recently used first, at most `capacity` a replica.
+
+    A replica whose events are not heard is `bound` to what its cache can hold: that is all there is to go by.
+    """
 
     capacity: int
     _held: dict[str, OrderedDict[int, None]] = field(default_factory=dict[str, OrderedDict[int, None]])
+    _bounds: dict[str, int] = field(default_factory=dict[str, int])
+
+    def bound(self, replica: str, blocks: int | None) -> None:
+        """Believe in at most so many blocks there; None where the engine itself says what it lets go."""
+        if blocks is None:
+            self._bounds.pop(replica, None)
+        else:
+            self._bounds[replica] = blocks
 
     def matched(self, blocks: Sequence[int]) -> dict[str, int]:
         """Replica → how many of the first `blocks` it holds without a gap; replicas that hold none are left out."""
@@ -46,11 +59,12 @@ class PrefixIndex:
 
     def sent(self, replica: str, blocks: Sequence[int]) -> None:
         """A prompt went to the replica: its blocks are the most recently used there, the first of them last to go."""
+        room = min(self.capacity, self._bounds.get(replica, self.capacity))
         held = self._held.setdefault(replica, OrderedDict())
-        for block in reversed(blocks[: self.capacity]):
+        for block in reversed(blocks[:room]):
             held[block] = None
             held.move_to_end(block)
-        while len(held) > self.capacity:
+        while len(held) > room:
             held.popitem(last=False)
 
     def stored(self, replica: str, blocks: Iterable[int]) -> None:
@@ -70,6 +84,7 @@ class PrefixIndex:
     def forget(self, replica: str) -> None:
         """The replica is gone, or starts afresh."""
         self._held.pop(replica, None)
+        self._bounds.pop(replica, None)
 
     def __len__(self) -> int:
         """Blocks remembered in all."""

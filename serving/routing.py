@@ -77,13 +77,21 @@ class Prefills:
         self.tokens += uncached_tokens
 
     def done(self, request: str) -> None:
-        """The prompt is computed; unknown ones (another gateway's) say nothing."""
-        if request in self._waiting:
-            while True:
-                first, tokens = self._waiting.popitem(last=False)
-                self.tokens -= tokens
-                if first == request:
-                    return
+        """The prompt is computed."""
+        self.left(request, 0)
+
+    def left(self, request: str, tokens: int) -> None:
+        """So much of the prompt is still to be computed; unknown requests (another gateway's) say nothing."""
+        if request not in self._waiting:
+            return
+        first = ""
+        while first != request:
+            first, before = self._waiting.popitem(last=False)
+            self.tokens -= before
+        if tokens:
+            self._waiting[request] = tokens
+            self._waiting.move_to_end(request, last=False)
+            self.tokens += tokens
 
     def drop(self, request: str) -> None:
         """The request is over, perhaps before its turn came: of the others this says nothing."""

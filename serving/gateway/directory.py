@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from quotas.vocabulary import PLATFORM_FIRM
 from serving.admission import FREE, Rate
@@ -19,6 +19,14 @@ PREFIX_BLOCKS = 8_192
 """Blocks remembered of each replica's cache, 1 KiB of prompt text each: what some two million tokens of cache hold."""
 
 
+class Hearing(Protocol):
+    """An open answer in which a replica tells of its cache (cache_events.py)."""
+
+    def check(self, now: float) -> None:
+        """End it when it has been silent for too long."""
+        ...
+
+
 @dataclass(slots=True)
 class Engine:
     """A replica this gateway can reach: how, and what the router knows about it."""
@@ -27,7 +35,11 @@ class Engine:
     target: Target
     pool: EnginePool
     head: bytes  # header lines of every request to it
+    prefixes: PrefixIndex  # of its service
     looking: bool = False  # its metrics are being read
+    hearing: Hearing | None = None  # what its cache tells is being read
+    hears: bool = False  # and it tells
+    hear_again_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -91,7 +103,7 @@ class Directory:
             firm_id = deployment.firm_id if deployment.kind is DeploymentKind.DEDICATED else None
             service = services.get((route.model, firm_id))
             if service is not None:
-                engine = _engine(route, before.get(route.id))
+                engine = _engine(route, before.get(route.id), service.prefixes)
                 self._engines[route.id] = service.engines[route.id] = engine
                 service.targets.append(engine.target)
         for id, engine in before.items():
@@ -143,7 +155,7 @@ class Directory:
         return [entry for entry in found if allowed is None or entry[0] in allowed]
 
 
-def _engine(route: ReplicaRoute, before: Engine | None) -> Engine:
+def _engine(route: ReplicaRoute, before: Engine | None, prefixes: PrefixIndex) -> Engine:
     capacity = route.max_concurrency + route.max_waiting
     if before is not None and before.route.engine_start == route.engine_start and before.route.url == route.url:
         before.route = route
@@ -155,4 +167,4 @@ def _engine(route: ReplicaRoute, before: Engine | None) -> Engine:
         pool.authority,
         route.engine_key.encode(),
     )
-    return Engine(route, Target(route.id, route.adapters_ready, capacity, breaker=Breaker()), pool, head)
+    return Engine(route, Target(route.id, route.adapters_ready, capacity, breaker=Breaker()), pool, head, prefixes)

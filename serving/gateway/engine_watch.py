@@ -1,10 +1,15 @@
-"""Looks at every engine's own metrics once a second: what waits there, also for other gateways, and how full it is."""
+"""Looks at every engine's own metrics once a second: what waits there, also for other gateways, and how full it is.
+
+It also sees to it that engines which tell of their cache are heard; of the others it reads how much a cache holds.
+"""
 
 import asyncio
 import re
 from collections.abc import Callable, Iterable
 
+from serving.gateway.cache_events import hear
 from serving.gateway.directory import Engine
+from serving.prefix_index import BLOCK_BYTES, BYTES_PER_TOKEN
 
 EVERY_SECONDS = 1.0
 PAGE_BYTES_MAX = 4 << 20
@@ -12,6 +17,8 @@ _SAMPLE = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)(?:\{[^}\n]*\})? ([0-9.eE+-]+)$",
     re.MULTILINE,
 )
+_CACHE = re.compile(rb"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)
+_SIZE = re.compile(rb'\b(block_size|num_gpu_blocks)="(\d+)"')
 
 
 class _Look:
@@ -35,7 +42,11 @@ class _Look:
     def engine_done(self) -> None:
         self._engine.looking = False
         if self._status == 200 and self._size <= PAGE_BYTES_MAX:
-            running, waiting, filled = read(b"".join(self._page))
+            page = b"".join(self._page)
+            running, waiting, filled = read(page)
+            holds = cache_blocks(page)
+            if holds is not None and not self._engine.hears:
+                self._engine.prefixes.bound(self._engine.target.id, holds)
             target = self._engine.target
             target.others_running = max(0, running - target.running)
             target.others_waiting = min(waiting, max(0, running + waiting - target.running))
@@ -61,6 +72,15 @@ def read(page: bytes) -> tuple[int, int, float]:
     return round(running), round(waiting), min(1.0, max(0.0, filled))
 
 
+def cache_blocks(page: bytes) -> int | None:
+    """How many prefix blocks the engine's cache can hold; None when the page does not say."""
+    said = _CACHE.search(page)
+    sizes = {} if said is None else {name: int(number) for name, number in _SIZE.findall(said[1])}
+    if len(sizes) < 2:
+        return None
+    return sizes[b"block_size"] * sizes[b"num_gpu_blocks"] * BYTES_PER_TOKEN // BLOCK_BYTES
+
+
 def look(engine: Engine, now_ms: Callable[[], int]) -> None:
     """Ask one engine, unless the last question is still open."""
     if engine.looking:
@@ -78,6 +98,7 @@ async def watch(engines: Callable[[], Iterable[Engine]], now_ms: Callable[[], in
     while True:
         for engine in list(engines()):
             look(engine, now_ms)
+            hear(engine, asyncio.get_running_loop().time())
         await asyncio.sleep(EVERY_SECONDS)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from serving.gateway.answers import EventStream, whole
+from serving.gateway.cache_events import prompt_header
 from serving.gateway.directory import Engine
 from serving.gateway.endpoints import Family
 from serving.gateway.engine_errors import EngineAnswer, judge
@@ -13,14 +14,12 @@ from serving.gateway.http_client import EngineConnection
 from serving.gateway.intake import Intake
 from serving.gateway.openai_errors import INTERNAL, Refusal
 from serving.metering import NOTHING, Closed, Outcome, Tokens
-from serving.prefix_index import BLOCK_BYTES, prompt_blocks
+from serving.prefix_index import BLOCK_BYTES, BYTES_PER_TOKEN, prompt_blocks
 from serving.routing import Ask, NoRoute
 
 log = logging.getLogger(__name__)
 
 ANSWER_BYTES_MAX = 64 << 20
-BYTES_PER_TOKEN = 4
-"""What a token of a prompt's JSON weighs, for routing; money and limits use a true bound."""
 
 
 class Exchange(Intake):
@@ -41,7 +40,10 @@ class Exchange(Intake):
         if self._blocks is None:
             # An adapter's cache is its own, and so is each firm's.
             salt = f"{self.firm_id} {adapter_id}".encode()
-            self._blocks = prompt_blocks(salt, self._asked.prompt())
+            prompt = self._asked.prompt()
+            self._blocks = prompt_blocks(salt, prompt)
+            if self._blocks and self._asked.shape.prompts == 1:
+                self._prompt_head = prompt_header(self.id, self._blocks, len(prompt))
         matched = service.prefixes.matched(self._blocks)
         held = {id: blocks * BLOCK_BYTES // BYTES_PER_TOKEN for id, blocks in matched.items()}
         self._matched = held
@@ -92,6 +94,7 @@ class Exchange(Intake):
         if self._blocks is not None:
             destination.service.prefixes.sent(engine.target.id, self._blocks)
             engine.target.prefills.begin(self.id, max(0, tokens - self._matched.get(engine.target.id, 0)))
+        prompt_head = self._prompt_head if engine.hears else b""
         engine.target.running += 1
         engine.target.breaker.begin(self._gateway.now_ms())
         self.replica, self.sent_at, self.first_at = engine.route.id, time.monotonic(), 0.0
@@ -103,8 +106,8 @@ class Exchange(Intake):
             output_tokens_max=min(self._gateway.settings.output_tokens_max, destination.service.model.context_tokens),
         )
         engine.pool.send(
-            b"POST %s%s HTTP/1.1\r\n%scontent-length: %d\r\n\r\n%s"
-            % (engine.pool.prefix, self._endpoint.path, engine.head, len(body), body),
+            b"POST %s%s HTTP/1.1\r\n%s%scontent-length: %d\r\n\r\n%s"
+            % (engine.pool.prefix, self._endpoint.path, engine.head, prompt_head, len(body), body),
             self,
             self._sending,
             fresh=self._resend,

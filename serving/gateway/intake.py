@@ -60,6 +60,7 @@ class Intake(ABC):
         "_meter",
         "_minute",
         "_over",
+        "_prompt_head",
         "_reply",
         "_request",
         "_resend",
@@ -101,6 +102,7 @@ class Intake(ABC):
         self._engine: Engine | None = None
         self._connection: EngineConnection | None = None
         self._blocks: list[int] | None = None
+        self._prompt_head = b""
         self._matched: dict[str, int] = {}
         self._avoid: frozenset[tuple[str, str]] = frozenset()  # replicas and engine starts that failed it
         self.charged_tokens = 0  # to its firm, when its turn came

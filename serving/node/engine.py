@@ -14,6 +14,7 @@ from collections.abc import Callable
 from multiprocessing import shared_memory
 from typing import Any
 
+from serving.node import cache_relay
 from serving.node.engine_process import THREADS
 from serving.node.parent_death import die_with_parent
 from serving.node.traces import SHM_PREFIX
@@ -58,6 +59,8 @@ def main() -> None:
         _fork_on_cpu(forks)
     from vllm.entrypoints.launchers.api_server.entry import main as serve
 
+    if cache_relay.ENDPOINT in os.environ:
+        cache_relay.tag_requests()
     serve()
 
 

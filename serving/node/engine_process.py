@@ -1,6 +1,7 @@
 """The engine's command line and environment, and its process."""
 
 import asyncio
+import json
 import os
 import secrets
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 from kit.ids import new_id
 from serving.engine_arguments import checked
-from serving.node import engine_guard, traces
+from serving.node import cache_relay, engine_guard, traces
 from serving.node.params import Params
 from serving.node.parent_death import die_with_parent
 
@@ -31,14 +32,21 @@ _CPU_ARGUMENTS: Mapping[str, Any] = {"dtype": "bfloat16", "enforce_eager": True}
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
-def command_line(params: Params, *, model: Path, port: int, on_cpu: bool) -> list[str]:
-    """Argv of the engine. Raises InvalidInput for an engine argument that is not allowed."""
+def command_line(params: Params, *, model: Path, port: int, on_cpu: bool, cache_events: str) -> list[str]:
+    """Argv of the engine; it publishes its cache's events at `cache_events`.
+
+    Raises InvalidInput for an engine argument that is not allowed.
+    """
     given = checked({**(_CPU_ARGUMENTS if on_cpu else {}), **params.engine_arguments})
     words = [sys.executable, "-m", ENGINE]
     words += ["--model", str(model), "--served-model-name", params.model]
     words += ["--host", _HOST, "--port", str(port)]
     words += ["--middleware", f"{engine_guard.__name__}.{engine_guard.OnlyWithKey.__name__}"]
     words += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
+    if given.get("enable_prefix_caching", True):
+        # No copies are kept to be asked for again: they hold the tokens of prompts.
+        events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": cache_events, "buffer_steps": 1}
+        words += ["--kv-events-config", json.dumps(events)]
     if params.max_loras:
         count, rank = str(params.max_loras), str(params.max_lora_rank)
         words += ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count, "--max-lora-rank", rank]
@@ -51,6 +59,11 @@ def command_line(params: Params, *, model: Path, port: int, on_cpu: bool) -> lis
     return words
 
 
+def socket_of(tag: str) -> str:
+    """The socket, in the engine's private folder, on which it tells what its cache holds."""
+    return f"ipc://{traces.folder_of(tag)}/cache-events"
+
+
 def environment(base: Mapping[str, str], *, key: str, cache: Path, tag: str, on_cpu: bool) -> dict[str, str]:
     """`base` without what speaks for the platform; the key goes this way and not on the command line."""
     kept = {name: value for name, value in base.items() if not name.startswith("HELIU_") or name == THREADS}
@@ -59,6 +72,7 @@ def environment(base: Mapping[str, str], *, key: str, cache: Path, tag: str, on_
         **kept,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(_SOURCE_ROOT), *filter(None, [base.get("PYTHONPATH")])])),
         engine_guard.KEY: key,
+        cache_relay.ENDPOINT: socket_of(tag),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_CACHE_ROOT": str(cache),
         traces.SHM_PREFIX: tag,
@@ -104,7 +118,7 @@ class Engine:
         traces.folder_of(tag).mkdir(mode=0o700, exist_ok=True)
         parent = os.getpid()
         process = await asyncio.create_subprocess_exec(
-            *command_line(params, model=model, port=port, on_cpu=cpu),
+            *command_line(params, model=model, port=port, on_cpu=cpu, cache_events=socket_of(tag)),
             env=environment(os.environ, key=key, cache=cache, tag=tag, on_cpu=cpu),
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,

@@ -99,7 +99,7 @@ def test_what_runs_on_nodes_imports_only_what_the_node_environment_declares() ->
     declared = {
         re.sub(r"\[.*\]", "", name).replace("-", "_") for name in PYPROJECT["project"]["optional-dependencies"]["node"]
     }
-    of_the_engine = {"torch", "vllm", "huggingface_hub"}
+    of_the_engine = {"torch", "vllm", "huggingface_hub", "zmq"}
     own = {"kit", "scheduler", "serving"}
     undeclared = {
         f"{name_of(path)}: {root}"

@@ -83,6 +83,16 @@ def test_what_shows_that_one_prompt_is_computed_shows_it_of_all_before() -> None
     assert prefills.tokens == 3
 
 
+def test_a_prompt_half_computed_counts_half() -> None:
+    prefills = Prefills()
+    for request, tokens in (("a", 100), ("b", 200), ("c", 3)):
+        prefills.begin(request, tokens)
+    prefills.left("b", 90)
+    assert prefills.tokens == 93
+    prefills.done("b")
+    assert prefills.tokens == 3
+
+
 def test_a_request_that_is_given_up_says_nothing_of_those_before_it() -> None:
     prefills = Prefills()
     prefills.begin("a", 100)

@@ -42,6 +42,11 @@ async def test_what_is_not_used_is_not_there_even_with_the_key(path: str) -> Non
     assert await status(path, key="the-key") == 404
 
 
+async def test_what_the_cache_holds_is_told_to_who_has_the_key_where_the_engine_publishes_it() -> None:
+    assert await status("/heliu/cache", key=None) == 401
+    assert await status("/heliu/cache", key="the-key") == 404
+
+
 async def test_the_health_check_is_open() -> None:
     assert await status("/health", key=None) == 200
 

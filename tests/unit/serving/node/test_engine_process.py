@@ -1,3 +1,4 @@
+import json
 import typing
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ GIVEN: dict[str, Any] = {
 
 def words(*, on_cpu: bool = True, **changes: Any) -> list[str]:
     params = Params.model_validate({**GIVEN, **changes})
-    return command_line(params, model=Path("/models/m"), port=1234, on_cpu=on_cpu)
+    socket = "ipc:///tmp/heliu-1-2/cache-events"
+    return command_line(params, model=Path("/models/m"), port=1234, on_cpu=on_cpu, cache_events=socket)
 
 
 def after(line: list[str], flag: str) -> str:
@@ -99,3 +101,11 @@ def test_the_installed_build_of_vllm_decides_whether_it_computes_on_a_cpu(
     (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {installed.replace('_', '-')}\nVersion: 0.32.0\n")
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     assert on_cpu() is cpu
+
+
+def test_the_engine_tells_what_its_cache_holds_where_it_has_one() -> None:
+    events = json.loads(after(words(engine_arguments={}), "--kv-events-config"))
+    assert events["endpoint"] == "ipc:///tmp/heliu-1-2/cache-events"
+    assert events["enable_kv_cache_events"] is True
+    assert events["buffer_steps"] == 1
+    assert "--kv-events-config" not in words(engine_arguments={"enable_prefix_caching": False})
