@@ -129,10 +129,8 @@ async def renew_allowance(
     payer = Payer.named(" ".join(filter(None, (row.firm_id, row.project_id, row.key_id))))
     grows = (top_up > 0 or more_tokens > 0) and row.recalled_at is None
     room = await room_of(tx, payer, now=now, but_lease=lease_id) if grows else UNBOUND
-    if row.state == "open" and row.expires_at <= now:
-        await let_go(tx, row, "expired", now=now)
-    if row.state != "open":
-        raise hold_gone(f"Lease {lease_id}", row.state)
+    if row.state != "open" or row.expires_at <= now:  # the sweeper gives back what an expired one has left
+        raise hold_gone(f"Lease {lease_id}", "expired" if row.state == "open" else row.state)
     _check(1, lease_seconds)
     until = now + timedelta(seconds=lease_seconds)
     if tokens_left is not None:

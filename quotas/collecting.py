@@ -7,6 +7,7 @@ Used where a charge follows the use: tokens, images, audio, storage, and jobs th
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Protocol
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,7 +16,6 @@ from kit.errors import InvalidInput, Unavailable
 from kit.units import MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
-from quotas.adapters.money_tables import ChargeRow
 from quotas.cash import account_of
 from quotas.chart import AccountSpec
 from quotas.ledger import Leg, Refusal, post, posted
@@ -24,17 +24,30 @@ from quotas.programmes import usable_terms
 from quotas.vocabulary import FirmId, LeaseId, ProgrammeId, RefusalReason, UsageKind, VoucherId, VoucherPart
 from quotas.vouchers import Growth, VoucherTerms, explained, grow
 
-RACES = 5
-"""How often it is shared out anew when somebody spent a voucher or the cash meanwhile."""
 Move = tuple[AccountSpec, AccountSpec, int]
 """(debit, credit, amount)"""
+
+
+class Line(Protocol):
+    """Of a line of a statement what paying changes, and what decides who pays."""
+
+    id: str
+    kind: str
+    pool: str | None
+    amount: int
+    voucher: int
+    cash: int
+    loss: int
+    vouchers: dict[str, int]
+    voucher_bases: dict[str, int]
+    explanation: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one line grows by; `at` decides which vouchers were valid. A line's steps come in the order of time."""
 
-    row: ChargeRow
+    row: Line
     amount: int
     at: datetime
 
@@ -81,7 +94,7 @@ async def collect(
     """
     leased = await _leases(tx, lease_ids, firm_id, now=now)
     held = leased.of_vouchers()
-    for _ in range(RACES):
+    for _ in range(ledger_store.RACES):
         terms = await usable_terms(tx, firm_id, at=now, held=held) if vouchers else []
         growths = _shared(due.steps, terms)
         owed = sum(growth.cash for growth in growths)
@@ -164,7 +177,7 @@ def _shared(steps: Sequence[Step], terms: Sequence[VoucherTerms]) -> list[Growth
     return growths
 
 
-def _parts_of(row: ChargeRow, terms: Sequence[VoucherTerms]) -> list[VoucherPart]:
+def _parts_of(row: Line, terms: Sequence[VoucherTerms]) -> list[VoucherPart]:
     """What vouchers paid of a line so far; one that is over keeps its part, and its share matters no more."""
     shares = {voucher.id: voucher.share_ppm for voucher in terms}
     return [

@@ -45,8 +45,6 @@ from quotas.vouchers import Allocation, allocate
 QUOTE_VALID = timedelta(minutes=15)
 HOLD_SLACK = timedelta(days=1)
 """How long after its work must be over a hold waits to be settled before the sweeper lets it go."""
-RACES = 5
-"""How often a hold is tried again when a voucher was used up between reading and holding it."""
 
 
 async def quote_compute(
@@ -164,7 +162,7 @@ async def _reserve(
 ) -> tuple[Allocation, Posting | None]:
     """Who pays an amount, and the ledger's operation that holds it (None when there is nothing to hold)."""
     cash_account, revenue = chart.firm_cash(firm_id), chart.revenue(UsageKind.COMPUTE)
-    for _ in range(RACES):
+    for _ in range(ledger_store.RACES):
         if firm_id == PLATFORM_FIRM:
             # The platform pays itself nothing; what it will owe the centre is what it holds.
             cash_account, revenue = (

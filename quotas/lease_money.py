@@ -23,8 +23,6 @@ from quotas.vouchers import Allocation, VoucherTerms, affordable, allocate
 
 VOUCHER_MARGIN = timedelta(seconds=10)
 """A voucher this near its end is not leased any more: so short a lease would be over before it was of use."""
-RACES = 5
-"""How often it is tried again when somebody held the cash or a voucher first."""
 NOTHING = timedelta(0)
 
 
@@ -42,7 +40,7 @@ async def set_aside(
     Returns how much, and when it ends: at `until`, or with the first of the vouchers. The row names what holds it.
     """
     firm_id = FirmId(row.firm_id)
-    for _ in range(RACES):
+    for _ in range(ledger_store.RACES):
         terms = await usable_terms(tx, firm_id, at=now + margin)
         cash = (await account_of(tx, firm_id)).available
         share = affordable(MicroYuan(amount), cash, terms, kind=UsageKind.TOKENS, at=now)

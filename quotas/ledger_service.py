@@ -1,6 +1,8 @@
 """The ledger as a whole: sweep what is due, seal what was posted, examine everything."""
 
 import asyncio
+import logging
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.db import Database
+from kit.errors import Unavailable
 from kit.units import MicroYuan
 from quotas.adapters import ledger_audit, ledger_store
 from quotas.allowances import expire_leases
@@ -19,24 +22,57 @@ from quotas.rate_windows import expire_windows
 from quotas.statement_service import check_statements, close_statement, due_statements
 from quotas.vocabulary import CheckReport, Finding, FirmId, OpenHold
 
+log = logging.getLogger(__name__)
+MONTHS_AT_ONCE = 50
+"""How many months are closed before holds and leases are looked at again."""
+
 
 async def sweep(db: Database, now: datetime, heads: Path | None = None, *, months: bool = True) -> int:
-    """Expire holds, leases and vouchers, seal blocks, close months. Safe to run twice and to kill at any line.
+    """Expire holds, leases and vouchers, seal blocks, close `months`. Safe to run twice and to kill at any line.
 
-    Each step is a transaction of its own; looking for `months` to close reads every charge. Returns how many things
-    it did.
+    Each step is a transaction of its own. Returns how many things it did.
     """
     done = 0
     for step in (expire_holds, expire_leases, expire_vouchers, expire_windows):
         done += await db.retrying(lambda tx, step=step: step(tx, now=now))
-    for firm_id, period in await db.retrying(lambda tx: due_statements(tx, now=now)) if months else []:
-        await db.retrying(lambda tx, firm=firm_id, month=period: close_statement(tx, firm, month, now=now))
-        done += 1
+    if months:
+        done += (await close_months(db, now, at_most=None)).closed
     while await db.retrying(lambda tx: ledger_store.seal(tx, now=now)):
         done += 1
     if heads is not None:
         done += await write_heads(db, heads)
     return done
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What came of a look at the months that are due: how many were closed, and whether more are waiting."""
+
+    closed: int
+    more: bool
+
+
+async def close_months(db: Database, now: datetime, *, at_most: int | None = MONTHS_AT_ONCE) -> Closing:
+    """Close months whose grace is over, oldest first; looking for them reads every charge.
+
+    A month that does not add up is named in the log and stays open, and so do the later months of its firm; those of
+    other firms are closed.
+    """
+    closed, stuck = 0, set[FirmId]()
+    for firm_id, period in await db.retrying(lambda tx: due_statements(tx, now=now)):
+        if firm_id in stuck:
+            continue
+        if closed == at_most:
+            return Closing(closed, more=True)
+        try:
+            await db.retrying(lambda tx, firm=firm_id, month=period: close_statement(tx, firm, month, now=now))
+            closed += 1
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("a month could not be closed", extra={"firm": firm_id, "period": period})
+            stuck.add(firm_id)
+    return Closing(closed, more=False)
 
 
 async def write_heads(db: Database, path: Path) -> int:

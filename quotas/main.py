@@ -17,7 +17,7 @@ from kit.settings import Settings
 from quotas.alert_delivery import AlertSettings, Sender, deliver
 from quotas.audit_chain import seal_audit
 from quotas.budgets import watch_budgets
-from quotas.ledger_service import sweep
+from quotas.ledger_service import close_months, sweep
 from quotas.sessions import forget_old_attempts
 from quotas.web import (
     approval_routes,
@@ -84,12 +84,15 @@ async def run_background(db: Database, clock: Clock, stop: asyncio.Event, heads:
     """
     path = heads or Settings().home / HEADS
     sender = alert_sender(Settings())
+    months_wait = False
     for turn in itertools.count():
         if stop.is_set():
             return
         try:
             seldom = turn % SWEEPS_PER_LOOK_AT_MONTHS == 0
-            await sweep(db, clock.now(), path, months=seldom)
+            await sweep(db, clock.now(), path, months=False)
+            if seldom or months_wait:
+                months_wait = (await close_months(db, clock.now())).more
             await seal_audit(db, clock.now(), path.with_name(AUDIT_HEADS))
             if turn % SWEEPS_PER_LOOK_AT_BUDGETS == 0:
                 await watch_budgets(db, clock.now())

@@ -6,13 +6,16 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import Range
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import violated_constraint
 from kit.errors import Conflict, InvalidInput, NotFound, Refused
 from kit.ids import new_id
 from kit.units import MicroYuan, Ppm, format_yuan
 from quotas import chart
 from quotas.adapters import ledger_store
+from quotas.adapters.ledger_store import Posting
 from quotas.adapters.money_tables import ProgrammeRow, VoucherRow
 from quotas.ledger import Refusal, posted
 from quotas.pricing import SHANGHAI
@@ -64,13 +67,6 @@ async def create_programme(tx: AsyncSession, spec: ProgrammeSpec, *, by: str, no
         raise InvalidInput("a programme ends after it starts", hint="give a later valid_until")
     if spec.valid_until <= now:
         raise InvalidInput("a programme that is over cannot be opened", hint="give a later valid_until")
-    taken = await tx.execute(text("SELECT 1 FROM quotas.programme WHERE name = :name"), {"name": spec.name})
-    if taken.first() is not None:
-        raise Conflict(
-            f"There is a programme {spec.name!r} already.",
-            code="name_taken",
-            hint="choose another name",
-        )
     row = ProgrammeRow(
         id=new_id("prg"),
         name=spec.name,
@@ -86,13 +82,17 @@ async def create_programme(tx: AsyncSession, spec: ProgrammeSpec, *, by: str, no
         created_by=by,
         created_at=now,
     )
-    tx.add(row)
-    await tx.flush()
+    try:
+        async with tx.begin_nested():
+            tx.add(row)
+            await tx.flush()
+    except IntegrityError as error:
+        if violated_constraint(error) != "programme_name_key":
+            raise
+        taken = f"There is a programme {spec.name!r} already."
+        raise Conflict(taken, code="name_taken", hint="choose another name") from None
     programme_id = ProgrammeId(row.id)
-    issued, pool = (
-        chart.programme_issued(programme_id),
-        chart.programme_pool(programme_id),
-    )
+    issued, pool = chart.programme_issued(programme_id), chart.programme_pool(programme_id)
     ids = await ledger_store.accounts(tx, [issued, pool], at=now)
     await ledger_store.post(
         tx,
@@ -308,7 +308,10 @@ async def programme_ids(tx: AsyncSession, voucher_ids: Sequence[VoucherId]) -> d
 
 
 async def expire_vouchers(tx: AsyncSession, *, now: datetime) -> int:
-    """Book what expired vouchers have free back to their pools; what they have on hold stays until it is resolved."""
+    """Book what expired vouchers have free back to their pools; what they have on hold stays until it is resolved.
+
+    Returns how many: not those of which somebody took a part just now, which are looked at again.
+    """
     rows = (
         await tx.execute(
             text(f"""{_VOUCHERS} WHERE v.expires_at <= :now
@@ -316,19 +319,18 @@ async def expire_vouchers(tx: AsyncSession, *, now: datetime) -> int:
             {"now": now},
         )
     ).all()
+    done = 0
     for row in rows:
         voucher_id, programme_id = VoucherId(row.id), ProgrammeId(row.programme_id)
-        account, pool = (
-            chart.voucher(voucher_id, programme_id),
-            chart.programme_pool(programme_id),
-        )
+        account, pool = chart.voucher(voucher_id, programme_id), chart.programme_pool(programme_id)
         ids = await ledger_store.accounts(tx, [account, pool], at=now)
-        await ledger_store.post(
+        posting = await ledger_store.post(
             tx,
             scope="voucher-expiry",
-            key=f"{voucher_id} {now.isoformat()}",
+            key=f"{voucher_id} {now.isoformat()} {row.left}",
             request=row.left,
             legs=[posted(ids[account], ids[pool], row.left)],
             at=now,
         )
-    return len(rows)
+        done += isinstance(posting, Posting) and not posting.replayed
+    return done

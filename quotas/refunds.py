@@ -27,15 +27,11 @@ async def refund_charge(
 ) -> Charge:
     """Give a charge back, by a credit note: cash to cash, each voucher its own part with its own expiry. Once.
 
-    The GPU time stays used and the centre stays paid. Raises NotFound, Conflict (`refunded_already`; `charge_changed`
-    when it is not the amount that was `expected`: the line of an open month grows).
+    The GPU time stays used and the centre stays paid. Raises NotFound, Conflict (`refunded_already`,
+    `nothing_to_refund`; `charge_changed` when it is not the amount that was `expected`: the line of an open month
+    grows).
     """
-    row = await tx.get(ChargeRow, charge_id, with_for_update=True, populate_existing=True)
-    if row is None or row.reverses is not None:
-        raise NotFound(f"There is no charge {charge_id}.", code="charge_not_found")
-    found = await tx.execute(select(ChargeRow).where(col(ChargeRow.reverses) == charge_id))
-    if found.scalar_one_or_none() is not None:
-        raise Conflict(f"Charge {charge_id} was given back already.", code="refunded_already")
+    row = await _refundable(tx, charge_id)
     if expected is not None and row.amount != expected:
         raise Conflict(
             f"Charge {charge_id} is {format_yuan(row.amount)} by now, not {format_yuan(expected)}.",
@@ -49,6 +45,27 @@ async def refund_charge(
     tx.add(note)
     await tx.flush()
     return charge_view(note)
+
+
+async def refundable(tx: AsyncSession, charge_id: ChargeId) -> Charge:
+    """A charge that can be given back. Raises NotFound, Conflict (`refunded_already`, `nothing_to_refund`)."""
+    return charge_view(await _refundable(tx, charge_id))
+
+
+async def _refundable(tx: AsyncSession, charge_id: ChargeId) -> ChargeRow:
+    row = await tx.get(ChargeRow, charge_id, with_for_update=True, populate_existing=True)
+    if row is None or row.reverses is not None:
+        raise NotFound(f"There is no charge {charge_id}.", code="charge_not_found")
+    found = await tx.execute(select(ChargeRow).where(col(ChargeRow.reverses) == charge_id))
+    if found.scalar_one_or_none() is not None:
+        raise Conflict(
+            f"Charge {charge_id} was given back already.",
+            code="refunded_already",
+            hint="what a line of an open month grew by since is paid back as a top-up, with the charge as its evidence",
+        )
+    if row.amount == 0:
+        raise Conflict(f"Charge {charge_id} is of nothing; there is nothing to give back.", code="nothing_to_refund")
+    return row
 
 
 async def _post(tx: AsyncSession, row: ChargeRow, *, now: datetime) -> None:

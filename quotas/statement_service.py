@@ -111,6 +111,8 @@ def _line(row: ChargeRow) -> StatementLine:
         note=row.note,
         discount=MicroYuan(row.discount),
         contract_rates=dict(row.contract_rates),
+        loss=MicroYuan(row.loss),
+        reverses=None if row.reverses is None else ChargeId(row.reverses),
     )
 
 
@@ -186,7 +188,7 @@ async def close_statement(tx: AsyncSession, firm_id: FirmId, period: Period, *, 
     return _stored(row)
 
 
-async def due_statements(tx: AsyncSession, *, now: datetime, at_most: int = 50) -> list[tuple[FirmId, Period]]:
+async def due_statements(tx: AsyncSession, *, now: datetime) -> list[tuple[FirmId, Period]]:
     """Months with charges or payments that may be closed and are not, oldest first."""
     rows = await tx.execute(
         text("""SELECT DISTINCT s.firm_id, s.period FROM (
@@ -195,8 +197,7 @@ async def due_statements(tx: AsyncSession, *, now: datetime, at_most: int = 50) 
             AND s.period < :this ORDER BY s.period, s.firm_id"""),
         {"this": now.strftime("%Y-%m-%d")},
     )
-    due = [(FirmId(row.firm_id), Period(row.period)) for row in rows if may_close(row.period, now)]
-    return due[:at_most]
+    return [(FirmId(row.firm_id), Period(row.period)) for row in rows if may_close(row.period, now)]
 
 
 async def check_statements(tx: AsyncSession) -> list[Finding]:

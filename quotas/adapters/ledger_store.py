@@ -15,6 +15,9 @@ from quotas.chart import AccountSpec
 from quotas.ledger import Leg, Refusal
 from quotas.vocabulary import RefusalReason
 
+RACES = 5
+"""How often money is shared out anew, with the balances locked, when somebody spent of it between look and posting."""
+
 
 @dataclass(frozen=True, slots=True)
 class Posting:

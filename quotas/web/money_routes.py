@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Path, Query
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import Principal
-from quotas import audit, cash, charges, programmes, statement_service
+from quotas import audit, cash, programmes, refunds, statement_service
 from quotas.access import Action, home_firm, require
 from quotas.vocabulary import CentreName, ChargeId, FirmId, MoneyAction
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
@@ -182,7 +182,7 @@ async def refund(
     require(principal, Action.MONEY_CORRECT, firm_id=None)
 
     async def give_back(tx: AsyncSession) -> object:
-        charge = await charges.charge_of(tx, ChargeId(charge_id))
+        charge = await refunds.refundable(tx, ChargeId(charge_id))
         require(principal, Action.MONEY_CORRECT, firm_id=charge.firm_id)
         order = RefundOrder(charge_id=charge_id, amount_micro_yuan=charge.amount, reason=body.reason)
         return await do_or_propose(

@@ -177,6 +177,29 @@ async def test_a_refund_gives_back_what_was_approved_and_nothing_else(
     assert (await world.admin.get("/api/approvals")).json()[0]["state"] == "open"
 
 
+async def test_what_cannot_be_given_back_is_refused_and_not_proposed(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    studio = await world.studio()
+    firm = FirmId(studio.firm_id)
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=clock.now(), dedicated=True)], now=clock.now())
+        [free] = (await api.statement(tx, firm, "2026-11", clock.now())).lines
+    await world.admin.post("/api/top-ups", json=topup(studio, 1000))
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 3, at=clock.now())], now=clock.now())
+        paid = next(line for line in (await api.statement(tx, firm, "2026-11", clock.now())).lines if line.amount)
+    refund = f"/api/charges/{paid.charge_id}/refund"
+    assert (await world.admin.post(refund, json={"reason": "wrong"})).status_code == 201
+    nothing = {"amount_above_micro_yuan": 0, "rate_above_micro_yuan": 0, "reason": "everything by two"}
+    assert (await world.admin.put("/api/approvals/policy", json=nothing)).status_code == 200
+    for path, code in ((refund, "refunded_already"), (f"/api/charges/{free.charge_id}/refund", "nothing_to_refund")):
+        answer = await world.admin.post(path, json={"reason": "wrong"})
+        assert (answer.status_code, answer.json()["code"]) == (409, code)
+    assert (await world.admin.get("/api/approvals")).json() == []
+
+
 async def test_the_amounts_are_lowered_at_once_and_raised_by_two(world: World) -> None:
     studio, other = await world.studio(), await second(world)
     lower = {"amount_above_micro_yuan": 10, "rate_above_micro_yuan": SMALL, "reason": "audit"}
@@ -210,3 +233,32 @@ async def test_the_database_itself_wants_four_eyes(world: World, db: Database) -
                 text("""UPDATE quotas.proposal SET state = 'approved', decided_by = proposed_by, decided_at = now(),
                     result_id = 'top_x'""")
             )
+
+
+async def test_a_centre_s_contract_that_pays_above_the_price_waits_for_a_second_administrator(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    other = await second(world)
+    await publish_prices(db, now=clock.now())
+    await world.admin.put(
+        "/api/approvals/policy",
+        json={"amount_above_micro_yuan": SMALL, "rate_above_micro_yuan": 3_000_000, "reason": "contracts by two"},
+    )
+    contract = "/api/centres/optics-valley/contract"
+    unexplained = await world.admin.put(contract, json={"payout_ppm": 900_000})
+    assert unexplained.status_code == 422 and "reason" in unexplained.text
+    dearest = max(
+        rate["micro_yuan"] for one in (await world.admin.get("/api/tariffs")).json() for rate in one["rates"]
+        if rate["meter"] == "gpu_hour"
+    )  # fmt: skip
+    low = {"payout_ppm": 3_000_000 * 1_000_000 // dearest, "reason": "contract 6"}
+    assert (await world.admin.put(contract, json=low)).status_code == 200
+    clock.advance(timedelta(seconds=1))
+    waits = await world.admin.put(contract, json={"payout_ppm": 1_000_000, "reason": "contract 7"})
+    assert (waits.status_code, waits.json()["amount_micro_yuan"]) == (202, dearest), waits.text
+    elsewhere = await world.admin.put("/api/centres/yangtze/contract", json={"payout_ppm": 1_000_000, "reason": "8"})
+    assert elsewhere.status_code == 200, "it has no pool with a price"
+    done = await other.post(f"/api/approvals/{waits.json()['id']}/approve")
+    assert (done.status_code, done.json()["result_id"]) == (200, "optics-valley"), done.text
+    signed = (await other.get("/api/centres/optics-valley/contracts")).json()
+    assert [one["payout_ppm"] for one in signed] == [800_000, low["payout_ppm"], 1_000_000]

@@ -10,11 +10,15 @@ from sqlalchemy.exc import IntegrityError
 from kit.clock import FixedClock
 from kit.db import Database
 from kit.errors import InvalidInput
+from kit.units import Ppm
 from quotas import api
-from quotas.ledger_service import sweep
+from quotas.discounts import grant_discount
+from quotas.ledger_service import Closing, close_months, sweep
+from quotas.programmes import expire_vouchers
 from quotas.statements import check_statement
-from quotas.vocabulary import StatementState
-from tests.support.money import grant, hold, open_firm, publish_prices, tokens, used, yuan
+from quotas.tariffs import set_centre_contract
+from quotas.vocabulary import StatementState, UsageKind, centre_of
+from tests.support.money import POOL, grant, hold, open_firm, publish_prices, tokens, used, yuan
 
 LAST_HOUR = datetime(2026, 11, 30, 15, 0, tzinfo=UTC)  # 23:00 in Wuhan on the last of November
 
@@ -101,12 +105,68 @@ async def test_a_month_that_is_none_is_refused_by_name(db: Database, clock: Fixe
                 await api.statement(tx, firm, wrong, clock.now())
 
 
-@pytest.mark.parametrize("table", ["transfer", "operation", "block", "token_usage", "statement"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "transfer", "operation", "block", "token_usage", "compute_usage", "statement", "cash_movement", "voucher",
+        "programme", "rate", "tariff", "centre_contract",
+    ],
+)  # fmt: skip
 async def test_what_was_booked_cannot_be_changed_or_deleted(db: Database, clock: FixedClock, table: str) -> None:
     for statement in (f"DELETE FROM quotas.{table}", f"TRUNCATE quotas.{table} CASCADE"):
         with pytest.raises(IntegrityError, match="only ever added"):
             async with db.transaction() as tx:
                 await tx.execute(text(statement))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "cash_movement SET amount = amount + 1", "voucher SET expires_at = expires_at + interval '1 day'",
+        "programme SET cap_per_firm_year = 1", "rate SET micro_yuan = 1", "tariff SET windows = '[1]'",
+        "tariff SET validity = tstzrange(lower(validity) - interval '1 day', NULL)",
+        "discount SET off_ppm = 1", "discount SET validity = tstzrange(lower(validity) + interval '1 day', NULL)",
+        "centre_contract SET payout_ppm = 1",
+    ],
+)  # fmt: skip
+async def test_a_payment_a_voucher_and_a_price_stand_as_they_were_written(
+    db: Database, clock: FixedClock, change: str
+) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=1000)
+        await grant(tx, firm, 100, now=clock.now())
+        await set_centre_contract(tx, centre=centre_of(POOL), payout_ppm=Ppm(700_000), now=clock.now())
+        await grant_discount(
+            tx, firm_id=firm, kind=UsageKind.TOKENS, resource="*", off_ppm=Ppm(100_000), valid_from=None,
+            valid_until=None, contract="c", by="test", now=clock.now(),
+        )  # fmt: skip
+    with pytest.raises(IntegrityError, match="only ever added"):
+        async with db.transaction() as tx:
+            await tx.execute(text(f"UPDATE quotas.{change}"))
+
+
+async def test_one_month_that_does_not_add_up_stops_no_other_firm_and_closes_when_it_is_mended(
+    db: Database, clock: FixedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock.advance(LAST_HOUR - clock.now())
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firms = sorted([await open_firm(tx, now=clock.now(), paid_in=yuan(1)) for _ in range(4)])
+        for firm in firms:
+            await api.ingest_tokens(tx, [tokens(firm, 1, at=LAST_HOUR, source=firm)], now=clock.now())
+        wrong = text("""UPDATE quotas.charge SET vouchers = CAST(:vouchers AS jsonb) WHERE firm_id = :firm""")
+        await tx.execute(wrong, {"vouchers": '{"vch_none": 1}', "firm": firms[0]})
+    clock.advance(timedelta(days=4))
+    assert await close_months(db, clock.now(), at_most=2) == Closing(2, more=True)
+    assert await close_months(db, clock.now(), at_most=2) == Closing(1, more=False)
+    assert [(record.firm, record.period) for record in caplog.records] == [(firms[0], "2026-11")] * 2
+    async with db.transaction() as tx:
+        states = [(await api.statement(tx, firm, "2026-11", clock.now())).state for firm in firms]
+        assert states == [StatementState.CLOSING, *[StatementState.CLOSED] * 3]
+        await tx.execute(wrong, {"vouchers": "{}", "firm": firms[0]})
+    assert await close_months(db, clock.now()) == Closing(1, more=False)
+    assert await close_months(db, clock.now()) == Closing(0, more=False)
 
 
 async def test_the_chain_tells_when_a_sealed_transfer_was_changed(
@@ -164,3 +224,21 @@ async def test_an_expired_voucher_goes_back_to_its_pool_and_pays_nothing(db: Dat
         assert (await hold(tx, firm, now=clock.now(), seconds=100)).vouchers == ()
         assert await api.check_ledger(tx) == []
         assert start < voucher.terms.expires_at <= clock.now()
+
+
+async def test_a_voucher_of_which_a_hold_comes_back_after_it_expired_goes_to_its_pool_in_the_same_instant(
+    db: Database, clock: FixedClock
+) -> None:
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=yuan(1))
+        await grant(tx, firm, yuan(5), now=clock.now(), voucher_days=2)
+        held = await hold(tx, firm, now=clock.now(), seconds=100)
+    clock.advance(timedelta(days=2))
+    async with db.transaction() as tx:
+        assert await expire_vouchers(tx, now=clock.now()) == 1
+        await api.release_hold(tx, hold_id=held.id, reason="late", now=clock.now())
+        assert await expire_vouchers(tx, now=clock.now()) == 1
+        assert await expire_vouchers(tx, now=clock.now()) == 0
+        assert [one.terms.left for one in await api.vouchers_of(tx, firm)] == [0]
+        assert await api.check_ledger(tx) == []
