@@ -1,44 +1,36 @@
 """Jobs that ran on a centre's own Slurm, from a file of `sacct -P`: all of it or nothing, each job once."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import insert_many
 from kit.errors import Conflict, InvalidInput, Refused
 from kit.ids import new_id
-from kit.units import MAX_AMOUNT, GpuMs, MicroYuan
+from kit.units import MAX_AMOUNT, MicroYuan, Ppm
 from quotas import chart
 from quotas.adapters import ledger_store
-from quotas.adapters.money_tables import ChargeRow, ComputeUsageRow
-from quotas.collecting import Due, Step, added, collect, residue_moves
+from quotas.collecting import Due, Move, Step, added, collect, residue_moves
 from quotas.discounts import discounts_between
+from quotas.import_files import ImportTerms, gpu_ms_of, read_jobs
 from quotas.periods import billing_periods
 from quotas.price_times import keep_prices
-from quotas.pricing import priced, share_of, shown_rates
+from quotas.pricing import Discount, Tariff, priced, share_of, shown_rates
 from quotas.programmes import validity_edges
-from quotas.sacct import Header, Skip, SlurmJob, read_header, read_job, zone_named
+from quotas.sacct import SlurmJob
 from quotas.statements import service_period
 from quotas.tariffs import payouts, tariffs_between
-from quotas.vocabulary import NOTHING, ComputeUsage, FirmId, PoolName, ProjectId, QoS, UsageKind, centre_of
+from quotas.vocabulary import NOTHING, CentreName, ComputeUsage, FirmId, Period, UsageKind, centre_of
 
-FAULTS_SHOWN = 20
-LINE_MAX = 20_000
 CHUNK = 500
-
-
-@dataclass(frozen=True, slots=True)
-class ImportTerms:
-    """Whose the jobs are: Slurm account → firm and project, partition → pool. `source` names the cluster for ever."""
-
-    source: str
-    accounts: Mapping[str, tuple[FirmId, ProjectId]]
-    partitions: Mapping[str, PoolName]
-    qos: QoS = QoS.STANDARD
-    timezone: str = "Asia/Shanghai"
+PAID_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,78 +45,45 @@ class ImportResult:
     cash: MicroYuan = NOTHING
     loss: MicroYuan = NOTHING
 
-    def plus(self, rows: Sequence[ChargeRow], duplicates: int) -> "ImportResult":
+    def plus(self, lines: Sequence["_Line"]) -> "ImportResult":
         """With some more lines."""
         return replace(
             self,
-            imported=self.imported + len(rows),
-            duplicates=self.duplicates + duplicates,
-            amount=MicroYuan(self.amount + sum(row.amount for row in rows)),
-            voucher=MicroYuan(self.voucher + sum(row.voucher for row in rows)),
-            cash=MicroYuan(self.cash + sum(row.cash for row in rows)),
-            loss=MicroYuan(self.loss + sum(row.loss for row in rows)),
+            imported=self.imported + len(lines),
+            amount=MicroYuan(self.amount + sum(line.amount for line in lines)),
+            voucher=MicroYuan(self.voucher + sum(line.voucher for line in lines)),
+            cash=MicroYuan(self.cash + sum(line.cash for line in lines)),
+            loss=MicroYuan(self.loss + sum(line.loss for line in lines)),
         )
 
 
-def check_file(path: Path, terms: ImportTerms, *, now: datetime) -> Mapping[str, int]:
-    """Read all of a file; returns how many lines have nothing to charge, by why.
+@dataclass(slots=True)
+class _Line:
+    """What is kept of a job's line until all of the file is priced."""
 
-    Raises InvalidInput naming the bad lines by number and reason: then nothing of it has been taken. Blocks.
-    """
-    faults: list[tuple[int, str]] = []
-    skipped: dict[str, int] = {}
-    seen: dict[str, SlurmJob] = {}
-    for number, job in _read(path, terms, faults):
-        if isinstance(job, Skip):
-            skipped[job] = skipped.get(job, 0) + 1
-        elif job.account not in terms.accounts:
-            faults.append((number, f"account {job.account!r} is no firm's; map it: --account {job.account}=firm_…"))
-        elif job.partition not in terms.partitions:
-            faults.append((number, f"partition {job.partition!r} is no pool; map it: --partition {job.partition}=…"))
-        elif job.ended_at > now:
-            faults.append((number, f"it ends at {job.ended_at.isoformat()}, which is still to come"))
-        elif (took := _gpu_ms(job)) > MAX_AMOUNT:
-            faults.append((number, f"job {job.job_id} took {took} GPU-milliseconds, more than the books can hold"))
-        elif seen.setdefault(job.job_id, job) != job:
-            faults.append((number, f"job {job.job_id} is in the file before, with other content"))
-    if faults:
-        raise _refusal(faults)
-    return skipped
+    id: str
+    pool: str | None
+    kind: str = UsageKind.COMPUTE.value
+    amount: int = 0
+    voucher: int = 0
+    cash: int = 0
+    loss: int = 0
+    vouchers: dict[str, int] = field(default_factory=dict[str, int])
+    voucher_bases: dict[str, int] = field(default_factory=dict[str, int])
+    explanation: list[str] = field(default_factory=list[str])
 
 
-def _refusal(faults: Sequence[tuple[int, str]]) -> InvalidInput:
-    number, reason = faults[0]
-    more = f"; {len(faults) - 1} more lines are wrong" if len(faults) > 1 else ""
-    return InvalidInput(
-        f"line {number}: {reason}{more}. Nothing was imported.",
-        code="bad_line",
-        hint="mend the file and send it again; what was imported before is not charged twice",
-        details={"lines": [{"line": line, "reason": why} for line, why in faults[:FAULTS_SHOWN]]},
-    )
+@dataclass(slots=True)
+class _Bill:
+    """What one firm owes for the file, and for which attempts."""
+
+    due: Due = field(default_factory=Due)
+    lines: list[_Line] = field(default_factory=list[_Line])
+    attempts: list[str] = field(default_factory=list[str])
 
 
-def _read(path: Path, terms: ImportTerms, faults: list[tuple[int, str]]) -> Iterator[tuple[int, SlurmJob | Skip]]:
-    """(line number, what it says) of every good line; the others are added to `faults`."""
-    header: Header | None = None
-    with path.open("rb") as file:
-        number = 0
-        while raw := file.readline(LINE_MAX):
-            number += 1
-            try:
-                line = raw.decode().rstrip("\r\n")
-                if len(raw) == LINE_MAX:
-                    faults.append((number, f"it is longer than {LINE_MAX} bytes"))
-                    break
-                if header is None:
-                    header = read_header(line, zone_named(terms.timezone))
-                elif line:
-                    yield number, read_job(line, header)
-            except UnicodeDecodeError:
-                faults.append((number, "it is no UTF-8 text"))
-            except ValueError as error:
-                faults.append((number, str(error)))
-    if header is None:
-        raise InvalidInput("the file is empty", hint="sacct -P -X writes a header first")
+T = TypeVar("T")
+Payouts = Callable[[CentreName, datetime], Ppm]
 
 
 async def import_jobs(
@@ -132,62 +91,40 @@ async def import_jobs(
 ) -> ImportResult:
     """Charge every job of a checked file that was not charged before, at the prices of when it ran.
 
-    Raises Conflict (`usage_differs`) for a job that was imported with other content, Refused (`no_tariff`); the caller
-    then rolls back all of it.
+    Lines are written first and money is taken last, firm by firm in the order of their ids: nobody waits for a firm's
+    money while its jobs are read. Raises Conflict (`usage_differs`) for a job that was imported with other content,
+    Refused (`no_tariff`); the caller then rolls back all of it.
     """
-    result = ImportResult(skipped=dict(skipped))
-    chunk: list[SlurmJob] = []
-    for _, job in _read(path, terms, []):
-        if isinstance(job, SlurmJob):
-            chunk.append(job)
-        if len(chunk) == CHUNK:
-            result, chunk = await _import_chunk(tx, chunk, terms, result, now=now), []
-    return await _import_chunk(tx, chunk, terms, result, now=now) if chunk else result
-
-
-async def _import_chunk(
-    tx: AsyncSession, jobs: Sequence[SlurmJob], terms: ImportTerms, result: ImportResult, *, now: datetime
-) -> ImportResult:
-    usages = {usage.attempt_id: usage for usage in (_usage(job, terms) for job in jobs)}
-    new = await _new_ones(tx, usages)
-    if not new:
-        return result.plus([], len(jobs))
-    rows = await _rows(tx, new, now=now)
-    firms = sorted({usage.firm_id for usage in new})
-    holders = await validity_edges(tx, firms, at=now)
-    for firm_id in firms:
-        of_firm = [(usage, row) for usage, row in zip(new, rows, strict=True) if usage.firm_id == firm_id]
-        due = Due([Step(row, row.list_amount - row.discount, usage.started_at) for usage, row in of_firm])
-        due.moves = added(move for usage, row in of_firm for move in _moves(usage, row))
+    # Two files of one cluster may name the same jobs: one after the other.
+    await tx.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended('quotas.import:' || :source, 0))"), {"source": terms.source}
+    )
+    await keep_prices(tx)
+    bills: dict[FirmId, _Bill] = {}
+    payout_of, duplicates = await payouts(tx), 0
+    for jobs in _chunks(read_jobs(path, terms), CHUNK):
+        usages = {usage.attempt_id: usage for usage in (_usage(job, terms) for job in jobs)}
+        new = await _new_ones(tx, usages)
+        duplicates += len(jobs) - len(new)
+        await _write_lines(tx, new, bills, payout_of, now=now)
+    result = ImportResult(duplicates=duplicates, skipped=dict(skipped))
+    holders = await validity_edges(tx, bills, at=now)
+    for firm_id, bill in sorted(bills.items()):
+        bill.due.steps.sort(key=lambda step: step.at)
         await collect(
             tx,
             firm_id,
-            due,
+            bill.due,
             scope="import",
-            request=[usage.attempt_id for usage, _ in of_firm],
+            request=bill.attempts,
             lease_ids=set(),
             vouchers=firm_id in holders,
             now=now,
         )
-    tx.add_all(rows)
-    await tx.flush()
-    tx.add_all(
-        ComputeUsageRow(
-            attempt_id=usage.attempt_id,
-            started_at=usage.started_at,
-            ended_at=usage.ended_at,
-            gpu_ms=usage.gpu_ms,
-            request_hash=_request(usage),
-            charge_id=row.id,
-        )
-        for usage, row in zip(new, rows, strict=True)
-    )
-    await tx.flush()
-    return result.plus(rows, len(jobs) - len(new))
-
-
-def _gpu_ms(job: SlurmJob) -> GpuMs:
-    return GpuMs(job.gpus * ((job.ended_at - job.started_at) // timedelta(milliseconds=1)))
+        for lines in _chunks(bill.lines, PAID_AT_ONCE):
+            await _pay(tx, lines)
+            result = result.plus(lines)
+    return result
 
 
 def _usage(job: SlurmJob, terms: ImportTerms) -> ComputeUsage:
@@ -201,7 +138,7 @@ def _usage(job: SlurmJob, terms: ImportTerms) -> ComputeUsage:
         pool=pool,
         centre=centre_of(pool),
         qos=terms.qos,
-        gpu_ms=_gpu_ms(job),
+        gpu_ms=gpu_ms_of(job),
         started_at=job.started_at,
         ended_at=job.ended_at,
     )
@@ -232,70 +169,137 @@ async def _new_ones(tx: AsyncSession, usages: Mapping[str, ComputeUsage]) -> lis
     )
 
 
-async def _rows(tx: AsyncSession, usages: Sequence[ComputeUsage], *, now: datetime) -> list[ChargeRow]:
-    """The lines they make, priced and not yet paid."""
+async def _write_lines(
+    tx: AsyncSession, usages: Sequence[ComputeUsage], bills: dict[FirmId, _Bill], payout_of: Payouts, *, now: datetime
+) -> None:
+    """Write the lines that jobs make, priced and not yet paid, and what firms owe for them on their bills."""
+    if not usages:
+        return
+    rows = await _rows(tx, usages, payout_of, now=now)
+    await insert_many(tx, "quotas.charge", rows)
+    await insert_many(tx, "quotas.compute_usage", [_usage_row(*pair) for pair in zip(usages, rows, strict=True)])
+    moves: dict[FirmId, list[Move]] = {}
+    for usage, row in zip(usages, rows, strict=True):
+        bill, line = bills.setdefault(usage.firm_id, _Bill()), _Line(row["id"], row["pool"])
+        bill.lines.append(line)
+        bill.attempts.append(usage.attempt_id)
+        bill.due.steps.append(Step(line, row["list_amount"] - row["discount"], usage.started_at))
+        moves.setdefault(usage.firm_id, []).extend(_moves(usage, row["payable"], row["residue"]))
+    for firm_id, more in moves.items():
+        due = bills[firm_id].due
+        due.moves = added([*due.moves, *more])
+
+
+def _usage_row(usage: ComputeUsage, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "attempt_id": usage.attempt_id,
+        "started_at": usage.started_at,
+        "ended_at": usage.ended_at,
+        "gpu_ms": usage.gpu_ms,
+        "request_hash": _request(usage),
+        "charge_id": row["id"],
+    }
+
+
+async def _rows(
+    tx: AsyncSession, usages: Sequence[ComputeUsage], payout_of: Payouts, *, now: datetime
+) -> list[dict[str, Any]]:
     first, last = min(one.started_at for one in usages), max(one.ended_at for one in usages)
-    await keep_prices(tx)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {one.firm_id for one in usages}, first, last)
-    services = {one.attempt_id: service_period(one.started_at, one.ended_at) for one in usages}
-    periods = await billing_periods(tx, {(one.firm_id, services[one.attempt_id]) for one in usages}, now=now)
-    payout_of = await payouts(tx)
-    rows: list[ChargeRow] = []
-    for usage in usages:
-        try:
-            segments, listed, price = priced(usage, tariffs, contracts.get(usage.firm_id, ()))
-        except Refused as refused:
-            raise Refused(f"{usage.subject}: {refused.message}", code=refused.code, hint=refused.hint) from None
-        if listed.amount > MAX_AMOUNT:
-            raise InvalidInput(
-                f"{usage.subject} costs more than one line of the statement can hold. Nothing was imported.",
-                code="amount_too_large",
-                hint="a line costs at most 2^53 micro-yuan; look at its GPUs and times",
-            )
-        service = services[usage.attempt_id]
-        payout = payout_of(usage.centre, usage.started_at)
-        row = ChargeRow(
-            id=new_id("chg"),
-            line_key=f"compute:{usage.attempt_id}",
-            kind=UsageKind.COMPUTE.value,
-            firm_id=usage.firm_id,
-            project_id=usage.project_id,
-            subject=usage.subject,
-            period=periods[usage.firm_id, service],
-            service_period=service,
-            tariff_id=segments[0].tariff_id,
-            pool=usage.pool,
-            centre=usage.centre,
-            qos=usage.qos.value,
-            gpu_ms=usage.gpu_ms,
-            requests=1,
-            rates=shown_rates(segments, contract=False),
-            contract_rates=shown_rates(segments, contract=True),
-            discount=listed.amount - price.amount,
-            discount_id=next((one.discount_id for one in segments if one.discount_id), None),
-            amount=0,
-            voucher=0,
-            cash=0,
-            vouchers={},
-            voucher_bases={},
-            loss=0,
-            list_amount=listed.amount,
-            payout_ppm=payout,
-            payable=share_of(listed.amount, payout),
-            residue=price.residue,
-            first_at=usage.started_at,
-            last_at=usage.ended_at,
-            explanation=[],
-            note="imported from Slurm",
+    wanted = {(one.firm_id, service_period(one.started_at, one.ended_at)) for one in usages}
+    periods = await billing_periods(tx, wanted, now=now)
+    return [
+        _row(usage, tariffs, contracts.get(usage.firm_id, ()), periods, payout_of(usage.centre, usage.started_at))
+        for usage in usages
+    ]
+
+
+def _row(
+    usage: ComputeUsage,
+    tariffs: Sequence[Tariff],
+    discounts: Sequence[Discount],
+    periods: Mapping[tuple[FirmId, Period], Period],
+    payout: Ppm,
+) -> dict[str, Any]:
+    try:
+        segments, listed, price = priced(usage, tariffs, discounts)
+    except Refused as refused:
+        raise Refused(f"{usage.subject}: {refused.message}", code=refused.code, hint=refused.hint) from None
+    if listed.amount > MAX_AMOUNT:
+        raise InvalidInput(
+            f"{usage.subject} costs more than one line of the statement can hold. Nothing was imported.",
+            code="amount_too_large",
+            hint="a line costs at most 2^53 micro-yuan; look at its GPUs and times",
         )
-        rows.append(row)
-    return rows
+    service = service_period(usage.started_at, usage.ended_at)
+    line = {
+        "id": new_id("chg"),
+        "line_key": f"compute:{usage.attempt_id}",
+        "firm_id": usage.firm_id,
+        "project_id": usage.project_id,
+        "subject": usage.subject,
+        "period": periods[usage.firm_id, service],
+        "service_period": service,
+        "tariff_id": segments[0].tariff_id,
+        "pool": usage.pool,
+        "centre": usage.centre,
+        "qos": usage.qos.value,
+        "gpu_ms": usage.gpu_ms,
+        "rates": shown_rates(segments, contract=False),
+        "contract_rates": shown_rates(segments, contract=True),
+        "discount": listed.amount - price.amount,
+        "discount_id": next((one.discount_id for one in segments if one.discount_id), None),
+        "list_amount": listed.amount,
+        "payout_ppm": payout,
+        "payable": share_of(listed.amount, payout),
+        "residue": price.residue,
+        "first_at": usage.started_at,
+        "last_at": usage.ended_at,
+    }
+    return {**_UNPAID, **line}
 
 
-def _moves(usage: ComputeUsage, row: ChargeRow) -> list[tuple[chart.AccountSpec, chart.AccountSpec, int]]:
+_UNPAID: Mapping[str, Any] = {
+    "kind": UsageKind.COMPUTE.value,
+    "input": 0,
+    "cached_input": 0,
+    "output": 0,
+    "quantity": 0,
+    "requests": 1,
+    "amount": 0,
+    "voucher": 0,
+    "cash": 0,
+    "loss": 0,
+    "vouchers": {},
+    "voucher_bases": {},
+    "explanation": [],
+    "note": "imported from Slurm",
+}
+
+
+def _moves(usage: ComputeUsage, payable: int, residue: int) -> list[Move]:
     return [
         (chart.firm_gpu(usage.firm_id, usage.pool), chart.pool_capacity(usage.pool), int(usage.gpu_ms)),
-        (chart.CENTRE_COST, chart.centre_payable(usage.centre), row.payable),
-        *residue_moves(row.residue, UsageKind.COMPUTE),
+        (chart.CENTRE_COST, chart.centre_payable(usage.centre), payable),
+        *residue_moves(residue, UsageKind.COMPUTE),
     ]
+
+
+_PAID = text("""
+    UPDATE quotas.charge c SET amount = l.amount, voucher = l.voucher, cash = l.cash, loss = l.loss,
+        vouchers = l.vouchers, voucher_bases = l.voucher_bases, explanation = l.explanation
+    FROM jsonb_to_recordset(CAST(:lines AS jsonb)) AS l (id text, amount bigint, voucher bigint, cash bigint,
+        loss bigint, vouchers jsonb, voucher_bases jsonb, explanation jsonb)
+    WHERE c.id = l.id""")
+
+
+async def _pay(tx: AsyncSession, lines: Sequence[_Line]) -> None:
+    """Write on lines who paid."""
+    await tx.execute(_PAID, {"lines": json.dumps([asdict(line) for line in lines], ensure_ascii=False)})
+
+
+def _chunks(many: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(many)
+    while chunk := list(islice(rest, size)):
+        yield chunk

@@ -13,9 +13,10 @@ from kit.errors import InvalidInput, NotFound, TooLarge
 from kit.web import chunks_of
 from quotas import audit
 from quotas.access import Action, require
+from quotas.import_files import ImportTerms, check_file
 from quotas.projects import project_of
 from quotas.usage import ingest_usage
-from quotas.usage_imports import ImportTerms, check_file, import_jobs
+from quotas.usage_imports import import_jobs
 from quotas.vocabulary import PLATFORM_FIRM, FirmId, PoolName, ProjectId, QoS
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
 from quotas.web.usage_schemas import ImportOut, IngestOut, UsageEvent
