@@ -75,8 +75,8 @@ def ask_quote(
     as_json: JsonFlag = False,
 ) -> None:
     """Price, who pays, expected start and finish, before you submit. Holds for 15 minutes."""
-    body = _request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
-    body |= _wishes(name, deadline, duration)
+    body = request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    body |= wishes(name, deadline, duration)
     quote = call("POST", "/api/quotes", json=body)
     if not as_json:
         least, most = format_yuan(quote["min_micro_yuan"]), format_yuan(quote["max_micro_yuan"])
@@ -106,8 +106,8 @@ def submit(
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job."""
-    body = _request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
-    body |= _wishes(name, deadline, duration) | {"quote_id": quote, "cap_micro_yuan": _yuan(cap), "retries": retries}
+    body = request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    body |= wishes(name, deadline, duration) | {"quote_id": quote, "cap_micro_yuan": yuan(cap), "retries": retries}
     made = call("POST", "/api/jobs", json=body, headers={"Idempotency-Key": key} if key else {})
     show(made if as_json else priced(made), as_json=as_json, columns=DETAIL_COLUMNS)
 
@@ -202,7 +202,7 @@ def _pages(job_id: str, *, follow: bool) -> Iterator[Mapping[str, Any]]:
             return
 
 
-def _request(
+def request(
     recipe: str,
     pools: Sequence[str],
     params: Sequence[str] | None,
@@ -214,6 +214,7 @@ def _request(
     max_runtime: int | None,
     project: str | None,
 ) -> dict[str, Any]:
+    """The body of a request for work."""
     inputs = [{"name": name, "source_id": source} for name, source in (_pair(text, "input") for text in files or ())]
     return {
         "recipe": recipe,
@@ -229,7 +230,8 @@ def _request(
     }
 
 
-def _wishes(name: str | None, deadline: str | None, duration: int | None) -> dict[str, Any]:
+def wishes(name: str | None, deadline: str | None, duration: int | None) -> dict[str, Any]:
+    """What its owner says of its time."""
     if deadline is not None:
         try:
             deadline = datetime.fromisoformat(deadline).astimezone().isoformat()
@@ -258,7 +260,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _yuan(text: str | None) -> int | None:
+def yuan(text: str | None) -> int | None:
+    """Micro-yuan of an amount in yuan."""
     if text is None:
         return None
     try:

@@ -1,7 +1,5 @@
 """Jobs as their owners handle them: submitted once, seen, explained, cancelled at every state."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,9 +14,9 @@ from kit.blobs import Blobs
 from kit.db import Database, notify, violated_constraint
 from kit.errors import Conflict, InvalidInput, NoMoney, NotFound, Refused
 from kit.ids import new_id
-from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
+from kit.units import GpuMilli
 from quotas import api as quotas
-from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId, QoS
+from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId
 from scheduler import attempts, durations, uploads
 from scheduler.adapters import store
 from scheduler.adapters.tables import ArtifactRow, InputRow, QuoteRow, UploadRow, WorkloadRow
@@ -29,6 +27,9 @@ from scheduler.facts import load_state
 from scheduler.firm_limits import require_budget, require_room
 from scheduler.recipes import DataFile, Prepared, prepare
 from scheduler.snapshot import State, Waiting
+from scheduler.specs import InputRef as InputRef
+from scheduler.specs import JobSpec as JobSpec
+from scheduler.specs import content_hash as content_hash
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
     JOB_OVER,
@@ -41,54 +42,6 @@ from scheduler.vocabulary import (
     WorkloadId,
     WorkloadKind,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class InputRef:
-    """A file by name, from a complete upload or from an artifact of an earlier job."""
-
-    name: str
-    source_id: str  # up_… or art_…
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """What a firm asks for. `gpus` per worker; the first pool is liked best."""
-
-    name: str
-    recipe: str
-    params: dict[str, Any]
-    inputs: tuple[InputRef, ...]
-    pools: tuple[PoolName, ...]
-    workers: int = 1
-    gpus: int = 1
-    qos: QoS = QoS.STANDARD
-    priority: int = 0
-    max_runtime_seconds: int | None = None
-    cap_micro_yuan: MicroYuan | None = None
-    deadline: datetime | None = None
-    expected_seconds: int | None = None  # declared by the submitter
-    retries: int = 0  # after errors of its own
-
-    @property
-    def gpu_milli(self) -> GpuMilli:
-        """Accelerator thousandths per worker."""
-        return GpuMilli(self.gpus * MILLI_PER_GPU)
-
-    def shape_hash(self, project_id: str) -> bytes:
-        """Hash of all that its price and time depend on; a quote holds for this."""
-        shape = [project_id, self.recipe, self.params, [[i.name, i.source_id] for i in self.inputs], self.pools]
-        return _hash([*shape, self.workers, self.gpus, self.qos, self.priority, self.max_runtime_seconds])
-
-    def request_hash(self, project_id: str, quote_id: str | None) -> bytes:
-        """Hash of the whole request; an idempotency key stands for this."""
-        content = [self.shape_hash(project_id).hex(), self.name, self.cap_micro_yuan, quote_id]
-        if self.deadline is not None:
-            content.append(self.deadline.isoformat())
-        extra = {"expected": self.expected_seconds, "retries": self.retries}
-        return _hash(
-            [*content, {name: value for name, value in extra.items() if value}] if any(extra.values()) else content
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +84,7 @@ async def submit_job(
         prepared = await durations.expect(
             tx, prepared, firm_id=firm_id, name=spec.name, declared_seconds=spec.expected_seconds
         )
-    job = _row(spec, prepared, firm_id, project.id, by=by, now=now)
+    job = row_of(spec, prepared, firm_id, project.id, by=by, now=now)
     job.idempotency_key, job.request_hash = idempotency_key, request_hash
     try:
         async with db.transaction() as tx:
@@ -273,12 +226,28 @@ async def stop(tx: AsyncSession, workload: WorkloadRow, reason: str, *, terms: T
     await notify(tx, JOBS_CHANNEL, workload.id)
 
 
-def _row(
+def fresh(*, now: datetime) -> dict[str, Any]:
+    """What every job has when it is new."""
+    return {
+        "id": new_id("job"),
+        "kind": WorkloadKind.JOB,
+        "state": JobState.QUEUED,
+        "fence": 0,
+        "failures": 0,
+        "wait_reason": WaitReason.NEW,
+        "wait_detail": WaitReason.NEW.sentence,
+        "eta_estimated": False,
+        "charged_micro_yuan": 0,
+        "submitted_at": now,
+    }
+
+
+def row_of(
     spec: JobSpec, prepared: Prepared, firm_id: FirmId, project_id: ProjectId, *, by: Principal, now: datetime
 ) -> WorkloadRow:
+    """The row of a job as it is submitted."""
     return WorkloadRow(
-        id=new_id("job"),
-        kind=WorkloadKind.JOB,
+        **fresh(now=now),
         name=spec.name,
         firm_id=firm_id,
         project_id=project_id,
@@ -300,14 +269,6 @@ def _row(
         estimated_seconds=prepared.estimated_seconds,
         duration_basis=prepared.basis,
         deadline=spec.deadline,
-        state=JobState.QUEUED,
-        fence=0,
-        failures=0,
-        wait_reason=WaitReason.NEW,
-        wait_detail=WaitReason.NEW.sentence,
-        eta_estimated=False,
-        charged_micro_yuan=0,
-        submitted_at=now,
     )
 
 
@@ -332,7 +293,7 @@ async def _accept(
         job.cap_micro_yuan = min(job.cap_micro_yuan or quote.max_micro_yuan, quote.max_micro_yuan)
         if job.retries:  # each try is charged, and none runs on for nothing
             job.hard_cap_micro_yuan = job.cap_micro_yuan
-    await _payable(tx, job, spec, prepared, now=now)
+    await require_payable(tx, job, spec, prepared, now=now)
     await store.insert(tx, job)
     await store.insert(
         tx,
@@ -346,7 +307,9 @@ async def _accept(
     await notify(tx, JOBS_CHANNEL, job.id)
 
 
-async def _payable(tx: AsyncSession, job: WorkloadRow, spec: JobSpec, prepared: Prepared, *, now: datetime) -> None:
+async def require_payable(
+    tx: AsyncSession, job: WorkloadRow, spec: JobSpec, prepared: Prepared, *, now: datetime
+) -> None:
     """It must be affordable somewhere, or at least become so when money held for other work comes back."""
     offers = [await price(tx, spec, prepared, FirmId(job.firm_id), pool, now=now) for pool in spec.pools]
     least = min(offer.max_micro_yuan for offer in offers)
@@ -385,7 +348,3 @@ async def _known(tx: AsyncSession, firm_id: str, key: str, request_hash: bytes) 
             hint="use a new key for a new job",
         )
     return known
-
-
-def _hash(content: Any) -> bytes:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode()).digest()

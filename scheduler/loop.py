@@ -21,7 +21,7 @@ from kit.clock import Clock
 from kit.db import Database
 from kit.errors import HeliuError, Unavailable
 from quotas.vocabulary import PoolName
-from scheduler import artifacts, checkpoints, effects, fleet, leases, storage_meter, suspensions, uploads
+from scheduler import arrays, artifacts, checkpoints, effects, fleet, leases, storage_meter, suspensions, uploads
 from scheduler.adapters import store, waits
 from scheduler.admission import Admitted, Outcome, Postponed, Stale, is_payable, record_wait, record_waits, topic
 from scheduler.attempts import finish_workload, request_stop
@@ -99,6 +99,7 @@ async def step(controller: Controller, *, look: bool = True) -> None:
     await _guarded("leases", leases.expire, controller.db, controller.terms, controller.clock)
     await _guarded("replicas", leases.renew_holds, controller.db, controller.terms, controller.clock)
     await _guarded("suspensions", suspensions.drain, controller.db, controller.terms, controller.clock)
+    await _guarded("arrays", arrays.advance, controller.db, controller.clock)
     await _guarded("cycle", cycle, controller)
     drive = effects.drive
     await _guarded(

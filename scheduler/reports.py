@@ -76,6 +76,7 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
         worker_resources={resource[placed[0].node_id]: share},
         output_bytes_max=terms.output_bytes_max,
         output_files_max=terms.output_files_max,
+        task_index=workload.array_index,
         checkpoint=CheckpointFile(step=kept.step, sha256=kept.sha256, bytes=kept.size_bytes) if kept else None,
         checkpoint_bytes_max=terms.checkpoint_bytes_max,
     )

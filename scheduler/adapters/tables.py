@@ -142,6 +142,7 @@ class WorkloadRow(_Table, table=True):
         Index("workload_idempotency", "firm_id", "kind", "idempotency_key", unique=True),
         Index("workload_live", "state", postgresql_where=text("ended_at IS NULL")),
         Index("workload_firm", "firm_id", "submitted_at"),
+        Index("workload_task", "array_id", "array_index", "array_run", unique=True),
         {"schema": SCHEMA},
     )
 
@@ -193,6 +194,40 @@ class WorkloadRow(_Table, table=True):
     program_errors: int = _small_count()
     estimated_seconds: int | None = _integer(nullable=True)  # by its recipe
     duration_basis: str | None = _text(nullable=True)  # where expected_seconds comes from
+    array_id: str | None = _text(nullable=True, to="job_array.id")
+    array_index: int | None = _integer(nullable=True)
+    array_run: int | None = _integer(nullable=True)
+
+
+class ArrayRow(_Table, table=True):
+    """Many tasks of one shape. `next_index` is the cursor, `again` the tasks to be run once more."""
+
+    __tablename__ = "job_array"
+    __table_args__ = (
+        Index("job_array_idempotency", "firm_id", "idempotency_key", unique=True),
+        Index("job_array_open", "id", postgresql_where=text("ended_at IS NULL")),
+        {"schema": SCHEMA},
+    )
+
+    id: str = _text(primary_key=True)
+    firm_id: str = _text()
+    project_id: str = _text()
+    submitted_by: str = _text()
+    name: str = _text()
+    recipe: str = _text()
+    idempotency_key: str = _text()
+    request_hash: bytes = _hash()
+    template: dict[str, Any] = _json()  # what every task's row has
+    inputs: list[dict[str, Any]] = _json()
+    size: int = _integer()
+    at_most: int = _integer()  # tasks that are jobs under way at once
+    next_index: int = _integer()
+    run: int = _integer()
+    again: list[int] = Field(default=None, sa_column=Column(ARRAY(Integer), nullable=False))
+    held_detail: str | None = _text(nullable=True)  # the limit that keeps the next task from its turn
+    created_at: datetime = _instant()
+    cancelled_at: datetime | None = _instant(nullable=True)
+    ended_at: datetime | None = _instant(nullable=True)
 
 
 class InputRow(_Table, table=True):

@@ -8,6 +8,7 @@ from scheduler.node.protocol import Plan
 TOKEN = "HELIU_ATTEMPT_TOKEN"  # noqa: S105 - the name of the variable
 ATTEMPT_ID = "HELIU_ATTEMPT_ID"
 CONTROL_URL = "HELIU_CONTROL_URL"
+TASK_INDEX = "HELIU_TASK_INDEX"  # of a job array
 _SECRET_PREFIXES = ("RAY_", "HELIU_", "AWS_", "PG")
 _KEPT = ("HELIU_HOME", "HELIU_MODELS_DIR", "HELIU_SCRIPT_MEMORY_BYTES_MAX")
 _THREADS_MAX = 16
@@ -21,8 +22,10 @@ def program_environment(base: Mapping[str, str], plan: Plan, extra: Mapping[str,
     if plan.kind == "replica":
         kept |= {name: base[name] for name in (TOKEN, ATTEMPT_ID, CONTROL_URL) if name in base}
     threads = str(min(len(os.sched_getaffinity(0)), _THREADS_MAX))
+    task = {} if plan.task_index is None else {TASK_INDEX: str(plan.task_index)}
     return {
         **kept,
+        **task,
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": threads,

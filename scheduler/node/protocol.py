@@ -150,6 +150,7 @@ class Plan(Wire):
     worker_resources: dict[str, float] = {}  # what each worker takes from Ray, e.g. {"slot": 1} or {"GPU": 1}
     output_bytes_max: Annotated[int, Field(ge=0)] = 4 * 1024**3
     output_files_max: Annotated[int, Field(ge=0)] = 1_000
+    task_index: Annotated[int, Field(ge=0)] | None = None  # of a job array
     checkpoint: CheckpointFile | None = None
     checkpoint_bytes_max: Annotated[int, Field(ge=0)] = 4 * 1024**3
 

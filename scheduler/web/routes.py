@@ -32,6 +32,7 @@ from scheduler.web.schemas import (
     QuoteOut,
     Wait,
     WhyOut,
+    WorkIn,
 )
 from scheduler.web.views import artifact_out, job_detail_out, job_out, quote_out, why_out
 
@@ -50,7 +51,7 @@ async def ask_quote(body: QuoteIn, principal: CurrentPrincipal, db: Db, now: Now
     firm = acting_firm(principal, body.firm_id, Action.JOB_SUBMIT)
     project = acting_project(principal, body.project_id)
     quote = await quotes.quote_job(
-        db, edge.blobs, _spec(body), firm_id=firm, project_id=project, terms=edge.terms, now=now
+        db, edge.blobs, spec_of(body), firm_id=firm, project_id=project, terms=edge.terms, now=now
     )
     return quote_out(quote)
 
@@ -64,7 +65,7 @@ async def submit(
     made = await jobs.submit_job(
         db,
         edge.blobs,
-        _spec(body),
+        spec_of(body),
         firm_id=firm,
         project_id=acting_project(principal, body.project_id),
         idempotency_key=key or new_id("once"),
@@ -192,8 +193,9 @@ async def _until(look: Callable[[], Awaitable[T]], enough: Callable[[T], bool], 
         await asyncio.sleep(FOLLOW_POLL_SECONDS)
 
 
-def _spec(body: QuoteIn) -> jobs.JobSpec:
-    cap, retries = (body.cap_micro_yuan, body.retries) if isinstance(body, JobIn) else (None, 0)
+def spec_of(body: QuoteIn) -> jobs.JobSpec:
+    """What a request asks for."""
+    cap, retries = (body.cap_micro_yuan, body.retries) if isinstance(body, WorkIn) else (None, 0)
     return jobs.JobSpec(
         name=body.name or body.recipe,
         recipe=body.recipe,

@@ -70,12 +70,44 @@ class QuoteIn(Body):
     ] = None
 
 
-class JobIn(QuoteIn):
-    quote_id: Id | None = Field(default=None, description="its maximum caps the charge")
+class WorkIn(QuoteIn):
     cap_micro_yuan: Annotated[
         int | None, Field(ge=1, le=MICRO_YUAN_MAX, description="it is stopped when it has spent this much")
     ] = None
     retries: Annotated[int, Field(ge=0, le=10, description="how often it is tried again after an error of its own")] = 0
+
+
+class JobIn(WorkIn):
+    quote_id: Id | None = Field(default=None, description="its maximum caps the charge")
+
+
+class ArrayIn(WorkIn):
+    size: Annotated[
+        int, Field(ge=1, le=100_000, description="how many tasks; each has its own maximum, cap and charge")
+    ]
+    at_most: Annotated[int, Field(ge=1, le=1_000, description="tasks under way at once")] = 50
+
+
+class RerunOut(View):
+    tasks: int
+
+
+class ArrayOut(View):
+    id: str
+    name: str
+    firm_id: str
+    project_id: str
+    recipe: str
+    size: int
+    at_most: int
+    state: str
+    waiting: int
+    counts: dict[str, int]
+    held_detail: str | None
+    charged_micro_yuan: int
+    submitted_by: str
+    created_at: datetime
+    ended_at: datetime | None
 
 
 class PriorityIn(Body):
@@ -137,6 +169,8 @@ class JobOut(View):
     name: str
     firm_id: str
     project_id: str
+    array_id: str | None
+    array_index: int | None
     recipe: str | None
     params: dict[str, Any]
     pools: list[str]

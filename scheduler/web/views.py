@@ -4,10 +4,12 @@ from datetime import datetime
 
 from quotas.vocabulary import ComputeQuote
 from scheduler.adapters.tables import AttemptRow, CheckpointRow, PlacementRow, WorkloadRow
+from scheduler.arrays import ArrayView
 from scheduler.explain import Explanation, Place, expected_finish
 from scheduler.quotes import Quote
 from scheduler.vocabulary import ArtifactView, JobState, WaitReason
 from scheduler.web.schemas import (
+    ArrayOut,
     ArtifactOut,
     AttemptOut,
     CheckpointOut,
@@ -61,6 +63,18 @@ def attempt_out(attempt: AttemptRow, placed: list[PlacementRow]) -> AttemptOut:
 def artifact_out(artifact: ArtifactView) -> ArtifactOut:
     """A file that a job made."""
     return ArtifactOut.model_validate({name: getattr(artifact, name) for name in ArtifactOut.model_fields})
+
+
+def array_out(one: ArrayView) -> ArrayOut:
+    """An array and where its tasks stand."""
+    own = {name: getattr(one.row, name) for name in ArrayOut.model_fields if hasattr(one.row, name)}
+    return ArrayOut(
+        **own,
+        state=one.state,
+        waiting=one.waiting,
+        counts=dict(one.counts),
+        charged_micro_yuan=one.charged_micro_yuan,
+    )
 
 
 def quote_out(quote: Quote) -> QuoteOut:

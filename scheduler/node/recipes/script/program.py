@@ -129,7 +129,9 @@ class Sandbox:
             devices=gpu_devices(os.environ),
             uid=self._uid,
             shown=shown,
-            environment=script_environment(int(os.environ.get("RANK", "0")), self._task.plan.workers),
+            environment=script_environment(
+                int(os.environ.get("RANK", "0")), self._task.plan.workers, self._task.plan.task_index
+            ),
         )
         parent = os.getpid()
         try:

@@ -171,9 +171,10 @@ def _parents(paths: list[Path]) -> list[Path]:
     return sorted(above)
 
 
-def script_environment(rank: int, world_size: int) -> dict[str, str]:
+def script_environment(rank: int, world_size: int, task_index: int | None = None) -> dict[str, str]:
     """All that a script sees."""
-    return {
+    task = {} if task_index is None else {"HELIU_TASK_INDEX": str(task_index)}
+    return task | {
         "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": FOLDER,
         "HELIU_WORKDIR": FOLDER,

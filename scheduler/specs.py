@@ -1,0 +1,62 @@
+"""What a firm asks for when it submits, and the hashes that stand for it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
+from quotas.vocabulary import PoolName, QoS
+
+
+@dataclass(frozen=True, slots=True)
+class InputRef:
+    """A file by name, from a complete upload or from an artifact of an earlier job."""
+
+    name: str
+    source_id: str  # up_… or art_…
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a firm asks for. `gpus` per worker; the first pool is liked best."""
+
+    name: str
+    recipe: str
+    params: dict[str, Any]
+    inputs: tuple[InputRef, ...]
+    pools: tuple[PoolName, ...]
+    workers: int = 1
+    gpus: int = 1
+    qos: QoS = QoS.STANDARD
+    priority: int = 0
+    max_runtime_seconds: int | None = None
+    cap_micro_yuan: MicroYuan | None = None
+    deadline: datetime | None = None
+    expected_seconds: int | None = None  # declared by the submitter
+    retries: int = 0  # after errors of its own
+
+    @property
+    def gpu_milli(self) -> GpuMilli:
+        """Accelerator thousandths per worker."""
+        return GpuMilli(self.gpus * MILLI_PER_GPU)
+
+    def shape_hash(self, project_id: str) -> bytes:
+        """Hash of all that its price and time depend on; a quote holds for this."""
+        shape = [project_id, self.recipe, self.params, [[i.name, i.source_id] for i in self.inputs], self.pools]
+        return content_hash([*shape, self.workers, self.gpus, self.qos, self.priority, self.max_runtime_seconds])
+
+    def request_hash(self, project_id: str, quote_id: str | None) -> bytes:
+        """Hash of the whole request; an idempotency key stands for this."""
+        content = [self.shape_hash(project_id).hex(), self.name, self.cap_micro_yuan, quote_id]
+        if self.deadline is not None:
+            content.append(self.deadline.isoformat())
+        wishes = {"expected": self.expected_seconds, "retries": self.retries}
+        asked = {name: value for name, value in wishes.items() if value}
+        return content_hash([*content, asked] if asked else content)
+
+
+def content_hash(content: Any) -> bytes:
+    """SHA-256 of what JSON can say, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode()).digest()
