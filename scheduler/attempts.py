@@ -5,7 +5,7 @@ progress) belongs to the workload. Only marks that touch no other row (ordered, 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -88,32 +88,57 @@ async def claim(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, ter
 
     Raises Conflict (`fence_lost`) for a second runner of the same attempt.
     """
-    _, attempt = await _live(tx, identity)
-    if attempt.state == AttemptState.PLACED:
-        _become(attempt, AttemptState.CLAIMED)
-        attempt.runner, attempt.claimed_at = runner, now
-    elif attempt.runner != runner:
+    claimed = await claim_many(tx, {identity: runner}, terms=terms, now=now)
+    if identity not in claimed:
         raise fence_lost()
-    attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
+    return claimed[identity]
+
+
+async def claim_many(
+    tx: AsyncSession, runners: Mapping[AttemptIdentity, str], *, terms: Terms, now: datetime
+) -> dict[AttemptIdentity, AttemptRow]:
+    """The same for many at once; whose claim comes too late is missing."""
+    claimed: dict[AttemptIdentity, AttemptRow] = {}
+    for identity, _, attempt in await live_many(tx, list(runners)):
+        if attempt.state == AttemptState.PLACED:
+            _become(attempt, AttemptState.CLAIMED)
+            attempt.runner, attempt.claimed_at = runners[identity], now
+        elif attempt.runner != runners[identity]:
+            continue
+        attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
+        claimed[identity] = attempt
     await tx.flush()
-    return attempt
+    return claimed
 
 
 async def begin(tx: AsyncSession, identity: AttemptIdentity, *, terms: Terms, now: datetime) -> None:
     """The program has started: the paid clock ticks. Repeating it changes nothing. Raises Conflict (`fence_lost`)."""
-    workload, attempt = await _live(tx, identity)
-    if attempt.state == AttemptState.PLACED:
+    if identity not in await begin_many(tx, [identity], terms=terms, now=now):
         raise fence_lost()
-    attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
-    if attempt.state == AttemptState.CLAIMED:
-        _become(attempt, AttemptState.RUNNING)
-        attempt.started_at = now
-        workload.state = JobState.RUNNING
-        workload.started_at = workload.started_at or now
-        await events.append(
-            tx, topic(workload, "running"), workload.id, {"attempt_id": attempt.id}, now=now, firm_id=workload.firm_id
-        )
-    await tx.flush()
+
+
+async def begin_many(
+    tx: AsyncSession, identities: Sequence[AttemptIdentity], *, terms: Terms, now: datetime
+) -> set[AttemptIdentity]:
+    """The same for many at once; who may not begin is missing."""
+    begun: set[AttemptIdentity] = set()
+    async with events.together(tx):
+        for identity, workload, attempt in await live_many(tx, identities):
+            if attempt.state == AttemptState.PLACED:
+                continue
+            begun.add(identity)
+            attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
+            if attempt.state == AttemptState.CLAIMED:
+                _become(attempt, AttemptState.RUNNING)
+                attempt.started_at = now
+                workload.state = JobState.RUNNING
+                workload.started_at = workload.started_at or now
+                body = {"attempt_id": attempt.id}
+                await events.append(
+                    tx, topic(workload, "running"), workload.id, body, now=now, firm_id=workload.firm_id
+                )
+        await tx.flush()
+    return begun
 
 
 async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *, now: datetime) -> None:
@@ -340,13 +365,17 @@ async def _queue_again(
     await events.append(tx, topic(workload, "requeued"), workload.id, body, now=now, firm_id=workload.firm_id)
 
 
-async def _live(tx: AsyncSession, identity: AttemptIdentity) -> tuple[WorkloadRow, AttemptRow]:
-    workload = await store.workload(tx, identity.workload_id, lock=True)
-    attempt = await store.attempt(tx, identity.attempt_id, lock=True)
-    assert workload is not None and attempt is not None, "an identity was made from both"
-    if attempt.state == AttemptState.ENDED:
-        raise fence_lost()
-    return workload, attempt
+async def live_many(
+    tx: AsyncSession, identities: Sequence[AttemptIdentity]
+) -> list[tuple[AttemptIdentity, WorkloadRow, AttemptRow]]:
+    """Those that are not over, with their rows locked: workloads first, then attempts, each in id order."""
+    workloads = {row.id: row for row in await store.workloads_locked(tx, [one.workload_id for one in identities])}
+    attempts = {row.id: row for row in await store.attempts_locked(tx, [one.attempt_id for one in identities])}
+    return [
+        (one, workloads[one.workload_id], attempts[one.attempt_id])
+        for one in identities
+        if attempts[one.attempt_id].state != AttemptState.ENDED
+    ]
 
 
 def _become(attempt: AttemptRow, state: AttemptState) -> None:

@@ -1,6 +1,7 @@
 """What runners say and are told: plan, heartbeats, exits. The node protocol's meaning, without HTTP."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
@@ -102,19 +103,23 @@ async def heartbeat(
     )
 
 
-async def finished(
-    tx: AsyncSession, identity: AttemptIdentity, report: FinishedIn, *, terms: Terms, now: datetime
-) -> None:
-    """The runner's last word: the attempt is over, with its cause. Raises Conflict (`fence_lost`) when it was."""
-    workload = await store.workload(tx, identity.workload_id, lock=True)
-    attempt = await store.attempt(tx, identity.attempt_id, lock=True)
-    assert workload is not None and attempt is not None, "an identity was made from both"
-    if attempt.ended_at is not None or attempt.claimed_at is None:
-        raise attempts.fence_lost()
-    cause, message = end_cause(report, attempt, workload), _without_credentials(report.message) or report.cause.value
-    await attempts.end(
-        tx, workload, attempt, cause, message, terms=terms, now=now, ran_ms=report.ran_ms, exit_code=report.exit_code
-    )
+async def finished_many(
+    tx: AsyncSession, reported: Mapping[AttemptIdentity, FinishedIn], *, terms: Terms, now: datetime
+) -> set[AttemptIdentity]:
+    """Runners' last words: their attempts are over, each with its cause. Whose word comes too late is missing."""
+    endings: list[attempts.Ending] = []
+    heard: set[AttemptIdentity] = set()
+    for identity, workload, attempt in await attempts.live_many(tx, list(reported)):
+        if attempt.claimed_at is None:
+            continue
+        report = reported[identity]
+        cause, message = end_cause(report, attempt, workload), _without_credentials(report.message)
+        message = message or report.cause.value
+        endings.append(attempts.Ending(workload, attempt, cause, message, report.ran_ms, report.exit_code))
+        heard.add(identity)
+    if endings:
+        await attempts.end_many(tx, endings, terms=terms, now=now)
+    return heard
 
 
 def end_cause(report: FinishedIn, attempt: AttemptRow, workload: WorkloadRow) -> EndCause:

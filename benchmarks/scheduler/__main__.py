@@ -7,6 +7,7 @@ import numpy as np
 import typer
 
 from benchmarks.results import Row, publish
+from benchmarks.scheduler.kueue import kueue_rows
 from benchmarks.scheduler.order import cycle_rows, order_rows
 from benchmarks.scheduler.placement import run
 from benchmarks.scheduler.policies import POLICIES
@@ -23,6 +24,7 @@ def main(
     pods: Annotated[Path, typer.Option(help="CSV of tasks, openb's columns.")] = TRACES / "pods_default.csv",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.")] = 10,
     policy: Annotated[list[str] | None, typer.Option(help="Only these policies; all without it.")] = None,
+    quick: Annotated[bool, typer.Option(help="One seed, a tenth of Kueue's load, cycles of 1,000 jobs.")] = False,
     jobs: Annotated[list[int] | None, typer.Option(help="Waiting jobs of a cycle; a tenth as many nodes.")] = None,
 ) -> None:
     """Compare placement policies at 130 % load, order and cost of cycles; write benchmarks/results/scheduler.json."""
@@ -32,7 +34,7 @@ def main(
     fleet, tasks = read_fleet(nodes), read_tasks(pods)
     rows: list[Row] = []
     for name in policy or POLICIES:
-        outcomes = [run(fleet, tasks, name, seed) for seed in range(seeds)]
+        outcomes = [run(fleet, tasks, name, seed) for seed in range(1 if quick else seeds)]
         allocated = float(np.mean([outcome.allocated for outcome in outcomes]))
         rows.append(allocated_row(name, allocated, pods))
         if name == "bid-price":
@@ -40,7 +42,8 @@ def main(
             target, met = f"<= {SECONDS_TARGET:g}", seconds <= SECONDS_TARGET
             rows.append(Row("fgd_seconds_per_seed", seconds, f"s ({pods.stem})", "", None, target, met))
     rows += order_rows()
-    for size in jobs or (1_000, 10_000):
+    rows += kueue_rows(quick=quick)
+    for size in jobs or ((1_000,) if quick else (1_000, 10_000)):
         rows += cycle_rows(size, size // 10)
     publish("scheduler", rows)
 

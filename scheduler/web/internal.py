@@ -1,14 +1,16 @@
 """The node protocol's server (scheduler/node/protocol.py): translate, nothing else."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import InvalidInput, NotFound, TooLarge
+from kit.together import Together
 from kit.web import bearer_of, chunks_of
 from quotas.api import Db, Now
 from scheduler import artifacts, attempts, checkpoints, reports
@@ -105,9 +107,31 @@ async def post_heartbeat(report: HeartbeatIn, identity: Runner, db: Db, now: Now
         return await reports.heartbeat(tx, identity, report, terms=edge.terms, now=now)
 
 
+Finished = tuple[AttemptIdentity, FinishedIn]
+
+
+def finishing_of(request: Request, db: Db, edge: EdgeOf) -> Together[Finished, bool]:
+    """Ends that are reported at the same time are written together; the answer is whether the attempt was heard."""
+    state = request.app.state
+
+    async def write(reported: Sequence[Finished]) -> list[bool]:
+        async def work(tx: AsyncSession) -> set[AttemptIdentity]:
+            return await reports.finished_many(tx, dict(reported), terms=edge.terms, now=state.clock.now())
+
+        heard = await db.retrying(work)
+        return [identity in heard for identity, _ in reported]
+
+    if not hasattr(state, "finishing"):
+        state.finishing = Together[Finished, bool](write)
+    return state.finishing
+
+
+Finishing = Annotated[Together[Finished, bool], Depends(finishing_of)]
+
+
 @router.post("/finished")
 async def post_finished(
-    attempt_id: str, report: FinishedIn, request: Request, db: Db, now: Now, edge: EdgeOf
+    attempt_id: str, report: FinishedIn, request: Request, db: Db, now: Now, finishing: Finishing
 ) -> dict[str, Any]:
     """The attempt is over. Saying so again changes nothing; after it was given up for lost it is too late."""
     async with db.transaction() as tx:
@@ -115,8 +139,8 @@ async def post_finished(
         if known.id == attempt_id and known.state == AttemptState.ENDED and known.cause not in _LOST:
             return {}
     identity = await identity_of(attempt_id, request, db, now)
-    async with db.transaction() as tx:
-        await reports.finished(tx, identity, report, terms=edge.terms, now=now)
+    if not await finishing.put((identity, report)):
+        raise attempts.fence_lost()
     return {}
 
 
