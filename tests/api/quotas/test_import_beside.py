@@ -13,7 +13,7 @@ from kit.settings import Settings
 from kit.web import create_app
 from quotas import api, usage_imports
 from quotas.main import routers
-from quotas.vocabulary import FirmId
+from quotas.vocabulary import FirmId, HoldId
 from quotas.web import usage_routes
 from tests.api.quotas.conftest import Studio, World
 from tests.support.money import POOL, hold, publish_prices
@@ -100,7 +100,7 @@ async def test_a_file_of_ten_megabytes_is_imported_and_keeps_no_job_of_its_firm_
     studio = await world.studio()
     await paid(world, studio)
     firm = FirmId(studio.firm_id)
-    really, held = usage_imports.collect, list[str]()
+    really, held = usage_imports.collect, list[HoldId]()
 
     async def then_collect(*args: Any, **more: Any) -> int:
         """All is read and written by now, and still the firm's other work finds its money free."""
