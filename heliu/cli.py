@@ -24,8 +24,8 @@ PANELS = {
     "Models": ("model", "adapter", "deploy", "replica"),
     "Quotas": ("quota", "cohort", "limit"),
     "Money": (
-        "account", "statement", "budget", "alert", "voucher", "programme", "tariff", "discount", "usage", "charge",
-        "approval", "ledger", "audit",
+        "account", "statement", "budget", "alert", "voucher", "programme", "tariff", "discount", "centre", "usage",
+        "charge", "approval", "ledger", "audit",
     ),
     "Processes, as heliu up starts them": ("api", "gateway", "controller", "migrate", "bench-target"),
 }  # fmt: skip

@@ -55,14 +55,15 @@ async def set_policy(
 
 
 def needs_second(action: MoneyAction, amount: int, limits: ApprovalPolicyRow) -> bool:
-    """Whether so much needs a second administrator. A tariff's amount is its highest price.
+    """Whether so much needs a second administrator.
 
+    A tariff's amount is its highest price, that of a centre's contract what it pays for the centre's dearest GPU-hour.
     A discount always does: what it will give away nobody knows when it is granted.
     """
     match action:
         case MoneyAction.DISCOUNT:
             return True
-        case MoneyAction.TARIFF:
+        case MoneyAction.TARIFF | MoneyAction.CENTRE_CONTRACT:
             return amount > limits.rate_above
         case _:
             return amount > limits.amount_above

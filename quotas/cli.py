@@ -8,12 +8,15 @@ from quotas import (
     cli_budgets,
     cli_cohorts,
     cli_documents,
+    cli_ledger,
     cli_limits,
     cli_money,
     cli_people,
     cli_prices,
     cli_quotas,
+    cli_statements,
     cli_usage,
+    cli_vouchers,
 )
 
 app = typer.Typer()
@@ -25,10 +28,12 @@ for part in (
     cli_limits,
     cli_budgets,
     cli_audit,
-    cli_money,
     cli_prices,
+    cli_vouchers,
+    cli_money,
+    cli_statements,
+    cli_ledger,
     cli_usage,
-    cli_documents,
     cli_approvals,
 ):
     app.registered_groups.extend(part.app.registered_groups)

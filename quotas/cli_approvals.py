@@ -1,13 +1,11 @@
 """`heliu approval`: four eyes on money."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from kit.cli import JsonFlag, call, console, show, wrong_usage
-from kit.errors import InvalidInput
-from kit.units import format_yuan, parse_yuan
+from kit.cli import JsonFlag, call, console, show
+from quotas.cli_amounts import priced, show_money, yuan
 from quotas.cli_options import WhyAsked
 from quotas.vocabulary import ProposalState
 
@@ -46,21 +44,21 @@ def list_proposals(
 ) -> None:
     """List what waits, and what became of earlier ones."""
     rows = call("GET", "/api/approvals", params={"state": state.value} if state else {})
-    show(rows if as_json else [_priced(row) for row in rows], as_json=as_json, columns=COLUMNS)
+    show_money(rows, as_json, COLUMNS)
 
 
 @approval.command("approve")
 def approve(approval_id: ProposalId, as_json: JsonFlag = False) -> None:
     """Let it happen, now. Never one's own."""
     row = call("POST", f"/api/approvals/{approval_id}/approve")
-    show(row if as_json else _priced(row), as_json=as_json, columns=COLUMNS)
+    show_money(row, as_json, COLUMNS)
 
 
 @approval.command("refuse")
 def refuse(approval_id: ProposalId, reason: WhyAsked, as_json: JsonFlag = False) -> None:
     """Refuse it and say why; one's own is taken back this way."""
     row = call("POST", f"/api/approvals/{approval_id}/refuse", json={"reason": reason})
-    show(row if as_json else _priced(row), as_json=as_json, columns=COLUMNS)
+    show_money(row, as_json, COLUMNS)
 
 
 @approval.command("policy")
@@ -74,23 +72,9 @@ def policy(
     now = call("GET", "/api/approvals/policy")
     if amount is not None or rate is not None:
         body = {
-            "amount_above_micro_yuan": _yuan(amount) if amount else now["amount_above_micro_yuan"],
-            "rate_above_micro_yuan": _yuan(rate) if rate else now["rate_above_micro_yuan"],
+            "amount_above_micro_yuan": yuan(amount) if amount else now["amount_above_micro_yuan"],
+            "rate_above_micro_yuan": yuan(rate) if rate else now["rate_above_micro_yuan"],
             "reason": reason or typer.prompt("Reason"),
         }
         now = done(call("PUT", "/api/approvals/policy", json=body), as_json=as_json)
-    if not as_json:
-        for name in ("amount_above", "rate_above"):
-            now[name] = format_yuan(now.pop(f"{name}_micro_yuan"))
-    show(now, as_json=as_json)
-
-
-def _yuan(text: str) -> int:
-    try:
-        return int(parse_yuan(text))
-    except InvalidInput as error:
-        wrong_usage(str(error))
-
-
-def _priced(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "amount": format_yuan(row["amount_micro_yuan"])}
+    show(now if as_json else priced(now), as_json=as_json)

@@ -1,12 +1,12 @@
 """`heliu budget`, `alert`: what a month may cost, and who hears of it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from kit.cli import JsonFlag, call, show, tell, wrong_usage
-from kit.errors import InvalidInput
-from kit.units import format_yuan, parse_yuan
+from kit.cli import JsonFlag, call, show, tell
+from quotas.cli_amounts import of_firm, show_money, yuan
 from quotas.cli_options import FirmOption
 from quotas.vocabulary import ChannelKind
 
@@ -41,26 +41,22 @@ ALERT_COLUMNS = {
 def set_budget(
     amount: Annotated[str, typer.Argument(help="Yuan a month.")],
     project_id: Annotated[str | None, typer.Option("--project", help="Counts the project's work.")] = None,
-    key_id: Annotated[str | None, typer.Option("--key", help="Counts the key's tokens.")] = None,
+    key_id: Annotated[str | None, typer.Option("--key", help="Counts the key's jobs and requests.")] = None,
     at: Annotated[list[int] | None, typer.Option(help="Per cent that alert; default 50, 80, 100.")] = None,
     hard_stop: Annotated[bool, typer.Option("--hard-stop", help="Refuse what comes after 100 %.")] = False,
     firm_id: FirmOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Give a firm, a project or a key so much a month."""
-    try:
-        micro = int(parse_yuan(amount))
-    except InvalidInput as error:
-        wrong_usage(str(error))
-    body: dict[str, Any] = {"amount_micro_yuan": micro, "hard_stop": hard_stop}
+    body: dict[str, Any] = {"amount_micro_yuan": yuan(amount), "hard_stop": hard_stop}
     body |= {"project_id": project_id, "key_id": key_id, "firm_id": firm_id} | ({"thresholds": at} if at else {})
-    _show([call("POST", "/api/budgets", json=body)], as_json, BUDGET_COLUMNS)
+    _show_budgets([call("POST", "/api/budgets", json=body)], as_json)
 
 
 @budget.command("list")
 def list_budgets(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
     """List budgets and what this month has spent."""
-    _show(call("GET", "/api/budgets", params=_of(firm_id)), as_json, BUDGET_COLUMNS)
+    _show_budgets(call("GET", "/api/budgets", params=of_firm(firm_id)), as_json)
 
 
 @budget.command("end")
@@ -86,7 +82,7 @@ def add_channel(
 def list_channels(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
     """List where alerts go."""
     columns = {"id": "channel", "kind": "kind", "target": "to"}
-    show(call("GET", "/api/alert-channels", params=_of(firm_id)), as_json=as_json, columns=columns)
+    show(call("GET", "/api/alert-channels", params=of_firm(firm_id)), as_json=as_json, columns=columns)
 
 
 @alert.command("end")
@@ -102,7 +98,7 @@ def end_channel(
 @alert.command("list")
 def list_alerts(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
     """List alerts, newest first, and what became of each message."""
-    _show(call("GET", "/api/alerts", params=_of(firm_id)), as_json, ALERT_COLUMNS)
+    show_money(call("GET", "/api/alerts", params=of_firm(firm_id)), as_json, ALERT_COLUMNS)
 
 
 @alert.command("replay")
@@ -115,12 +111,13 @@ def replay(
     tell(f"message {delivery_id} will be sent again", as_json=as_json, id=delivery_id, state="pending")
 
 
-def _show(rows: list[dict[str, Any]], as_json: bool, columns: dict[str, str]) -> None:
-    if not as_json:
-        money = {"amount_micro_yuan": "amount", "spent_micro_yuan": "spent"}
-        rows = [{**row, **{short: format_yuan(row[name]) for name, short in money.items()}} for row in rows]
-    show(rows, as_json=as_json, columns=columns)
-
-
-def _of(firm_id: str | None) -> dict[str, str]:
-    return {"firm_id": firm_id} if firm_id else {}
+def _show_budgets(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    shown = [
+        {
+            **row,
+            "thresholds": ", ".join(str(share) for share in row["thresholds"]),
+            "hard_stop": "yes" if row["hard_stop"] else "no",
+        }
+        for row in rows
+    ]
+    show_money(rows if as_json else shown, as_json, BUDGET_COLUMNS)

@@ -1,4 +1,4 @@
-"""`heliu tariff preview`, `heliu discount`: what prices would do, and what contracts take off."""
+"""`heliu tariff`, `discount`, `centre`: the price book, what contracts take off it, and what centres are paid of it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,64 @@ import typer
 
 from kit.cli import JsonFlag, call, console, show, wrong_usage
 from kit.units import format_yuan
+from quotas.cli_amounts import per_cent
 from quotas.cli_approvals import done
-from quotas.cli_money import tariff
-from quotas.cli_options import FirmId, FirmOption
+from quotas.cli_options import FirmId, FirmOption, WhyNeeded
 from quotas.vocabulary import UsageKind
 
 app = typer.Typer()
+tariff = typer.Typer(help="The price book: publish, list and preview versions.", no_args_is_help=True)
 discount = typer.Typer(help="Discounts by contract.", no_args_is_help=True)
+centre = typer.Typer(help="What centres are paid for the time they lend.", no_args_is_help=True)
+app.add_typer(tariff, name="tariff")
 app.add_typer(discount, name="discount")
+app.add_typer(centre, name="centre")
+
+CentreArgument = Annotated[str, typer.Argument(metavar="CENTRE", help="A centre's name, e.g. optics-valley.")]
+
+
+@tariff.command("publish")
+def publish(
+    book: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON as POST /api/tariffs takes it.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Publish a version of the whole price book."""
+    try:
+        body = json.loads(book.read_text())
+    except ValueError as error:
+        wrong_usage(f"{book} is not JSON: {error}")
+    _show_tariffs([done(call("POST", "/api/tariffs", json=body), as_json=as_json)], as_json)
+
+
+@tariff.command("list")
+def list_tariffs(as_json: JsonFlag = False) -> None:
+    """List every version, oldest first."""
+    _show_tariffs(call("GET", "/api/tariffs"), as_json)
+
+
+def _show_tariffs(book: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        show(book, as_json=True)
+        return
+    rows = [
+        {
+            "tariff": f"{one['id']} {one['name']}",
+            "from": one["valid_from"],
+            "until": one["valid_until"],
+            "of": " ".join(filter(None, (rate["resource"], rate["qos"], rate["window"]))),
+            "meter": rate["meter"],
+            "price": format_yuan(rate["micro_yuan"]),
+        }
+        for one in book
+        for rate in one["rates"]
+    ]
+    columns = {name: name for name in ("tariff", "from", "until", "of", "meter", "price")}
+    show(
+        rows,
+        as_json=False,
+        columns=columns,
+        title="a GPU-hour, a million tokens, an image, a second of audio, a GB-month",
+    )
 
 
 @tariff.command("preview")
@@ -57,7 +107,7 @@ def preview(
 def grant(
     firm_id: FirmId,
     kind: Annotated[UsageKind, typer.Argument(help="What it is on.")],
-    off: Annotated[float, typer.Option(min=0.0001, max=100, help="Per cent off.")],
+    off: Annotated[str, typer.Option(help="Per cent off, e.g. 10 or 12.5.")],
     contract: Annotated[str, typer.Option(help="The contract that says so.")],
     resource: Annotated[str, typer.Option("--on", help="One pool or model; by default all.")] = "*",
     since: Annotated[str | None, typer.Option("--from", help="E.g. 2026-12-01T00:00:00+08:00; by default now.")] = None,
@@ -69,18 +119,18 @@ def grant(
         "firm_id": firm_id,
         "kind": kind.value,
         "resource": resource,
-        "off_ppm": round(off * 10_000),
+        "off_ppm": per_cent(off),
         "valid_from": since,
         "valid_until": until,
         "contract": contract,
     }
-    _show([done(call("POST", "/api/discounts", json=body), as_json=as_json)], as_json)
+    _show_discounts([done(call("POST", "/api/discounts", json=body), as_json=as_json)], as_json)
 
 
 @discount.command("list")
 def list_discounts(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
     """List a firm's discounts, oldest first."""
-    _show(call("GET", "/api/discounts", params={"firm_id": firm_id} if firm_id else {}), as_json)
+    _show_discounts(call("GET", "/api/discounts", params={"firm_id": firm_id} if firm_id else {}), as_json)
 
 
 @discount.command("end")
@@ -89,10 +139,35 @@ def end(
     as_json: JsonFlag = False,
 ) -> None:
     """Let a discount end now; one that has not begun is withdrawn."""
-    _show([call("POST", f"/api/discounts/{discount_id}/end")], as_json)
+    _show_discounts([call("POST", f"/api/discounts/{discount_id}/end")], as_json)
 
 
-def _show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+@centre.command("contract")
+def sign_contract(
+    centre_name: CentreArgument,
+    payout: Annotated[str, typer.Argument(help="Per cent of the list price, e.g. 80 or 82.5.")],
+    reason: WhyNeeded,
+    as_json: JsonFlag = False,
+) -> None:
+    """From now on pay a centre so much of the list price; above the policy's price a second administrator approves."""
+    body = {"payout_ppm": per_cent(payout), "reason": reason}
+    answer = done(call("PUT", f"/api/centres/{centre_name}/contract", json=body), as_json=as_json)
+    _show_contracts([answer], as_json)
+
+
+@centre.command("contracts")
+def list_contracts(centre_name: CentreArgument, as_json: JsonFlag = False) -> None:
+    """List what a centre is and was paid of the list price, oldest first."""
+    _show_contracts(call("GET", f"/api/centres/{centre_name}/contracts"), as_json)
+
+
+def _show_contracts(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    shown = rows if as_json else [{**row, "payout": f"{row['payout_ppm'] / 10_000:g} %"} for row in rows]
+    columns = {"centre": "centre", "payout": "payout", "valid_from": "from", "valid_until": "until"}
+    show(shown, as_json=as_json, columns=columns)
+
+
+def _show_discounts(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     shown = rows if as_json else [{**row, "off": f"{row['off_ppm'] / 10_000:g} %"} for row in rows]
     columns = {
         "id": "discount",

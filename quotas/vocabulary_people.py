@@ -116,6 +116,7 @@ class MoneyAction(StrEnum):
     TARIFF = "tariff"
     DISCOUNT = "discount"
     POLICY = "policy"
+    CENTRE_CONTRACT = "centre_contract"
 
 
 class ProposalState(StrEnum):

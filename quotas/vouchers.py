@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from kit.units import PPM, MicroYuan, Ppm
+from kit.units import PPM, MicroYuan, Ppm, format_yuan
 from quotas.vocabulary import FirmId, ProgrammeId, UsageKind, VoucherId, VoucherPart
 
 
@@ -160,7 +160,7 @@ def explained(
 
 def _paid_sentence(part: VoucherPart) -> str:
     share = f" ({part.share_ppm / 10_000:g} %)" if part.share_ppm else ""
-    return f"{part.voucher_id} paid {part.amount} of {part.base} micro-yuan{share}"
+    return f"{part.voucher_id} paid {format_yuan(part.amount)} of {format_yuan(part.base)}{share}"
 
 
 def settle(amount: MicroYuan, held: Sequence[VoucherPart]) -> Allocation:

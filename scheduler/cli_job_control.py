@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from kit.cli import JsonFlag, call, show
-from scheduler.cli_jobs import JOB_COLUMNS, JobId, job, priced
+from scheduler.cli_jobs import JOB_COLUMNS, JobId, edges, job, priced
 
 app = typer.Typer()
 
@@ -20,6 +20,16 @@ def pause(job_id: JobId, as_json: JsonFlag = False) -> None:
 def resume(job_id: JobId, as_json: JsonFlag = False) -> None:
     """Queue a paused job again."""
     _told(call("POST", f"/api/jobs/{job_id}/resume"), as_json=as_json)
+
+
+@job.command("after")
+def run_after(
+    job_id: JobId,
+    other: Annotated[list[str], typer.Argument(help="Jobs or arrays to wait for: ID, ID:any or ID:failed.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a job that has not started wait for others too."""
+    _told(call("POST", f"/api/jobs/{job_id}/after", json={"after": edges(other)}), as_json=as_json)
 
 
 @job.command("priority")

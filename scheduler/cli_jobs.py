@@ -52,6 +52,12 @@ Deadline = Annotated[
     typer.Option(help="When it should be over, as 2026-12-01T18:00+08:00: of your own jobs the tightest goes first."),
 ]
 Duration = Annotated[int | None, typer.Option(help="Seconds it will run, if you know; else learned from earlier jobs.")]
+Afters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--after", help="Run after this job or array succeeded; ID:any however it ended, ID:failed if it failed."
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="What you call it; durations are learned by name.")]
 Project = Annotated[str | None, typer.Option("--project", help="Project id; default: the firm's default one.")]
 JobId = Annotated[str, typer.Argument(help="A job's id (job_…).")]
@@ -102,12 +108,14 @@ def submit(
     quote: Annotated[str | None, typer.Option(help="A quote's id: its maximum caps the charge.")] = None,
     cap: Annotated[str | None, typer.Option(help="Stop it when it has spent this many yuan.")] = None,
     retries: Annotated[int, typer.Option(min=0, max=10, help="Tries after an error of its own; each is charged.")] = 0,
+    after: Afters = None,
     key: Annotated[str | None, typer.Option("--key", help="Idempotency key: twice the same makes one job.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job."""
     body = request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
     body |= wishes(name, deadline, duration) | {"quote_id": quote, "cap_micro_yuan": yuan(cap), "retries": retries}
+    body["after"] = edges(after)
     made = call("POST", "/api/jobs", json=body, headers={"Idempotency-Key": key} if key else {})
     show(made if as_json else priced(made), as_json=as_json, columns=DETAIL_COLUMNS)
 
@@ -258,6 +266,12 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def edges(afters: Sequence[str] | None) -> list[dict[str, str]]:
+    """What to wait for, and how it has to end."""
+    parts = [text.partition(":") for text in afters or ()]
+    return [{"id": id, "rule": rule or "ok"} for id, _, rule in parts]
 
 
 def yuan(text: str | None) -> int | None:

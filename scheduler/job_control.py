@@ -1,5 +1,6 @@
 """What an owner does with a job under way: lay it aside and take it up again, and say how much it matters."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -8,11 +9,12 @@ from kit import events
 from kit.auth import Principal
 from kit.db import notify
 from kit.errors import Conflict
-from scheduler import attempts
+from scheduler import attempts, dependencies
 from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
 from scheduler.admission import topic
 from scheduler.jobs import job_of
+from scheduler.specs import After
 from scheduler.terms import Terms
 from scheduler.vocabulary import JOB_OVER, JOBS_CHANNEL, AttemptState, EndCause, JobState, WaitReason
 
@@ -51,8 +53,16 @@ async def resume_job(tx: AsyncSession, job_id: str, *, by: Principal, now: datet
     if job.state == JobState.PAUSED:  # else its attempt still ends, and it is queued again when that is done
         job.state, job.wait_reason, job.wait_detail = JobState.QUEUED, WaitReason.NEW, WaitReason.NEW.sentence
         await tx.flush()
+        await dependencies.settle(tx, job, now=now)
         await events.append(tx, topic(job, "resumed"), job.id, {"by": by.id}, now=now, firm_id=job.firm_id)
     await notify(tx, JOBS_CHANNEL, job.id)
+    return job
+
+
+async def run_after(tx: AsyncSession, job_id: str, after: Sequence[After], *, now: datetime) -> WorkloadRow:
+    """Let a job that has not started wait for others too. Raises what `dependencies.add` raises."""
+    job = await _under_way(tx, job_id)
+    await dependencies.add(tx, job, after, now=now)
     return job
 
 

@@ -17,7 +17,7 @@ from kit.ids import new_id
 from kit.units import GpuMilli
 from quotas import api as quotas
 from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId
-from scheduler import attempts, durations, uploads
+from scheduler import attempts, dependencies, durations, uploads
 from scheduler.adapters import store
 from scheduler.adapters.tables import ArtifactRow, InputRow, QuoteRow, UploadRow, WorkloadRow
 from scheduler.admission import topic
@@ -305,6 +305,7 @@ async def _accept(
     body = {"name": job.name, "recipe": job.recipe, "pools": job.pools, "quote_id": job.quote_id}
     await events.append(tx, "job.submitted", job.id, body, now=now, firm_id=firm_id)
     await notify(tx, JOBS_CHANNEL, job.id)
+    await dependencies.add(tx, job, spec.after, now=now)
 
 
 async def require_payable(

@@ -21,7 +21,18 @@ from kit.clock import Clock
 from kit.db import Database
 from kit.errors import HeliuError, Unavailable
 from quotas.vocabulary import PoolName
-from scheduler import arrays, artifacts, checkpoints, effects, fleet, leases, storage_meter, suspensions, uploads
+from scheduler import (
+    arrays,
+    artifacts,
+    checkpoints,
+    dependencies,
+    effects,
+    fleet,
+    leases,
+    storage_meter,
+    suspensions,
+    uploads,
+)
 from scheduler.adapters import store, waits
 from scheduler.admission import Admitted, Outcome, Postponed, Stale, is_payable, record_wait, record_waits, topic
 from scheduler.attempts import finish_workload, request_stop
@@ -100,6 +111,7 @@ async def step(controller: Controller, *, look: bool = True) -> None:
     await _guarded("replicas", leases.renew_holds, controller.db, controller.terms, controller.clock)
     await _guarded("suspensions", suspensions.drain, controller.db, controller.terms, controller.clock)
     await _guarded("arrays", arrays.advance, controller.db, controller.clock)
+    await _guarded("dependencies", dependencies.resolve, controller.db, controller.clock)
     await _guarded("cycle", cycle, controller)
     drive = effects.drive
     await _guarded(

@@ -8,6 +8,7 @@ from typing import Any
 
 from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
 from quotas.vocabulary import PoolName, QoS
+from scheduler.vocabulary import AfterRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,14 @@ class InputRef:
 
     name: str
     source_id: str  # up_… or art_…
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """Run after that job or array has ended in this way."""
+
+    id: str  # job_… or arr_…
+    rule: AfterRule = AfterRule.OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,7 @@ class JobSpec:
     deadline: datetime | None = None
     expected_seconds: int | None = None  # declared by the submitter
     retries: int = 0  # after errors of its own
+    after: tuple["After", ...] = ()
 
     @property
     def gpu_milli(self) -> GpuMilli:
@@ -52,7 +62,8 @@ class JobSpec:
         content = [self.shape_hash(project_id).hex(), self.name, self.cap_micro_yuan, quote_id]
         if self.deadline is not None:
             content.append(self.deadline.isoformat())
-        wishes = {"expected": self.expected_seconds, "retries": self.retries}
+        after = [[edge.id, edge.rule] for edge in self.after]
+        wishes = {"expected": self.expected_seconds, "retries": self.retries, "after": after}
         asked = {name: value for name, value in wishes.items() if value}
         return content_hash([*content, asked] if asked else content)
 

@@ -30,6 +30,7 @@ class WorkloadKind(StrEnum):
 class JobState(StrEnum):
     """Where a workload stands; a replica uses the same states, and `cancelled` is how it ends."""
 
+    BLOCKED = "blocked"  # waits for other jobs to end; not looked at before
     QUEUED = "queued"  # waits, with a reason
     STARTING = "starting"  # placed; the node prepares (free of charge)
     RUNNING = "running"  # its program runs; the paid clock ticks
@@ -41,10 +42,13 @@ class JobState(StrEnum):
 
 _J = JobState
 JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
-    _J.QUEUED: frozenset({_J.STARTING, _J.PAUSED, _J.FAILED, _J.CANCELLED}),  # failed: rejected by a decision
+    _J.BLOCKED: frozenset({_J.QUEUED, _J.PAUSED, _J.CANCELLED}),
+    _J.QUEUED: frozenset(
+        {_J.BLOCKED, _J.STARTING, _J.PAUSED, _J.FAILED, _J.CANCELLED}
+    ),  # failed: rejected by a decision
     _J.STARTING: frozenset({_J.QUEUED, _J.RUNNING, _J.PAUSED, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
     _J.RUNNING: frozenset({_J.QUEUED, _J.PAUSED, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
-    _J.PAUSED: frozenset({_J.QUEUED, _J.CANCELLED}),
+    _J.PAUSED: frozenset({_J.BLOCKED, _J.QUEUED, _J.CANCELLED}),
     _J.SUCCEEDED: frozenset(),
     _J.FAILED: frozenset(),
     _J.CANCELLED: frozenset(),
@@ -109,6 +113,7 @@ class WaitReason(StrEnum):
     NO_MONEY = "no_money"
     NO_PRICE = "no_price"
     BACKOFF = "backoff"
+    AFTER = "after"
 
     @property
     def sentence(self) -> str:
@@ -127,7 +132,16 @@ _SENTENCES: Mapping[WaitReason, str] = {
     WaitReason.NO_MONEY: "The firm's balance and vouchers do not cover its maximum price.",
     WaitReason.NO_PRICE: "The pool has no published price at this quality of service.",
     WaitReason.BACKOFF: "Its last attempt ended early; it is tried again after a pause.",
+    WaitReason.AFTER: "It is to run after other work, which is not over.",
 }
+
+
+class AfterRule(StrEnum):
+    """How the work that a job waits for has to end; ended otherwise, the job is cancelled."""
+
+    OK = "ok"  # with success
+    ANY = "any"  # in whatever way
+    FAILED = "failed"  # without success: for what cleans up
 
 
 class RejectReason(StrEnum):

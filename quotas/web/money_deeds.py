@@ -14,14 +14,14 @@ from kit.errors import Conflict
 from kit.ids import new_id
 from kit.units import MAX_AMOUNT, MicroYuan, Ppm
 from kit.web import Body, View
-from quotas import approvals, audit, cash, charges, discounts, programmes, refunds, tariffs
+from quotas import approvals, audit, cash, centre_contracts, charges, discounts, programmes, refunds, tariffs
 from quotas.adapters.approval_tables import ProposalRow
 from quotas.applications import firm_of
 from quotas.firms import OVER
-from quotas.vocabulary import ChargeId, FirmId, MoneyAction, ProgrammeId
+from quotas.vocabulary import CentreName, ChargeId, FirmId, MoneyAction, ProgrammeId
 from quotas.web.approval_schemas import PolicyIn, PolicyOut, ProposalOut
 from quotas.web.money_schemas import AccountOut, CashIn, CashOut, ChargeOut, VoucherIn, VoucherOut
-from quotas.web.price_schemas import DiscountIn, DiscountOut, TariffIn, TariffOut
+from quotas.web.price_schemas import ContractOut, DiscountIn, DiscountOut, TariffIn, TariffOut
 from quotas.web.schemas import Id, Paragraph
 
 PROPOSED: dict[int | str, dict[str, Any]] = {
@@ -32,6 +32,12 @@ PROPOSED: dict[int | str, dict[str, Any]] = {
 class CreditLineOrder(Body):
     firm_id: Id
     amount_micro_yuan: Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+    reason: Paragraph
+
+
+class ContractOrder(Body):
+    centre: Id
+    payout_ppm: int
     reason: Paragraph
 
 
@@ -183,6 +189,25 @@ async def discount(tx: AsyncSession, body: DiscountIn, deed: Deed) -> DiscountOu
     return DiscountOut.of(one)
 
 
+async def centre_contract(tx: AsyncSession, body: ContractOrder, deed: Deed) -> ContractOut:
+    """From now on pay a centre this part of the list price."""
+    centre = CentreName(body.centre)
+    before = (await centre_contracts.contracts_of(tx, centre))[-1]
+    await tariffs.set_centre_contract(tx, centre=centre, payout_ppm=Ppm(body.payout_ppm), now=deed.now)
+    await audit.record(
+        tx,
+        "centre.contract",
+        centre,
+        by=deed.by,
+        now=deed.now,
+        origin=deed.origin,
+        before={"payout_ppm": before.payout_ppm},
+        after={"payout_ppm": body.payout_ppm},
+        reason=body.reason,
+    )
+    return ContractOut.of((await centre_contracts.contracts_of(tx, centre))[-1])
+
+
 async def policy(tx: AsyncSession, body: PolicyIn, deed: Deed) -> PolicyOut:
     """Set the amounts above which a second administrator is needed."""
     row = await approvals.set_policy(
@@ -206,6 +231,7 @@ DEEDS: dict[MoneyAction, tuple[type[Body], Callable[..., Awaitable[View]]]] = {
     MoneyAction.TARIFF: (TariffIn, tariff),
     MoneyAction.DISCOUNT: (DiscountIn, discount),
     MoneyAction.POLICY: (PolicyIn, policy),
+    MoneyAction.CENTRE_CONTRACT: (ContractOrder, centre_contract),
 }
 
 
@@ -258,6 +284,8 @@ def perform(by: Principal, now: datetime, origin: str | None) -> approvals.Perfo
                 return done.firm_id
             case PolicyOut():
                 return "policy"
+            case ContractOut():
+                return done.centre
             case CashOut() | VoucherOut() | ChargeOut() | TariffOut() | DiscountOut():
                 return done.id
             case _:

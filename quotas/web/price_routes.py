@@ -3,19 +3,31 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.units import Ppm
-from quotas import audit, previews, tariffs
+from quotas import centre_contracts, previews, tariffs
 from quotas.access import Action, require
 from quotas.applications import firm_of
 from quotas.pricing import Tariff
 from quotas.vocabulary import CentreName, FirmId, ModelName, MoneyAction, Period, PoolName, QoS, TariffId
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
-from quotas.web.money_deeds import PROPOSED, do_or_propose
-from quotas.web.price_schemas import ContractIn, GpuPriceOut, PreviewIn, PreviewOut, TariffIn, TariffOut, TokenPriceOut
+from quotas.web.money_deeds import PROPOSED, ContractOrder, do_or_propose
+from quotas.web.price_schemas import (
+    ContractIn,
+    ContractOut,
+    GpuPriceOut,
+    PreviewIn,
+    PreviewOut,
+    TariffIn,
+    TariffOut,
+    TokenPriceOut,
+)
 from quotas.web.schemas import Instant
 
 router = APIRouter(prefix="/api", tags=["prices"])
+
+Centre = Annotated[str, Path(max_length=60, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 @router.post("/tariffs", status_code=201, response_model=TariffOut, responses=PROPOSED)
@@ -91,19 +103,29 @@ async def token_price(
     )
 
 
-@router.put("/centres/{centre}/contract", status_code=204)
+@router.put("/centres/{centre}/contract", response_model=ContractOut, responses=PROPOSED)
 async def set_contract(
-    centre: Annotated[str, Path(max_length=60, pattern=r"^[a-z0-9][a-z0-9-]*$")],
-    body: ContractIn,
-    principal: CurrentPrincipal,
-    db: Db,
-    now: Now,
-    origin: Origin,
-) -> None:
-    """From now on pay a centre this part of the list price of the time it lends."""
+    centre: Centre, body: ContractIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
+) -> object:
+    """From now on pay a centre this part of the list price of the time it lends.
+
+    Where that pays more for its dearest GPU-hour than the policy's price, a second administrator approves it first.
+    """
     require(principal, Action.TARIFF_PUBLISH, firm_id=None)
-    async with db.transaction() as tx:
-        await tariffs.set_centre_contract(tx, centre=CentreName(centre), payout_ppm=Ppm(body.payout_ppm), now=now)
-        await audit.record(
-            tx, "centre.contract", centre, by=principal, now=now, origin=origin, after={"payout_ppm": body.payout_ppm}
+    order = ContractOrder(centre=centre, payout_ppm=body.payout_ppm, reason=body.reason)
+
+    async def sign(tx: AsyncSession) -> object:
+        hour = await centre_contracts.dearest_hour(tx, CentreName(centre), Ppm(body.payout_ppm), now=now)
+        return await do_or_propose(
+            tx, MoneyAction.CENTRE_CONTRACT, order, amount=hour, firm_id=None, by=principal, now=now, origin=origin
         )
+
+    return await db.retrying(sign)
+
+
+@router.get("/centres/{centre}/contracts")
+async def list_contracts(centre: Centre, principal: CurrentPrincipal, db: Db) -> list[ContractOut]:
+    """What a centre is and was paid of the list price, oldest first."""
+    require(principal, Action.CENTRE_BILLING_READ, firm_id=None)
+    async with db.transaction() as tx:
+        return [ContractOut.of(one) for one in await centre_contracts.contracts_of(tx, CentreName(centre))]

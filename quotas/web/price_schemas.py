@@ -8,11 +8,12 @@ from pydantic import Field, StringConstraints, model_validator
 from kit.errors import InvalidInput
 from kit.units import PPM
 from kit.web import Body, View
+from quotas.centre_contracts import CentreContract
 from quotas.discounts import Contract
 from quotas.previews import Preview
 from quotas.pricing import MINUTES_PER_DAY, Meter, RateKey, Tariff, Window, scaled_rate, unpriced_hours
 from quotas.vocabulary import QoS, UsageKind
-from quotas.web.schemas import Id, Instant, Line
+from quotas.web.schemas import Id, Instant, Line, Paragraph
 
 Rate = Annotated[int, Field(ge=0, le=2**40)]
 Share = Annotated[int, Field(ge=0, le=PPM)]
@@ -195,6 +196,21 @@ class TokenPriceOut(View):
 
 class ContractIn(Body):
     payout_ppm: Share
+    reason: Paragraph
+
+
+class ContractOut(View):
+    """`valid_from` null: what a centre without a contract is paid."""
+
+    centre: str
+    payout_ppm: int
+    valid_from: datetime | None
+    valid_until: datetime | None
+
+    @classmethod
+    def of(cls, one: CentreContract) -> Self:
+        """A contract as it is shown."""
+        return cls(centre=one.centre, payout_ppm=one.payout_ppm, valid_from=one.valid_from, valid_until=one.valid_until)
 
 
 class DiscountIn(Body):

@@ -230,6 +230,17 @@ class ArrayRow(_Table, table=True):
     ended_at: datetime | None = _instant(nullable=True)
 
 
+class DependencyRow(_Table, table=True):
+    """A job waits for the end of another job or array."""
+
+    __tablename__ = "dependency"
+    __table_args__ = (Index("dependency_after", "after_id"), {"schema": SCHEMA})
+
+    workload_id: str = _text(primary_key=True, to="workload.id")
+    after_id: str = _text(primary_key=True)  # job_… or arr_…
+    rule: str = _text()
+
+
 class InputRow(_Table, table=True):
     """A file a job reads: an object that was whole when the job was submitted."""
 

@@ -1,11 +1,12 @@
-"""A job under way: pause, resume, priority."""
+"""A job under way: pause, resume, priority, what it waits for."""
 
 from fastapi import APIRouter
 
 from quotas.api import Action, CurrentPrincipal, Db, Now
 from scheduler import job_control, jobs
+from scheduler.specs import After
 from scheduler.web.edge import EdgeOf, may_touch
-from scheduler.web.schemas import JobOut, PriorityIn
+from scheduler.web.schemas import AfterListIn, JobOut, PriorityIn
 from scheduler.web.views import job_out
 
 router = APIRouter(prefix="/api", tags=["jobs"])
@@ -26,6 +27,16 @@ async def resume(job_id: str, principal: CurrentPrincipal, db: Db, now: Now) -> 
     async with db.transaction() as tx:
         may_touch(principal, Action.JOB_SUBMIT, await jobs.job_of(tx, job_id))
         job = await job_control.resume_job(tx, job_id, by=principal, now=now)
+    return job_out(job, now=now)
+
+
+@router.post("/jobs/{job_id}/after")
+async def run_after(job_id: str, body: AfterListIn, principal: CurrentPrincipal, db: Db, now: Now) -> JobOut:
+    """Let a job that has not started wait for other work of its firm too."""
+    async with db.transaction() as tx:
+        may_touch(principal, Action.JOB_SUBMIT, await jobs.job_of(tx, job_id))
+        edges = [After(edge.id, edge.rule) for edge in body.after]
+        job = await job_control.run_after(tx, job_id, edges, now=now)
     return job_out(job, now=now)
 
 

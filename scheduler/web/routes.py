@@ -11,9 +11,10 @@ from kit.ids import new_id
 from kit.units import MicroYuan
 from quotas.api import Action, CurrentPrincipal, Db, Now
 from quotas.vocabulary import PoolName
-from scheduler import artifacts, checkpoints, explain, jobs, quotes
+from scheduler import artifacts, checkpoints, dependencies, explain, jobs, quotes
 from scheduler.adapters import store
 from scheduler.logs import AFTER_START, follow_position, log_page
+from scheduler.specs import After
 from scheduler.vocabulary import JOB_OVER, JobState, WorkloadKind
 from scheduler.web.edge import EdgeOf, acting_firm, acting_project, may_touch
 from scheduler.web.schemas import (
@@ -107,7 +108,8 @@ async def view_job(job_id: str, principal: CurrentPrincipal, db: Db, now: Now) -
         placed = await store.placements(tx, [attempt.id for attempt in tries])
         made = await artifacts.artifacts_of(tx, job.id)
         kept = await checkpoints.checkpoint_of(tx, job.id)
-    return job_detail_out(job, tries, placed, made, kept, now=now)
+        awaited = await dependencies.awaited_by(tx, job.id)
+    return job_detail_out(job, tries, placed, made, kept, awaited, now=now)
 
 
 @router.post("/jobs/{job_id}/cancel")
@@ -211,4 +213,5 @@ def spec_of(body: QuoteIn) -> jobs.JobSpec:
         deadline=body.deadline,
         expected_seconds=body.expected_seconds,
         retries=retries,
+        after=tuple(After(edge.id, edge.rule) for edge in body.after) if isinstance(body, JobIn) else (),
     )

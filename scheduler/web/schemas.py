@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 from kit.web import Body, View
 from quotas.vocabulary import QoS
 from scheduler.node.protocol import plain_name
-from scheduler.vocabulary import PRIORITY_MAX, PRIORITY_MIN, WORKERS_MAX, JobState, WaitReason
+from scheduler.vocabulary import PRIORITY_MAX, PRIORITY_MIN, WORKERS_MAX, AfterRule, JobState, WaitReason
 
 SECONDS_MAX = 31 * 86_400
 MICRO_YUAN_MAX = 2**53
@@ -77,7 +77,17 @@ class WorkIn(QuoteIn):
     retries: Annotated[int, Field(ge=0, le=10, description="how often it is tried again after an error of its own")] = 0
 
 
+class AfterIn(Body):
+    id: Id = Field(description="a job (job_…) or an array (arr_…) of the same firm")
+    rule: AfterRule = Field(default=AfterRule.OK, description="how it has to end; else this job is cancelled")
+
+
+class AfterListIn(Body):
+    after: Annotated[list[AfterIn], Field(min_length=1, max_length=32)]
+
+
 class JobIn(WorkIn):
+    after: Annotated[list[AfterIn], Field(max_length=32, description="run when these have ended")] = []
     quote_id: Id | None = Field(default=None, description="its maximum caps the charge")
 
 
@@ -212,7 +222,14 @@ class CheckpointOut(View):
     created_at: datetime
 
 
+class AwaitedOut(View):
+    id: str
+    rule: AfterRule
+    succeeded: bool | None
+
+
 class JobDetailOut(JobOut):
+    after: list[AwaitedOut]
     checkpoint: CheckpointOut | None
     attempts: list[AttemptOut]
     artifacts: list["ArtifactOut"]

@@ -5,6 +5,7 @@ from datetime import datetime
 from quotas.vocabulary import ComputeQuote
 from scheduler.adapters.tables import AttemptRow, CheckpointRow, PlacementRow, WorkloadRow
 from scheduler.arrays import ArrayView
+from scheduler.dependencies import Awaited
 from scheduler.explain import Explanation, Place, expected_finish
 from scheduler.quotes import Quote
 from scheduler.vocabulary import ArtifactView, JobState, WaitReason
@@ -12,6 +13,7 @@ from scheduler.web.schemas import (
     ArrayOut,
     ArtifactOut,
     AttemptOut,
+    AwaitedOut,
     CheckpointOut,
     JobDetailOut,
     JobOut,
@@ -42,6 +44,7 @@ def job_detail_out(
     placed: dict[str, list[PlacementRow]],
     made: list[ArtifactView],
     kept: CheckpointRow | None,
+    awaited: list[Awaited],
     *,
     now: datetime,
 ) -> JobDetailOut:
@@ -51,6 +54,7 @@ def job_detail_out(
         attempts=[attempt_out(attempt, placed[attempt.id]) for attempt in attempts],
         artifacts=[artifact_out(artifact) for artifact in made],
         checkpoint=CheckpointOut.model_validate(kept) if kept else None,
+        after=[AwaitedOut(id=one.id, rule=one.rule, succeeded=one.succeeded) for one in awaited],
     )
 
 

@@ -126,8 +126,18 @@ class EventStream:
             raise ValueError("an event of the engine is larger than any event should be")
         if not mark:
             return b""
-        passed = self._at_once(whole + mark) if self._named else None
-        return self._one_by_one(whole.split(b"\n\n")) if passed is None else passed
+        if self._named:
+            return self._running_then_last(whole + mark)
+        # The first event tells what the engine calls the model; those after it may go the short way.
+        first, _, rest = (whole + mark).partition(mark)
+        return self._one_by_one(first + mark) + self._running_then_last(rest)
+
+    def _running_then_last(self, data: bytes) -> bytes:
+        """Running chunks the short way if they allow it; an engine in a hurry sends its last ones along with them."""
+        final = data.find(b'"choices":[]')
+        end = len(data) if final < 0 else data.rfind(b"\n\n", 0, final) + 2
+        passed = self._at_once(data[:end]) if self._named else None
+        return self._one_by_one(data) if passed is None else passed + self._one_by_one(data[end:])
 
     def _at_once(self, data: bytes) -> bytes | None:
         """What `_one_by_one` makes of these events, without decoding them; None where they must be decoded.
@@ -136,12 +146,7 @@ class EventStream:
         looks for has bare quotes, and inside a JSON string quotes are escaped: a text cannot look like it.
         """
         count = data.count(b"\n\n")
-        if (
-            data.count(b"\n") != 2 * count
-            or data.count(b"data: {") != count
-            or b'"choices":[]' in data
-            or b'"error":' in data
-        ):
+        if not count or data.count(b"\n") != 2 * count or data.count(b"data: {") != count or b'"error":' in data:
             return None
         if self._named != self._renamed:
             data = data.replace(self._named, self._renamed)
@@ -155,9 +160,9 @@ class EventStream:
         self.usage.see(0, input=tokens.input, output=tokens.output)
         return data if self._asked.continuous_usage else stripped
 
-    def _one_by_one(self, events: list[bytes]) -> bytes:
+    def _one_by_one(self, data: bytes) -> bytes:
         out: list[bytes] = []
-        for event in events:
+        for event in data.split(b"\n\n")[:-1]:
             passed = self._event(event)
             if passed:
                 out.append(passed)

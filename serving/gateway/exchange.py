@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from serving.gateway.answers import EventStream, whole
 from serving.gateway.cache_events import prompt_header
@@ -75,10 +76,13 @@ class Exchange(Intake):
     def dispatch(self) -> None:
         """Send the request to a replica, or let it wait for one."""
         assert self._destination is not None
-        service = self._destination.service
-        found = self._gateway.waiting.route(service, self.ask())
+        service, adapter, _ = self._destination
+        waiting = self._gateway.waiting
+        found = waiting.only(service) if adapter is None and not self._avoid else None
+        if found is None:
+            found = waiting.route(service, self.ask())
         if isinstance(found, NoRoute):
-            refusal = self._gateway.waiting.wait(self, service, found)
+            refusal = waiting.wait(self, service, found)
             if refusal is not None:
                 self.refuse(refusal)
             return
@@ -211,7 +215,7 @@ class Exchange(Intake):
                 self._finish(NOTHING, outcome)
                 self._reply.respond(200, passed, self._headers(), self._content_type or b"application/json")
             else:
-                self._finish(tokens, outcome, lambda: self._reply_whole(passed))
+                self._finish(tokens, outcome, partial(self._reply_whole, passed))
             return
         verdict = judge(self._status, body, asked.model, engine_name=self._engine_name())
         match verdict:

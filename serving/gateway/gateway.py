@@ -137,11 +137,7 @@ class Gateway:
             return
         model = destination.service.model.name
         metrics = self.metrics
-        metrics.requests[model, outcome.value] += 1
-        if tokens.any:
-            metrics.tokens[model, "input"] += tokens.input
-            metrics.tokens[model, "cached_input"] += tokens.cached_input
-            metrics.tokens[model, "output"] += tokens.output
+        metrics.total(model).finished(tokens, outcome)
         if exchange.sent_at:
             metrics.served(model, exchange.replica).finished(
                 tokens, began=exchange.began, sent=exchange.sent_at, first=exchange.first_at, ended=time.monotonic()

@@ -35,8 +35,8 @@ class Sink(Protocol):
 class EngineConnection(asyncio.Protocol):
     """A connection to one engine; `sink` is set while a request runs on it."""
 
-    __slots__ = ("_began", "_bodies", "_content_type", "_head", "_keep", "_lost", "idle_since", "linger", "parser",
-                 "pool", "served", "sink", "transport")  # fmt: skip
+    __slots__ = ("_began", "_bodies", "_content_type", "_head", "_keep", "_lost", "_slow", "idle_since", "linger",
+                 "parser", "pool", "served", "sink", "transport")  # fmt: skip
 
     def __init__(self, pool: "EnginePool") -> None:
         self.pool = pool
@@ -46,7 +46,7 @@ class EngineConnection(asyncio.Protocol):
         self.served = 0
         self.idle_since = 0.0
         self.linger: asyncio.TimerHandle | None = None
-        self._began = self._head = self._keep = self._lost = False
+        self._began = self._head = self._keep = self._lost = self._slow = False
         self._content_type = b""
         self._bodies: list[bytes] = []
 
@@ -68,6 +68,9 @@ class EngineConnection(asyncio.Protocol):
 
     def slow(self, slow: bool) -> None:
         """Back-pressure: stop or go on reading from the engine."""
+        if slow is self._slow:
+            return
+        self._slow = slow
         if self.transport is not None and not self.transport.is_closing():
             (self.transport.pause_reading if slow else self.transport.resume_reading)()
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from serving.gateway.gateway import Gateway
 
 NO_LIMITS = Limits()
+NO_RESERVE = Reserve(0, 0)
 _NO_WINDOW = Refusal(
     503, "limits_unavailable", "this key's rate limit is shared with other gateways and cannot be asked for now",
     retry_after_seconds=2,
@@ -97,7 +98,7 @@ class Intake(ABC):
         self._limits = NO_LIMITS
         self._meter: Meter | None = None
         self._minute = 0
-        self._reserve = Reserve(0, 0)
+        self._reserve = NO_RESERVE
         self._hold: Hold | None = None
         self._engine: Engine | None = None
         self._connection: EngineConnection | None = None

@@ -4,10 +4,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
-from serving.metering import Tokens
+from serving.metering import Outcome, Tokens
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
+TOKEN_KINDS = ("input", "cached_input", "output")
 NO_MODEL = ""
 """Of a request that was refused before its model was known: what clients write there is never a label."""
 
@@ -26,6 +27,23 @@ class Histogram:
         """Count one."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
+
+
+class Total:
+    """What was answered under one model's name, whichever replica did it."""
+
+    __slots__ = ("cached_input", "input", "output", "requests")
+
+    def __init__(self) -> None:
+        self.requests: Counter[Outcome] = Counter()
+        self.input = self.cached_input = self.output = 0
+
+    def finished(self, tokens: Tokens, outcome: Outcome) -> None:
+        """A request is over."""
+        self.requests[outcome] += 1
+        self.input += tokens.input
+        self.cached_input += tokens.cached_input
+        self.output += tokens.output
 
 
 class Served:
@@ -57,12 +75,18 @@ class GatewayMetrics:
     """Counters since the process started. Labels are models, replicas and reasons, never firms or keys."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str]] = Counter()  # (model, outcome)
         self.refusals: Counter[tuple[str, str]] = Counter()  # (model, code)
-        self.tokens: Counter[tuple[str, str]] = Counter()  # (model, kind)
         self.retries: Counter[str] = Counter()  # replica
         self.uncounted: Counter[str] = Counter()  # replica
+        self._totals: dict[str, Total] = {}  # by model
         self._served: dict[tuple[str, str], Served] = {}
+
+    def total(self, model: str) -> Total:
+        """The counters of a model."""
+        found = self._totals.get(model)
+        if found is None:
+            found = self._totals[model] = Total()
+        return found
 
     def served(self, model: str, replica: str) -> Served:
         """The counters of a replica."""
@@ -82,9 +106,14 @@ class GatewayMetrics:
     def render(self, gauges: Mapping[str, float], replicas: Mapping[str, Mapping[tuple[str, str], float]]) -> bytes:
         """The exposition format, version 0.0.4. `replicas`: gauge → (model, replica) → what it is now."""
         lines: list[str] = []
-        _counter(lines, "requests_total", ("model", "outcome"), self.requests.items())
+        totals = self._totals.items()
+        _counter(lines, "requests_total", ("model", "outcome"), [
+            ((model, outcome), count) for model, total in totals for outcome, count in total.requests.items()
+        ])  # fmt: skip
         _counter(lines, "refusals_total", ("model", "code"), self.refusals.items())
-        _counter(lines, "tokens_total", ("model", "kind"), self.tokens.items())
+        _counter(lines, "tokens_total", ("model", "kind"), [
+            ((model, kind), getattr(total, kind)) for model, total in totals for kind in TOKEN_KINDS
+        ])  # fmt: skip
         _counter(lines, "retries_total", ("replica",), (((replica,), n) for replica, n in self.retries.items()))
         _counter(lines, "uncounted_total", ("replica",), (((replica,), n) for replica, n in self.uncounted.items()))
         where = ("model", "replica")

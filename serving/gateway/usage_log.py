@@ -160,7 +160,7 @@ class UsageLog:
 
     def rotate(self) -> None:
         """What is appended from now on goes to a new segment."""
-        self._hand_over()
+        self._flush()
         self._number += 1
         self.segment = self._numbered()
         self.bytes_in_segment = 0
@@ -173,7 +173,7 @@ class UsageLog:
         if self._stopping:
             return
         self._stopping = True
-        self._hand_over()
+        self._flush()
         self._queue.put(None)
         self._thread.join(timeout=10)
         if self._filler is not None:
@@ -182,11 +182,21 @@ class UsageLog:
         os.close(self._owner)
 
     def _hand_over(self) -> None:
+        """Write what has gathered. While the thread writes, more gathers: it is handed over when that is done."""
+        batch = self._batch
+        if batch is None or self._handed:
+            return
+        self._batch = None
+        if not (self.healthy and batch.segment is self._fd_segment and self._write_quickly(batch)):
+            self._give_to_thread(batch)
+
+    def _flush(self) -> None:
+        """Hand over what has gathered, even while the thread writes."""
         batch, self._batch = self._batch, None
-        if batch is None:
-            return
-        if self._handed == 0 and self.healthy and batch.segment is self._fd_segment and self._write_quickly(batch):
-            return
+        if batch is not None:
+            self._give_to_thread(batch)
+
+    def _give_to_thread(self, batch: _Batch) -> None:
         self._handed += 1
         self._queue.put(batch)
 
@@ -254,6 +264,7 @@ class UsageLog:
         self._handed -= len(batches)
         for batch in batches:
             _call_all(batch.done)
+        self._hand_over()
 
     def _open(self, path: Path) -> int:
         """Begin a segment: the spare one if it is ready; a new spare is then made beside."""

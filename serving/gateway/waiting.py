@@ -65,6 +65,13 @@ class WaitingRoom:
             return NoRoute.FULL
         return self._route(service, ask)
 
+    def only(self, service: Service) -> Target | None:
+        """The single replica of a service, if it takes any request now: what the router would say, without asking."""
+        if len(service.targets) != 1 or (service.lines is not None and service.lines.places):
+            return None
+        only = service.targets[0]
+        return only if only.running < only.capacity and only.breaker.failures == 0 else None
+
     def wait(self, exchange: "Exchange", service: Service, why: NoRoute) -> Refusal | None:
         """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already."""
         deadline_ms = self._now_ms() + int(self._settings.wait_seconds * 1_000)
@@ -170,13 +177,8 @@ class WaitingRoom:
         exchange.send(service.engines[target.id])
 
     def _route(self, service: Service, ask: Ask) -> Target | NoRoute:
-        targets = service.targets
-        if len(targets) == 1 and ask.adapter is None and not ask.avoid:
-            only = targets[0]
-            if only.running < only.capacity and only.breaker.failures == 0:
-                return only  # what the router would say, without asking it
         self._coin += 1
-        return route(targets, ask, now_ms=self._now_ms(), coin=self._coin)
+        return route(service.targets, ask, now_ms=self._now_ms(), coin=self._coin)
 
 
 def _without_adapter(service: Service, exchange: "Exchange") -> bool:

@@ -73,10 +73,13 @@ def test_a_month_by_commands_alone(
     assert "300.0 GPU-s" in shown
     assert "80 in, 20 cached, 10 out (1 requests)" in shown
     assert "amount ¥0.300105 = voucher ¥0.15 + cash ¥0.150105" in shown
-    assert "closing ¥10.349895" in shown
+    assert "closing ¥10.349895" in shown and "not closed yet" in shown
+    voucher = parsed(heliu("voucher", "list", "--json", who="owner"))[0]["id"]
+    assert f"{voucher} paid ¥0.15 of ¥0.30 (50 %)" in shown
     assert "owed ¥0.24" in heliu("statement", "2026-11", "--centre", "optics-valley").stdout
     month = parsed(heliu("statement", "2026-11", "--json", who="owner"))
     assert month["cash_micro_yuan"] == 150_105
+    assert all(line["charge_id"] in shown for line in month["lines"])
     checked = heliu("ledger", "verify").stdout
     assert "every invariant holds" in checked and "job_still_running" in checked
     assert "job_still_running" in heliu("ledger", "holds").stdout
@@ -84,7 +87,9 @@ def test_a_month_by_commands_alone(
 
     heliu("charge", "refund", month["lines"][0]["charge_id"], "--reason", "wrong output")
     assert "wrong output" in heliu("statement", "2026-11", who="owner").stdout
-    assert parsed(heliu("ledger", "check", "--json"))["ok"] is True
+    noted = heliu("statement", "2026-11", who="owner").stdout
+    assert f"credit note for {month['lines'][0]['charge_id']}" in noted
+    assert parsed(heliu("ledger", "verify", "--json"))["ok"] is True
 
 
 def test_what_money_refuses_says_why_and_exits_with_one(heliu: Heliu, firm_id: str, tmp_path: Path) -> None:
@@ -98,3 +103,31 @@ def test_what_money_refuses_says_why_and_exits_with_one(heliu: Heliu, firm_id: s
     assert "is not JSON" in heliu("tariff", "publish", str(broken), exit_code=2).stderr
     line = heliu("account", "credit-line", firm_id, "5", "--reason", "contract 9").stdout
     assert "¥5.00" in line
+
+
+def test_a_programme_s_order_pools_and_begin_are_set_by_the_command(heliu: Heliu, firm_id: str) -> None:
+    terms = ["--funder", "市经信局", "--pool", "1000", "--cap", "100", "--until", "2027-12-31T00:00:00+08:00"]
+    more = ["--from", "2026-11-02T00:00:00+08:00", "--priority", "7", "--on", POOL, "--covers", "compute"]
+    made = parsed(heliu("programme", "create", "早鸟券", *terms, *more, "--share", "33.3333", "--json"))[0]
+    assert (made["share_ppm"], made["priority"], made["pools"]) == (333_333, 7, [POOL])
+    assert made["valid_from"] == "2026-11-01T16:00:00Z"
+    assert f"compute; GPU time of {POOL} only" in " ".join(heliu("programme", "list", COLUMNS="400").stdout.split())
+    heliu("programme", "create", "普惠券", *terms, "--share", "100", "--priority", "9")
+    for programme in ("普惠券", "早鸟券"):
+        listed = parsed(heliu("programme", "list", "--json"))
+        heliu("voucher", "grant", next(one["id"] for one in listed if one["name"] == programme), firm_id, "1")
+    assert [one["priority"] for one in parsed(heliu("voucher", "list", "--json", who="owner"))] == [7, 9]
+    for wrong in ("33.33333", "101", "-1", "half", "NaN"):
+        refused = heliu("programme", "create", "x", *terms, "--share", wrong, exit_code=2)
+        assert "12.5" in refused.stderr, "it says how a share is written"
+
+
+def test_a_centre_s_contract_is_signed_and_listed_by_commands(heliu: Heliu, firm_id: str) -> None:
+    signed = heliu("centre", "contract", "optics-valley", "82.5", "--reason", "contract 2026-7").stdout
+    assert "82.5 %" in signed
+    listed = parsed(heliu("centre", "contracts", "optics-valley", "--json"))
+    assert [one["payout_ppm"] for one in listed] == [800_000, 825_000]
+    assert listed[0]["valid_until"] == listed[1]["valid_from"]
+    assert "contract 2026-7" in heliu("audit", "list", "--action", "centre.contract").stdout
+    heliu("centre", "contract", "optics-valley", "90", "--reason", "mine", who="owner", exit_code=1)
+    heliu("centre", "contracts", "optics-valley", who="owner", exit_code=1)

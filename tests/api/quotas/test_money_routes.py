@@ -1,5 +1,6 @@
 """Money over HTTP: what an administrator publishes, what a firm sees, and what is refused with a reason."""
 
+import asyncio
 from itertools import pairwise
 from typing import Any
 
@@ -98,7 +99,7 @@ async def test_a_firm_neither_publishes_nor_grants_nor_books_nor_examines(world:
         ("POST", "/api/withdrawals", topup),
         ("PUT", f"/api/firms/{studio.firm_id}/credit-line", {"amount_micro_yuan": 1, "reason": "please"}),
         ("POST", "/api/charges/chg_x/refund", {"reason": "please"}),
-        ("PUT", "/api/centres/optics-valley/contract", {"payout_ppm": 0}),
+        ("PUT", "/api/centres/optics-valley/contract", {"payout_ppm": 0, "reason": "please"}),
         ("GET", "/api/ledger/check", None),
         ("GET", "/api/ledger/holds", None),
         ("GET", "/api/centre-statements?centre=optics-valley&period=2026-11", None),
@@ -252,6 +253,10 @@ async def test_a_grant_stops_at_the_firms_cap_and_at_the_pool(world: World) -> N
     studio, other = await world.studio(), await world.studio()
     programme = (await world.admin.post("/api/programmes", json=PROGRAMME | {"pool_micro_yuan": 150_000_000})).json()
     assert (await world.admin.post("/api/programmes", json=PROGRAMME)).json()["code"] == "name_taken"
+    twice = await asyncio.gather(
+        *(world.admin.post("/api/programmes", json=PROGRAMME | {"name": "another"}) for _ in range(2))
+    )
+    assert sorted(answer.status_code for answer in twice) == [201, 409]
     grant = {"programme_id": programme["id"], "firm_id": studio.firm_id, "amount_micro_yuan": 80_000_000}
     first = await world.admin.post("/api/vouchers", json=grant, headers={"Idempotency-Key": "g1"})
     again = await world.admin.post("/api/vouchers", json=grant, headers={"Idempotency-Key": "g1"})
@@ -263,7 +268,7 @@ async def test_a_grant_stops_at_the_firms_cap_and_at_the_pool(world: World) -> N
     assert (empty.status_code, empty.json()["code"]) == (409, "pool_empty")
     missing = await world.admin.post("/api/vouchers", json=grant | {"programme_id": "prg_none"})
     assert (missing.status_code, missing.json()["code"]) == (404, "programme_not_found")
-    [left] = (await world.admin.get("/api/programmes")).json()
+    left, _ = (await world.admin.get("/api/programmes")).json()
     assert left["left_micro_yuan"] == 70_000_000
     assert len((await studio.owner.get("/api/vouchers")).json()) == 1
     assert (await world.admin.get("/api/ledger/check")).json()["ok"] is True

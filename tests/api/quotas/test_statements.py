@@ -160,7 +160,7 @@ async def test_one_month_that_does_not_add_up_stops_no_other_firm_and_closes_whe
     clock.advance(timedelta(days=4))
     assert await close_months(db, clock.now(), at_most=2) == Closing(2, more=True)
     assert await close_months(db, clock.now(), at_most=2) == Closing(1, more=False)
-    assert [(record.firm, record.period) for record in caplog.records] == [(firms[0], "2026-11")] * 2
+    assert [(vars(record)["firm"], vars(record)["period"]) for record in caplog.records] == [(firms[0], "2026-11")] * 2
     async with db.transaction() as tx:
         states = [(await api.statement(tx, firm, "2026-11", clock.now())).state for firm in firms]
         assert states == [StatementState.CLOSING, *[StatementState.CLOSED] * 3]

@@ -47,16 +47,21 @@ def stream_of(texts: list[str], extras: list[dict[str, Any]], *, ends: bool) -> 
     return b"".join(b"data: %b\n\n" % line for line in lines) + (b"data: [DONE]\n\n" if ends else b"")
 
 
+class LongWay(EventStream):
+    """Decodes every event."""
+
+    def _at_once(self, data: bytes) -> bytes | None:
+        return None
+
+
 def read(
     data: bytes, cuts: list[int], options: dict[str, Any] | None, *, short: bool
 ) -> tuple[list[Any], Tokens, bool]:
-    stream = EventStream(asked(options))
+    stream = (EventStream if short else LongWay)(asked(options))
     out, at = b"", 0
     for cut in [*sorted(cut % (len(data) + 1) for cut in cuts), len(data)]:
         out += stream.feed(data[at:cut])
         at = cut
-        if not short:
-            stream._named = b""  # pyright: ignore[reportPrivateUsage]
     return [json.loads(event[6:]) for event in out.split(b"\n\n") if event], stream.usage.tokens, stream.done
 
 
@@ -88,6 +93,24 @@ def test_running_chunks_take_the_short_way(engine: str) -> None:
     assert b"usage" not in passed
     assert passed.count(b'"model":"mine"') == 2
     assert stream.usage.tokens == Tokens(7, 0, 3)
+
+
+def test_only_the_first_and_the_last_events_of_a_stream_that_comes_at_once_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[bytes] = []
+    long_way = EventStream._event  # pyright: ignore[reportPrivateUsage]
+
+    def watched(self: EventStream, event: bytes) -> bytes:
+        decoded.append(event)
+        return long_way(self, event)
+
+    monkeypatch.setattr(EventStream, "_event", watched)
+    stream = EventStream(asked(None))
+    data = stream_of(["a"] * 50, [{}] * 50, ends=True)
+    assert stream.feed(data).count(b"data: ") == 50
+    assert decoded == [data.split(b"\n\n")[at] for at in (0, 50, 51)]
+    assert (stream.done, stream.usage.tokens) == (True, Tokens(7, 3, 99))
 
 
 COUNTS = st.none() | st.integers(0, 10**6)

@@ -104,6 +104,37 @@ async def test_a_disk_that_turns_slow_is_left_to_a_thread_and_the_order_stays(
     log.close()
 
 
+async def test_what_comes_while_the_thread_syncs_gathers_and_is_synced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = UsageLog(tmp_path)
+    sync, syncs, go = os.fdatasync, 0, threading.Event()
+    durable: list[int] = []
+
+    def slow(fd: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        if threading.current_thread().name == "usage-log":
+            assert go.wait(10)
+        sync(fd)
+
+    monkeypatch.setattr(module, "QUICK_SECONDS", 0.0)  # from the second sync on it is the thread's
+    monkeypatch.setattr(module.os, "fdatasync", slow)
+    for n in range(12):
+        log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
+        await asyncio.sleep(0)
+    assert durable == [0]
+    go.set()
+
+    async def all_durable() -> bool:
+        return len(durable) == 12
+
+    await until_async(all_durable, seconds=5, what="the log to be synced")
+    assert durable == list(range(12))
+    assert syncs == 3, "one by the loop, one by the thread, and one for the ten that came meanwhile"
+    log.close()
+
+
 async def test_two_gateways_never_write_in_one_folder(tmp_path: Path) -> None:
     log = UsageLog(tmp_path)
     with pytest.raises(Conflict, match="another gateway"):
