@@ -17,7 +17,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 CELLS = ((1.5, 1_000), (1.5, 3_000), (1.75, 3_000))
 """(speed, cache blocks of 512 tokens on each replica)."""
 UNSHARED_SPEED, UNSHARED_BLOCKS = 4.0, 3_000
-OURS = "heliu (cache events)"
+OURS = "heliu"
 
 
 def main(
@@ -66,7 +66,7 @@ def compare(path: Path, speed: float, blocks: int) -> Cell:
     show(f"{path.stem}, speed {speed:g}, {blocks} blocks", outcomes, pooled)
     ours, predicted = outcomes[OURS], outcomes["least predicted TTFT"]
     return Cell(
-        ours.hit_rate / pooled,
+        ours.hit_rate / pooled if pooled else 1.0,
         ours.ttft_p90 / min(outcomes["threshold"].ttft_p90, outcomes["unit-free"].ttft_p90),
         ours.ttft_p90 / predicted.ttft_p90,
         ours.ttft_p99 / predicted.ttft_p99,

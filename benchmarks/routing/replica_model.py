@@ -6,8 +6,9 @@ blocks of 512 tokens, those of running sequences included.
 """
 
 import heapq
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from benchmarks.routing.trace import BLOCK_TOKENS, Request
 
@@ -17,14 +18,42 @@ STEP_SECONDS, PREFILL_TOKENS_PER_SECOND = 0.015, 10_000
 DECODE_SECONDS, KV_TOKEN_SECONDS = 1e-4, 3.5e-8
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Blocks of a request's prompt are in the cache, behind the block `before`; vLLM says so of each chunk computed."""
+
+    sequence: "Sequence"
+    blocks: tuple[int, ...]
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A block is no longer in the cache; once for each time that it was stored, as vLLM keeps equal blocks apart."""
+
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request's first token is out; its whole answer, where `whole`."""
+
+    sequence: "Sequence"
+    whole: bool
+
+
+Event: TypeAlias = Stored | Removed | Answered
+
+
 @dataclass(slots=True)
 class Sequence:
-    """A request on a replica. `uncached` tokens of its prompt are still to be prefilled."""
+    """A request on a replica: `uncached` tokens of its prompt are to be prefilled, `told` blocks are announced."""
 
     number: int
     request: Request
     uncached: int
     hit_tokens: int = 0
+    told: int = 0
     first_token_at: float = 0.0
 
     @property
@@ -45,12 +74,15 @@ class Replica:
     kv_tokens: int = 0
     step: int = 0
     is_busy: bool = False
+    events: list[Event] = field(default_factory=list[Event])
     _referenced: dict[int, int] = field(default_factory=dict[int, int])
     _idle: OrderedDict[int, None] = field(default_factory=OrderedDict[int, None])
+    _stored: Counter[int] = field(default_factory=Counter[int])
     _output_blocks: int = 0
     _queue: deque[Sequence] = field(default_factory=deque[Sequence])
     _prefilling: deque[Sequence] = field(default_factory=deque[Sequence])
     _prefilled: list[Sequence] = field(default_factory=list[Sequence])
+    _advanced: list[Sequence] = field(default_factory=list[Sequence])
     _chunk: int = 0
     _ends: list[tuple[int, int, Sequence]] = field(default_factory=list[tuple[int, int, Sequence]])
 
@@ -84,13 +116,14 @@ class Replica:
         if not self.is_busy:
             return None
         budget = STEP_TOKENS - self.decoding
-        self._chunk, self._prefilled = 0, []
+        self._chunk, self._prefilled, self._advanced = 0, [], []
         while self._prefilling and budget > 0:
             head = self._prefilling[0]
             tokens = min(head.uncached, budget)
             head.uncached -= tokens
             budget -= tokens
             self._chunk += tokens
+            self._advanced.append(head)
             if head.uncached:
                 break
             self._prefilled.append(self._prefilling.popleft())
@@ -107,10 +140,13 @@ class Replica:
         """Every decoding sequence has one token more; prefilled ones have their first."""
         self.queued_tokens -= self._chunk
         self.kv_tokens += self.decoding
+        for sequence in self._advanced:
+            self._tell(sequence)
         while self._ends and self._ends[0][0] <= self.step:
             self._finish(heapq.heappop(self._ends)[2])
         for sequence in self._prefilled:
             sequence.first_token_at = now
+            self.events.append(Answered(sequence, whole=False))
             self.decoding += 1
             heapq.heappush(
                 self._ends,
@@ -143,15 +179,29 @@ class Replica:
             self._referenced[block] = self._referenced.get(block, 0) + 1
         self._output_blocks += sequence.output_blocks
         while self._idle and len(self._idle) + len(self._referenced) + self._output_blocks > self.blocks:
-            self._idle.popitem(last=False)
+            block, _ = self._idle.popitem(last=False)
+            self.events += [Removed(block)] * self._stored.pop(block, 0)
+        sequence.told = matched
         believed = sequence.uncached
         sequence.hit_tokens = min(matched * BLOCK_TOKENS, request.prompt_tokens - 1)
         sequence.uncached = request.prompt_tokens - sequence.hit_tokens
         self.queued_tokens += sequence.uncached - believed
         self.kv_tokens += request.prompt_tokens
 
+    def _tell(self, sequence: Sequence) -> None:
+        """Announce the blocks that the last chunk filled; the prompt's last block counts though it is not full."""
+        request = sequence.request
+        filled = (request.prompt_tokens - sequence.uncached) // BLOCK_TOKENS if sequence.uncached else None
+        blocks = request.blocks[sequence.told : filled]
+        if blocks:
+            before = request.blocks[sequence.told - 1] if sequence.told else None
+            self.events.append(Stored(sequence, blocks, before))
+            self._stored.update(blocks)
+            sequence.told += len(blocks)
+
     def _finish(self, sequence: Sequence) -> None:
         request = sequence.request
+        self.events.append(Answered(sequence, whole=True))
         self.decoding -= 1
         self.requests -= 1
         self.kv_tokens -= request.prompt_tokens + request.output_tokens

@@ -1,14 +1,16 @@
 """Requests through a router over modelled replicas, in virtual time."""
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from benchmarks.routing.replica_model import Replica, Sequence
+from benchmarks.routing.replica_model import Event, Replica, Sequence
 from benchmarks.routing.routers import Router
 from benchmarks.routing.trace import BLOCK_TOKENS, Request
 
 REPLICAS = 8
+EVENT_SECONDS = 0.02
+"""What events take from the end of an engine's step to the router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +29,23 @@ def simulate(requests: list[Request], router: Router, *, blocks: int) -> Outcome
     sequences = [Sequence(number, request, request.prompt_tokens) for number, request in enumerate(requests)]
     events: list[tuple[float, int, int]] = [(sequence.request.at, 0, sequence.number) for sequence in sequences]
     heapq.heapify(events)
+    told: deque[tuple[float, str, list[Event]]] = deque()
     while events:
         now, kind, number = heapq.heappop(events)
+        while told and told[0][0] <= now:
+            _, name, said = told.popleft()
+            router.hear(name, said)
         if kind == 0:
-            replica = router(sequences[number].request, replicas)
+            replica = router.choose(sequences[number].request, replicas)
             replica.send(sequences[number])
             if replica.is_busy:
                 continue
         else:
             replica = replicas[number]
             replica.end_step(now)
+            if replica.events:
+                told.append((now + EVENT_SECONDS, replica.id, replica.events))
+                replica.events = []
         if (ends := replica.begin_step(now)) is not None:
             heapq.heappush(events, (ends, 1, replicas.index(replica)))
     waits = sorted(sequence.first_token_at - sequence.request.at for sequence in sequences)
