@@ -49,6 +49,10 @@ from quotas.ledger_service import check_ledger as check_ledger
 from quotas.ledger_service import open_holds as open_holds
 from quotas.ledger_service import sweep as sweep
 from quotas.members import issue_admin_link as issue_admin_link
+from quotas.places import forget_places as forget_places
+from quotas.places import lease_places as lease_places
+from quotas.places import recall_places as recall_places
+from quotas.places import return_places as return_places
 from quotas.pricing import Meter as Meter
 from quotas.pricing import RateKey as RateKey
 from quotas.programmes import vouchers_of as vouchers_of
@@ -56,6 +60,7 @@ from quotas.projects import project_of as project_of
 from quotas.quota_versions import quota_limits as quota_limits
 from quotas.quota_versions import quota_nominal as quota_nominal
 from quotas.quota_versions import set_quota as set_quota
+from quotas.rate_limits import set_rate_limit as set_rate_limit
 from quotas.rate_windows import lease_windows as lease_windows
 from quotas.rate_windows import minute_of as minute_of
 from quotas.rate_windows import recall_windows as recall_windows

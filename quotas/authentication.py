@@ -99,6 +99,7 @@ def _grant(key: ApiKeyRow, firm: FirmRow) -> KeyGrant:
         ip_ranges=tuple(key.ip_ranges) if key.ip_ranges is not None else None,
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
+        requests_at_once=key.requests_at_once,
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,
         firm_state=FirmState(firm.state),

@@ -20,6 +20,7 @@ from quotas.allowances import reach_gateways
 from quotas.applications import require_active
 from quotas.keys import key_not_found, key_row
 from quotas.projects import project_of
+from quotas.rate_limits import limits_over
 from quotas.statements import bounds, may_close, period_of
 from quotas.vocabulary import KEYS_CHANNEL, FirmId, KeyGrant, KeyId, ProjectId
 
@@ -159,6 +160,7 @@ async def _raise(tx: AsyncSession, row: Mapping[str, Any], threshold: int, perio
 
 
 async def _with_rules(tx: AsyncSession, grant: KeyGrant, *, now: datetime) -> KeyGrant:
+    grant = replace(grant, rates=await limits_over(tx, grant.firm_id))
     if not await store.spending_is_ruled(tx, grant.firm_id):
         return grant
     line = await people_store.line_of(tx, grant.key_id) or grant.key_id

@@ -68,6 +68,36 @@ def history(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
     show(rows if as_json else [_row(row) | _readable(row) for row in rows], as_json=as_json)
 
 
+@limit.command("rate")
+def set_rate(
+    firm_id: FirmOption = None,
+    model: Annotated[str | None, typer.Option(help="At this base model; without --firm: for every firm.")] = None,
+    requests: Annotated[int | None, typer.Option(min=0, help="Requests a minute; default: any.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="Tokens a minute; default: any.")] = None,
+    at_once: Annotated[int | None, typer.Option(min=0, help="Requests at once; default: any.")] = None,
+    reason: Why = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Limit how fast /v1 is used: by a firm, by every firm at a model, or by one firm at one model."""
+    body = {
+        "firm_id": firm_id,
+        "model": model,
+        "requests_per_minute": requests,
+        "tokens_per_minute": tokens,
+        "requests_at_once": at_once,
+        "reason": reason,
+    }
+    show(call("POST", "/api/limits/rates", json=body), as_json=as_json)
+
+
+@limit.command("rates")
+def show_rates(firm_id: FirmOption = None, as_json: JsonFlag = False) -> None:
+    """List the rate limits over a firm, its own and every firm's."""
+    rows = call("GET", "/api/limits/rates", params={"firm_id": firm_id} if firm_id else {})
+    names = ("firm_id", "model", "requests_per_minute", "tokens_per_minute", "requests_at_once", "reason")
+    show(rows, as_json=as_json, columns={name: name.replace("_", " ") for name in names})
+
+
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("firm_id", "project_id", "effective_from", "reason")}
 

@@ -53,6 +53,7 @@ def issue(
     ip_range: Annotated[list[str] | None, typer.Option(help="Only from here, e.g. 203.0.113.0/24.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute; default: any.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Tokens a minute; default: any.")] = None,
+    requests_at_once: Annotated[int | None, typer.Option(min=1, help="Requests at once; default: any.")] = None,
     expires_at: Annotated[str | None, typer.Option(help="When it ends, e.g. 2027-01-31T00:00:00+08:00.")] = None,
     firm_id: FirmOption = None,
     as_json: JsonFlag = False,
@@ -66,6 +67,7 @@ def issue(
         "ip_ranges": ip_range or None,
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
+        "requests_at_once": requests_at_once,
         "expires_at": expires_at,
         "firm_id": firm_id,
     }

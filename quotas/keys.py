@@ -34,6 +34,7 @@ class KeySpec:
     ip_ranges: tuple[str, ...] | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    requests_at_once: int | None = None
     expires_at: datetime | None = None
 
 
@@ -74,6 +75,7 @@ async def issue_key(
         ip_ranges=list(valid_ranges(spec.ip_ranges)) if spec.ip_ranges is not None else None,
         requests_per_minute=spec.requests_per_minute,
         tokens_per_minute=spec.tokens_per_minute,
+        requests_at_once=spec.requests_at_once,
         created_by=by.id,
         created_at=now,
         expires_at=spec.expires_at,

@@ -16,6 +16,7 @@ from quotas.adapters import ledger_audit, ledger_store
 from quotas.allowances import expire_leases
 from quotas.chain_heads import ChainReport, append_heads, check_chain, last_head
 from quotas.holds import expire_holds
+from quotas.places import expire_places
 from quotas.price_checks import check_prices
 from quotas.programmes import expire_vouchers
 from quotas.rate_windows import expire_windows
@@ -33,7 +34,7 @@ async def sweep(db: Database, now: datetime, heads: Path | None = None, *, month
     Each step is a transaction of its own. Returns how many things it did.
     """
     done = 0
-    for step in (expire_holds, expire_leases, expire_vouchers, expire_windows):
+    for step in (expire_holds, expire_leases, expire_vouchers, expire_windows, expire_places):
         done += await db.retrying(lambda tx, step=step: step(tx, now=now))
     if months:
         done += (await close_months(db, now, at_most=None)).closed

@@ -1,7 +1,8 @@
-"""Rate windows on lease: a key's requests and tokens per minute, shared exactly by any number of gateways.
+"""Rate windows on lease: requests and tokens per minute, shared exactly by any number of gateways.
 
-A window is one whole minute of UTC of one key. Every holder counts within what it leased of the window, in memory; the
-sum of all leases never exceeds the key's limit, so 1,000 requests per minute are 1,000 over three gateways or thirty.
+A window is one whole minute of UTC of one subject: a key, a firm, or a firm at a model. Every holder counts within what
+it leased of the window, in memory; the sum of all leases never exceeds the limit, so 1,000 requests per minute are
+1,000 over three gateways or thirty.
 
 A holder is one life of one process: give it a new name at every start. What a dead holder leased may have been used,
 so it counts as used until the minute is over, and is forgotten then. A limit that is changed holds from the next
@@ -17,14 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit.db import notify
 from kit.errors import InvalidInput
 from kit.units import MAX_AMOUNT
-from quotas.vocabulary import RATES_CHANNEL, KeyId, RateAsk, RateLease
+from quotas.vocabulary_people import RATES_CHANNEL, RateAsk, RateLease, RateSubject
 
 WINDOW_SECONDS = 60
 KEPT_MINUTES = 1
 """How many minutes a window outlives its end, so that who is late finds what it leased."""
 
 _LEASE = text("""
-    SELECT * FROM quotas.lease_windows(:holder, :minute, CAST(:keys AS text[]), CAST(:requests AS bigint[]),
+    SELECT * FROM quotas.lease_windows(:holder, :minute, CAST(:subjects AS text[]), CAST(:requests AS bigint[]),
         CAST(:tokens AS bigint[]), :give_back)""")
 
 
@@ -36,11 +37,11 @@ def minute_of(now: datetime) -> int:
 async def lease_windows(
     tx: AsyncSession, *, holder: str, minute: int, asks: Sequence[RateAsk], now: datetime
 ) -> list[RateLease]:
-    """Have up to `requests` and `tokens` of each key's minute in hand, in all: less when others have the rest.
+    """Have up to `requests` and `tokens` of each subject's minute in hand, in all: less when others have the rest.
 
     What is asked for is the total, not what is to be added: asking again changes nothing, asking for less returns
-    nothing. A lease that was recalled does not grow until `return_windows` answers. A key that does not exist is
-    missing in the answer, which has the keys in order. The minute is the current one or a neighbour (the next may be
+    nothing. A lease that was recalled does not grow until `return_windows` answers. A subject without limits may
+    be missing in the answer, which has them in order. The minute is the current one or a neighbour (the next may be
     leased ahead). One round trip. Raises InvalidInput.
     """
     return await _lease(tx, holder, minute, asks, now, give_back=False)
@@ -57,33 +58,33 @@ async def return_windows(
     return await _lease(tx, holder, minute, keeps, now, give_back=True)
 
 
-async def recall_windows(tx: AsyncSession, *, holder: str, minute: int, key_id: KeyId) -> int:
-    """Ask every other holder to return what it does not use of a key's minute. Returns how many were asked.
+async def recall_windows(tx: AsyncSession, *, holder: str, minute: int, subject: RateSubject) -> int:
+    """Ask every other holder to return what it does not use of a minute. Returns how many were asked.
 
-    They hear `"<key id> <minute> <who asks>"` on RATES_CHANNEL when this transaction commits, and see it on any lease.
+    They hear `"<subject> <minute> <who asks>"` on RATES_CHANNEL when this transaction commits, and see it on any lease.
     """
     # The window first, as everywhere: then nobody waits in a circle.
     await tx.execute(
-        text("SELECT FROM quotas.rate_window WHERE minute = :minute AND key_id = :key FOR UPDATE"),
-        {"minute": minute, "key": key_id},
+        text("SELECT FROM quotas.rate_window WHERE minute = :minute AND subject = :subject FOR UPDATE"),
+        {"minute": minute, "subject": subject},
     )
     done = await tx.execute(
-        text("""UPDATE quotas.rate_lease SET recalled = true WHERE minute = :minute AND key_id = :key
+        text("""UPDATE quotas.rate_lease SET recalled = true WHERE minute = :minute AND subject = :subject
             AND holder <> :holder AND requests + tokens > 0 RETURNING holder"""),
-        {"minute": minute, "key": key_id, "holder": holder},
+        {"minute": minute, "subject": subject, "holder": holder},
     )
     asked = len(done.all())
     if asked:
-        await notify(tx, RATES_CHANNEL, f"{key_id} {minute} {holder}")
+        await notify(tx, RATES_CHANNEL, f"{subject} {minute} {holder}")
     return asked
 
 
 async def expire_windows(tx: AsyncSession, *, now: datetime) -> int:
     """Forget windows that are over, with what dead holders had of them. Returns how many."""
     done = await tx.execute(
-        text("""DELETE FROM quotas.rate_window WHERE (minute, key_id) IN (
-                SELECT minute, key_id FROM quotas.rate_window WHERE minute < :oldest
-                ORDER BY minute, key_id LIMIT 5000 FOR UPDATE SKIP LOCKED) RETURNING 1"""),
+        text("""DELETE FROM quotas.rate_window WHERE (minute, subject) IN (
+                SELECT minute, subject FROM quotas.rate_window WHERE minute < :oldest
+                ORDER BY minute, subject LIMIT 5000 FOR UPDATE SKIP LOCKED) RETURNING 1"""),
         {"oldest": minute_of(now) - KEPT_MINUTES},
     )
     return len(done.all())
@@ -98,7 +99,7 @@ async def _lease(
         {
             "holder": holder,
             "minute": minute,
-            "keys": [ask.key_id for ask in asks],
+            "subjects": [ask.subject for ask in asks],
             "requests": [ask.requests for ask in asks],
             "tokens": [ask.tokens for ask in asks],
             "give_back": give_back,
@@ -106,7 +107,7 @@ async def _lease(
     )
     return [
         RateLease(
-            KeyId(row.key_id), minute, holder, row.requests_leased, row.tokens_leased, row.requests_free,
+            row.subject, minute, holder, row.requests_leased, row.tokens_leased, row.requests_free,
             row.tokens_free, row.recalled,
         )
         for row in rows
@@ -122,11 +123,11 @@ def _check(holder: str, minute: int, asks: Sequence[RateAsk], now: datetime) -> 
             code="minute_not_near",
             hint="Lease the minute that runs or the next; check the clock of this machine.",
         )
-    if len({ask.key_id for ask in asks}) < len(asks):
-        raise InvalidInput("A key is asked for once in a call.", code="key_asked_twice")
+    if len({ask.subject for ask in asks}) < len(asks):
+        raise InvalidInput("A subject is asked for once in a call.", code="subject_asked_twice")
     for ask in asks:
         if not (0 <= ask.requests <= MAX_AMOUNT and 0 <= ask.tokens <= MAX_AMOUNT):
             raise InvalidInput(
-                f"{ask.requests} requests and {ask.tokens} tokens of {ask.key_id} cannot be leased; "
+                f"{ask.requests} requests and {ask.tokens} tokens of {ask.subject} cannot be leased; "
                 "both are between 0 and 2^53."
             )

@@ -14,6 +14,7 @@ from quotas.vocabulary_people import CLUSTER_NAMES as CLUSTER_NAMES
 from quotas.vocabulary_people import DEFAULT_PROJECT as DEFAULT_PROJECT
 from quotas.vocabulary_people import FIRM_ROLES as FIRM_ROLES
 from quotas.vocabulary_people import KEYS_CHANNEL as KEYS_CHANNEL
+from quotas.vocabulary_people import PLACES_CHANNEL as PLACES_CHANNEL
 from quotas.vocabulary_people import PLATFORM_FIRM as PLATFORM_FIRM
 from quotas.vocabulary_people import RATES_CHANNEL as RATES_CHANNEL
 from quotas.vocabulary_people import STAFF_ROLES as STAFF_ROLES
@@ -34,11 +35,14 @@ from quotas.vocabulary_people import MemberId as MemberId
 from quotas.vocabulary_people import MoneyAction as MoneyAction
 from quotas.vocabulary_people import Overrun as Overrun
 from quotas.vocabulary_people import Payer as Payer
+from quotas.vocabulary_people import PlaceAsk as PlaceAsk
+from quotas.vocabulary_people import PlaceLease as PlaceLease
 from quotas.vocabulary_people import ProjectId as ProjectId
 from quotas.vocabulary_people import ProjectView as ProjectView
 from quotas.vocabulary_people import ProposalState as ProposalState
 from quotas.vocabulary_people import RateAsk as RateAsk
 from quotas.vocabulary_people import RateLease as RateLease
+from quotas.vocabulary_people import RateLimits as RateLimits
 from quotas.vocabulary_people import RequestState as RequestState
 from quotas.vocabulary_people import ReviewStep as ReviewStep
 from quotas.vocabulary_people import Role as Role

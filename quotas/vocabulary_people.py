@@ -9,6 +9,7 @@ FirmId = NewType("FirmId", str)  # "firm_…"
 ProjectId = NewType("ProjectId", str)  # "prj_…"
 MemberId = NewType("MemberId", str)  # "mem_…"
 KeyId = NewType("KeyId", str)  # "key_…"
+RateSubject = str  # a key, a firm, or "<firm>/<base model>"
 CohortName = NewType("CohortName", str)  # a slug, e.g. "film-studios"
 
 PLATFORM_FIRM = FirmId("firm_platform")
@@ -21,6 +22,7 @@ KEYS_CHANNEL = "heliu_keys"
 """PostgreSQL NOTIFY; the payload is a key id, or "*" when any key may have changed."""
 
 RATES_CHANNEL = "heliu_rates"
+PLACES_CHANNEL = "places"
 """PostgreSQL NOTIFY; the payload is `<key id> <minute> <holder>`: that holder asks for what others do not use."""
 
 ALLOWANCES_CHANNEL = "heliu_allowances"
@@ -196,6 +198,27 @@ class Payer:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimits:
+    """Requests and tokens a minute, and requests at once. None means: no such limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    requests_at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Limits as they were set: over a firm, over every firm at a model, or over one firm at one model."""
+
+    firm_id: FirmId | None
+    model: str | None
+    limits: RateLimits
+    set_at: datetime
+    set_by: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class KeyGrant:
     """What a valid key allows; a gateway keeps it until it is told otherwise. None means: no limit of its own."""
 
@@ -214,6 +237,9 @@ class KeyGrant:
     """Its project, and its line, where a rule is over just their spending: it is leased apart from the firm's."""
     counts_tokens: bool = False
     """Whether a month's limit on tokens is over it."""
+    requests_at_once: int | None = None
+    rates: tuple[tuple[str, RateLimits], ...] = ()
+    """Limits shared with the firm's other keys: ("", in all) and (model, at that base model)."""
 
     @property
     def payer(self) -> str:
@@ -280,18 +306,18 @@ class Overrun:
 
 @dataclass(frozen=True, slots=True)
 class RateAsk:
-    """How much of a key's minute a holder wants to have, or to keep, in all."""
+    """How much of a subject's minute a holder wants to have, or to keep, in all."""
 
-    key_id: KeyId
+    subject: RateSubject
     requests: int
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class RateLease:
-    """What a holder has of a key's minute, in all; `*_free` is what nobody has yet (None: no limit of that kind)."""
+    """What a holder has of a subject's minute, in all; `*_free`: what nobody has yet (None: no limit of that kind)."""
 
-    key_id: KeyId
+    subject: RateSubject
     minute: int
     holder: str
     requests: int
@@ -299,3 +325,23 @@ class RateLease:
     requests_free: int | None
     tokens_free: int | None
     recalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceAsk:
+    """How many requests of a subject a holder wants to be able to run at once, and runs now."""
+
+    subject: RateSubject
+    wanted: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceLease:
+    """How many it may run; `free`: what nobody has; `asked`: another holder was asked to give and has not answered."""
+
+    subject: RateSubject
+    places: int
+    free: int
+    recalled: bool
+    asked: bool

@@ -1,7 +1,7 @@
-"""Rate limits of a key: requests and tokens per minute, and how many requests run at once.
+"""Rate limits of a key, a firm, or a firm at a model: requests and tokens per minute, and requests at once.
 
 Windows are whole minutes of UTC, counted in integers, so 1,000 requests per minute are 1,000 in every clock minute.
-A window may be shared by several gateways: then each works within what it was granted of it (`Share`).
+What several gateways share each works at within what it was granted (`Share`, `Places`).
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ class LimitReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a key may do; None means no limit of that kind."""
+    """What may be done; None means no limit of that kind."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    concurrency: int | None = None
+    at_once: int | None = None  # over all gateways
+    at_once_here: int | None = None  # a gateway's own protection
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,11 @@ class Limited:
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """This gateway has used its share of a window that several gateways share; more may be granted."""
+    """This gateway has used its share of what several gateways share; more may be granted."""
 
     requests: int
     tokens: int
+    places: int = 0
 
 
 @dataclass(slots=True)
@@ -58,7 +60,7 @@ class Share:
 
 @dataclass(slots=True)
 class Meter:
-    """What one key has used: in the current window, and running now."""
+    """What was used: in the current window, and running now."""
 
     minute: int = 0
     requests: int = 0
@@ -67,9 +69,12 @@ class Meter:
 
 
 def take(
-    limits: Limits, meter: Meter, *, tokens: int, now_ms: int, share: Share | None = None
+    limits: Limits, meter: Meter, *, tokens: int, now_ms: int, share: Share | None = None, places: int | None = None
 ) -> Limited | Short | None:
-    """Count one request reserving `tokens`, or say why not; a refusal changes nothing. None means admitted."""
+    """Count one request reserving `tokens`, or say why not; a refusal changes nothing. None means admitted.
+
+    `places`: how many of the requests at once were granted here.
+    """
     minute = now_ms // WINDOW_MS
     if meter.minute != minute:
         meter.minute, meter.requests, meter.tokens = minute, 0, 0
@@ -82,6 +87,8 @@ def take(
         missing = 0 if limits.tokens_per_minute is None else meter.tokens + tokens - granted.tokens
         if requests > 0 or missing > 0:
             return Short(max(0, requests), max(0, missing))
+    if places is not None and limits.at_once is not None and meter.running >= places:
+        return Short(0, 0, meter.running + 1 - places)
     meter.requests += 1
     meter.tokens += tokens
     meter.running += 1
@@ -94,6 +101,14 @@ def give_back(meter: Meter, *, minute: int, reserved: int, used: int) -> None:
     meter.running -= 1
     if meter.minute == minute:
         meter.tokens = max(0, meter.tokens - reserved + used)
+
+
+def undo(meter: Meter, *, minute: int, reserved: int) -> None:
+    """It did not happen: another limit said no to the same request."""
+    meter.running -= 1
+    if meter.minute == minute:
+        meter.requests -= 1
+        meter.tokens -= reserved
 
 
 def remaining(
@@ -115,8 +130,9 @@ def remaining(
 
 def _refusal(limits: Limits, meter: Meter, tokens: int, now_ms: int) -> Limited | None:
     until_next = WINDOW_MS - now_ms % WINDOW_MS
-    if limits.concurrency is not None and meter.running >= limits.concurrency:
-        return Limited(LimitReason.CONCURRENCY, limits.concurrency, 1_000)
+    for at_once in (limits.at_once, limits.at_once_here):
+        if at_once is not None and meter.running >= at_once:
+            return Limited(LimitReason.CONCURRENCY, at_once, 1_000)
     if limits.requests_per_minute is not None and meter.requests >= limits.requests_per_minute:
         return Limited(LimitReason.REQUESTS, limits.requests_per_minute, until_next)
     if limits.tokens_per_minute is not None:

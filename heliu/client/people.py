@@ -76,7 +76,7 @@ class Keys:
     _transport: Transport
 
     def issue(self, name: str, scopes: Sequence[str], **limits: Any) -> IssuedKey:
-        """Make a key: project_id, models, ip_ranges, requests_per_minute, tokens_per_minute, expires_at."""
+        """Make a key; `limits` are what POST /api/keys takes beside the name and scopes, in its words."""
         body = {"name": name, "scopes": list(scopes), **limits}
         return IssuedKey(**self._transport.json("POST", "/api/keys", body=body))
 

@@ -64,6 +64,7 @@ class Key(View):
     models: list[str] | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    requests_at_once: int | None = None
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
 

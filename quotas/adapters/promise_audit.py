@@ -20,12 +20,12 @@ LEASES: tuple[tuple[str, str], ...] = (
         JOIN quotas.pending p ON p.id = named.pending_id
         WHERE h.state = 'open' AND p.amount_left <> named.amount"""),
     ("G2", """
-        SELECT w.key_id || ' in minute ' || w.minute, CASE
+        SELECT w.subject || ' in minute ' || w.minute, CASE
             WHEN w.requests_leased > w.requests_limit OR w.tokens_leased > w.tokens_limit THEN 'leased above its limit'
             ELSE 'its leases are not what it says was leased' END
         FROM quotas.rate_window w LEFT JOIN (
-            SELECT minute, key_id, sum(requests) AS requests, sum(tokens) AS tokens
-            FROM quotas.rate_lease GROUP BY minute, key_id) l ON (l.minute, l.key_id) = (w.minute, w.key_id)
+            SELECT minute, subject, sum(requests) AS requests, sum(tokens) AS tokens
+            FROM quotas.rate_lease GROUP BY minute, subject) l ON (l.minute, l.subject) = (w.minute, w.subject)
         WHERE (w.requests_leased, w.tokens_leased) IS DISTINCT FROM (coalesce(l.requests, 0), coalesce(l.tokens, 0))
             OR w.requests_leased > w.requests_limit OR w.tokens_leased > w.tokens_limit"""),
 )  # fmt: skip

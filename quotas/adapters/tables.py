@@ -192,6 +192,7 @@ class ApiKeyRow(_Row, table=True):
     ip_ranges: list[str] | None = _texts(nullable=True)
     requests_per_minute: int | None = _integer(nullable=True)
     tokens_per_minute: int | None = _integer(nullable=True, big=True)
+    requests_at_once: int | None = _integer(nullable=True)
     created_by: str = _text()
     created_at: datetime = _instant()
     expires_at: datetime | None = _instant(nullable=True)

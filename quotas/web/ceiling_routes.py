@@ -1,16 +1,25 @@
-"""Limits beyond nominal quota: set from a day on, asked for at any instant."""
+"""Limits beyond nominal quota: set from a day on, asked for at any instant; and how fast /v1 may be used."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from quotas import ceilings
+from quotas import ceilings, rate_limits
 from quotas.access import Action, home_firm, is_staff, require
 from quotas.applications import firm_row
 from quotas.limits import NOTHING
 from quotas.projects import project_of
-from quotas.vocabulary import Ceilings, FirmId, ProjectId
-from quotas.web.ceiling_schemas import CeilingsIn, CeilingsOut, CeilingVersionOut, EffectiveLimitsOut, UseOut
+from quotas.vocabulary import Ceilings, FirmId, ProjectId, RateLimits
+from quotas.vocabulary_people import RateLimit
+from quotas.web.ceiling_schemas import (
+    CeilingsIn,
+    CeilingsOut,
+    CeilingVersionOut,
+    EffectiveLimitsOut,
+    RateLimitIn,
+    RateLimitOut,
+    UseOut,
+)
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
 from quotas.web.schemas import FirmQuery, Instant
 
@@ -64,6 +73,42 @@ async def effective(
         project=CeilingsOut.model_validate(limits.project),
         effective=CeilingsOut.model_validate(limits.effective),
         used=UseOut.model_validate(used),
+    )
+
+
+@router.post("/rates", status_code=201)
+async def set_rates(body: RateLimitIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin) -> RateLimitOut:
+    """Set requests and tokens a minute and requests at once: of a firm, of every firm at a model, or of one at one."""
+    firm = FirmId(body.firm_id) if body.firm_id else None
+    require(principal, Action.QUOTA_SET, firm_id=firm)
+    async with db.transaction() as tx:
+        limits = RateLimits(body.requests_per_minute, body.tokens_per_minute, body.requests_at_once)
+        found = await rate_limits.set_rate_limit(
+            tx, firm, body.model, limits, by=principal, now=now, reason=body.reason, origin=origin
+        )
+    return _rates(found)
+
+
+@router.get("/rates")
+async def list_rates(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None) -> list[RateLimitOut]:
+    """What is set for a firm, and at models for every firm. A firm's own limits at a model replace every firm's."""
+    firm = FirmId(firm_id or home_firm(principal))
+    require(principal, Action.QUOTA_READ, firm_id=firm)
+    async with db.transaction() as tx:
+        await firm_row(tx, firm)
+        return [_rates(row) for row in await rate_limits.rate_limits(tx, firm)]
+
+
+def _rates(row: RateLimit) -> RateLimitOut:
+    return RateLimitOut(
+        firm_id=row.firm_id,
+        model=row.model,
+        requests_per_minute=row.limits.requests_per_minute,
+        tokens_per_minute=row.limits.tokens_per_minute,
+        requests_at_once=row.limits.requests_at_once,
+        set_at=row.set_at,
+        set_by=row.set_by,
+        reason=row.reason,
     )
 
 

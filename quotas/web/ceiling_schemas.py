@@ -7,7 +7,7 @@ from pydantic import Field
 
 from kit.units import MAX_AMOUNT
 from kit.web import Body, View
-from quotas.web.schemas import INT32_MAX, Id, Instant, Milli, Paragraph
+from quotas.web.schemas import INT32_MAX, Id, Instant, Milli, Paragraph, ShortLine
 
 Count = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 
@@ -23,6 +23,28 @@ class CeilingsIn(Body):
     tokens_per_period: Count | None = None
     effective_from: Instant | None = None
     reason: Paragraph | None = None
+
+
+class RateLimitIn(Body):
+    """Over a firm, over every firm at a model, or over one firm at one model. A limit that is left out is none."""
+
+    firm_id: Id | None = None
+    model: ShortLine | None = None
+    requests_per_minute: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    tokens_per_minute: Count | None = None
+    requests_at_once: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    reason: Paragraph | None = None
+
+
+class RateLimitOut(View):
+    firm_id: str | None
+    model: str | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    requests_at_once: int | None
+    set_at: datetime
+    set_by: str
+    reason: str | None
 
 
 class CeilingsOut(View):

@@ -179,6 +179,7 @@ class KeyIn(Body):
     ip_ranges: Annotated[tuple[ShortLine, ...], Field(min_length=1, max_length=100)] | None = None
     requests_per_minute: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
+    requests_at_once: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     expires_at: Instant | None = None
 
 
@@ -192,6 +193,7 @@ class KeyOut(View):
     ip_ranges: list[str] | None
     requests_per_minute: int | None
     tokens_per_minute: int | None
+    requests_at_once: int | None
     created_by: str
     created_at: datetime
     expires_at: datetime | None

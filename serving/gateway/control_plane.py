@@ -16,6 +16,7 @@ from quotas import api as quotas
 from quotas.vocabulary import (
     ALLOWANCES_CHANNEL,
     KEYS_CHANNEL,
+    PLACES_CHANNEL,
     RATES_CHANNEL,
     AllowanceLease,
     FirmId,
@@ -24,6 +25,8 @@ from quotas.vocabulary import (
     LeaseId,
     ModelName,
     Payer,
+    PlaceAsk,
+    PlaceLease,
     ProjectId,
     RateAsk,
     RateLease,
@@ -163,8 +166,9 @@ class ControlPlane:
                 yield firm_id
 
     async def left_behind(self) -> list[str]:
-        """Leases of an earlier process with this name."""
+        """Money leases of an earlier process with this name; the places it had are free, since nothing of it runs."""
         async with self._db.transaction() as tx:
+            await quotas.forget_places(tx, holder=self.holder)
             return [lease.id for lease in await quotas.open_leases(tx, holder=self.holder)]
 
     async def give_back(self, lease_ids: Sequence[str]) -> None:
@@ -220,18 +224,45 @@ class ControlPlane:
         async with self._db.transaction() as tx:
             return await quotas.return_windows(tx, holder=self._life, minute=minute, keeps=keeps, now=utc_now())
 
-    async def recall_window(self, key_id: KeyId, minute: int) -> bool:
+    async def recall_window(self, subject: str, minute: int) -> bool:
         """See ports.Rates."""
         async with self._db.transaction() as tx:
-            return await quotas.recall_windows(tx, holder=self._life, minute=minute, key_id=key_id) > 0
+            return await quotas.recall_windows(tx, holder=self._life, minute=minute, subject=subject) > 0
 
-    async def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
+    async def limit_recalls(self) -> AsyncIterator[tuple[str, int | None]]:
         """See ports.Rates."""
-        async for _, payload in self._db.listen([RATES_CHANNEL]):
-            key_id, _, rest = payload.partition(" ")
-            minute, _, asker = rest.partition(" ")
-            if key_id and asker != self._life:
-                yield key_id, int(minute)
+        async for channel, payload in self._db.listen([RATES_CHANNEL, PLACES_CHANNEL]):
+            match channel, payload.split(" "):
+                case "rates", [subject, minute, asker] if asker != self._life:
+                    yield subject, int(minute)
+                case "places", [subject, asker] if asker != self.holder:
+                    yield subject, None
+                case _:
+                    pass
+
+    async def lease_places(self, asks: Sequence[PlaceAsk]) -> list[PlaceLease]:
+        """See ports.PlaceSource."""
+        async with self._db.transaction() as tx:
+            return await quotas.lease_places(
+                tx, holder=self.holder, asks=asks, lease_seconds=self._lease_seconds, now=utc_now()
+            )
+
+    async def return_places(self, keeps: Sequence[PlaceAsk]) -> list[PlaceLease]:
+        """See ports.PlaceSource."""
+        async with self._db.transaction() as tx:
+            return await quotas.return_places(
+                tx, holder=self.holder, keeps=keeps, lease_seconds=self._lease_seconds, now=utc_now()
+            )
+
+    async def recall_places(self, subject: str) -> bool:
+        """See ports.PlaceSource."""
+        async with self._db.transaction() as tx:
+            return await quotas.recall_places(tx, holder=self.holder, subject=subject, now=utc_now()) > 0
+
+    async def forget_places(self) -> None:
+        """See ports.PlaceSource."""
+        async with self._db.transaction() as tx:
+            await quotas.forget_places(tx, holder=self.holder)
 
     # --- usage ----------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,11 @@ from kit.clock import utc_now
 from kit.errors import HeliuError, Unavailable
 from kit.fetch import FetchPolicy
 from kit.ids import new_id
-from quotas.vocabulary import KeyGrant
 from serving.gateway.directory import Destination, Directory
 from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.exchange import Exchange
 from serving.gateway.faults import where
+from serving.gateway.gate import Gate
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.keys import KeyRing
 from serving.gateway.media import ImageFetcher
@@ -28,15 +28,12 @@ from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
 from serving.gateway.tracing import Traces
 from serving.gateway.waiting import WaitingRoom
-from serving.gateway.windows import Windows
-from serving.limits import Limits, Meter
 from serving.metering import COUNT_EVERY_MS, Outcome, Tokens
 
 log = logging.getLogger(__name__)
 
 COUNT_SECONDS = COUNT_EVERY_MS / 1000 / 2
 ROUTES_SECONDS = 1.0
-METERS_MAX = 100_000
 
 
 class Gateway:
@@ -49,7 +46,7 @@ class Gateway:
         keys: KeyRing,
         routes: Routes,
         purses: Purses,
-        windows: Windows,
+        gate: Gate,
         shipper: Shipper,
         spending: Spending,
         traces: Traces | None = None,
@@ -57,7 +54,7 @@ class Gateway:
         self.settings = settings
         self.keys = keys
         self.purses = purses
-        self.windows = windows
+        self.gate = gate
         self.shipper = shipper
         self.metrics = GatewayMetrics()
         self.directory = Directory()
@@ -78,8 +75,6 @@ class Gateway:
         self.routes_known = asyncio.Event()
         self._routes = routes
         self._pages = Pages(self, spending)
-        self._meters: dict[str, Meter] = {}
-        self._limits: dict[tuple[int | None, int | None], Limits] = {}
         self._adapters_wanted: dict[str, datetime] = {}
         self._boot = new_id("req")
         self._count = 0
@@ -108,23 +103,6 @@ class Gateway:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(done)
-
-    def limits_of(self, grant: KeyGrant) -> Limits:
-        """The limits a key's requests are under."""
-        name = (grant.requests_per_minute, grant.tokens_per_minute)
-        limits = self._limits.get(name)
-        if limits is None:
-            limits = self._limits[name] = Limits(*name, self.settings.concurrency_per_key)
-        return limits
-
-    def meter_of(self, key_id: str) -> Meter:
-        """What a key has used here."""
-        meter = self._meters.get(key_id)
-        if meter is None:
-            if len(self._meters) >= METERS_MAX:
-                self._forget_idle_meters()
-            meter = self._meters[key_id] = Meter()
-        return meter
 
     def adapter_wanted(self, adapter_id: str) -> None:
         """An adapter was asked for; said to the control plane within a second, at once when nobody has it loaded."""
@@ -282,10 +260,6 @@ class Gateway:
             "database_offline": self.keys.offline,
             "replicas": sum(len(service.engines) for service in self.directory.services.values()),
         }
-
-    def _forget_idle_meters(self) -> None:
-        minute = self.now_ms() // 60_000
-        self._meters = {key: meter for key, meter in self._meters.items() if meter.running or meter.minute == minute}
 
 
 def _guarded(exchange: Exchange, act: Callable[..., None], *arguments: object) -> None:

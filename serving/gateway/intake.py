@@ -15,21 +15,21 @@ from serving.admission import Hold, Reserve, TopUp, cost, reserve, settle
 from serving.gateway.answers import EventStream
 from serving.gateway.directory import Destination, Engine
 from serving.gateway.endpoints import Asked, Endpoint, Family, decode
+from serving.gateway.gate import Denied, Subjects, Taken
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.metrics import NO_MODEL
 from serving.gateway.openai_errors import Refusal, refusal_for
 from serving.gateway.tracing import Ended, Traces
-from serving.limits import WINDOW_MS, Limited, Limits, Meter, Short, give_back
+from serving.limits import give_back
 from serving.metering import NOTHING, Subject, Tokens
 
 if TYPE_CHECKING:
     from serving.gateway.gateway import Gateway
 
-NO_LIMITS = Limits()
 NO_RESERVE = Reserve(0, 0)
-_NO_WINDOW = Refusal(
-    503, "limits_unavailable", "this key's rate limit is shared with other gateways and cannot be asked for now",
+_NO_LIMITS = Refusal(
+    503, "limits_unavailable", "a rate limit is shared with other gateways and cannot be asked for now",
     retry_after_seconds=2,
 )  # fmt: skip
 _LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
@@ -55,11 +55,8 @@ class Intake(ABC):
         "_grant",
         "_head",
         "_hold",
-        "_limits",
         "_logged",
         "_matched",
-        "_meter",
-        "_minute",
         "_over",
         "_prompt_head",
         "_reply",
@@ -68,6 +65,8 @@ class Intake(ABC):
         "_reserve",
         "_status",
         "_stream",
+        "_subjects",
+        "_taken",
         "_tries",
         "at_ms",
         "began",
@@ -95,9 +94,8 @@ class Intake(ABC):
         self._grant: KeyGrant | None = None
         self._asked: Asked | None = None
         self._destination: Destination | None = None
-        self._limits = NO_LIMITS
-        self._meter: Meter | None = None
-        self._minute = 0
+        self._subjects: Subjects = ()
+        self._taken: Taken = ()
         self._reserve = NO_RESERVE
         self._hold: Hold | None = None
         self._engine: Engine | None = None
@@ -147,34 +145,29 @@ class Intake(ABC):
         if refusal is not None:
             self.refuse(refusal)
             return
-        self._limits = self._gateway.limits_of(grant)
-        meter = self._gateway.meter_of(grant.key_id)
-        taken = self._gateway.windows.take(
-            grant.key_id, self._limits, meter, tokens=self._reserve.tokens, now_ms=self.at_ms
-        )
-        match taken:
-            case None:
-                self._counted(meter, self.at_ms)
-                self._hold_money(grant)
-            case Limited():
-                self._refuse_limited(taken)
-            case Short():
-                self._gateway.spawn(self._wait_for_window(grant, meter), self.fault)
+        assert self._destination is not None
+        gate = self._gateway.gate
+        self._subjects = gate.subjects(grant, self._destination.service.model.name)
+        taken = gate.take(self._subjects, tokens=self._reserve.tokens, now_ms=self.at_ms)
+        if taken is None:
+            self._gateway.spawn(self._wait_for_limits(grant), self.fault)
+        elif isinstance(taken, Denied):
+            self._refuse_limited(taken)
+        else:
+            self._taken = taken
+            self._hold_money(grant)
 
-    def _counted(self, meter: Meter, now_ms: int) -> None:
-        self._meter, self._minute = meter, now_ms // WINDOW_MS
-
-    async def _wait_for_window(self, grant: KeyGrant, meter: Meter) -> None:
-        """Other gateways count the same key: have more of its minute leased to this one."""
+    async def _wait_for_limits(self, grant: KeyGrant) -> None:
+        """Other gateways count at the same limits: have more of them leased to this one."""
         try:
-            limited = await self._gateway.windows.take_or_lease(grant.key_id, tokens=self._reserve.tokens)
+            taken = await self._gateway.gate.take_or_lease(self._subjects, tokens=self._reserve.tokens)
         except (HeliuError, OSError):
-            self.refuse(_NO_WINDOW)
+            self.refuse(_NO_LIMITS)
             return
-        if limited is not None:
-            self._refuse_limited(limited)
+        if isinstance(taken, Denied):
+            self._refuse_limited(taken)
             return
-        self._counted(meter, meter.minute * WINDOW_MS)
+        self._taken = taken
         if self.gone:
             self._release(NOTHING)
         else:
@@ -235,13 +228,14 @@ class Intake(ABC):
             self._gateway.adapter_wanted(destination.adapter.id)
         return None
 
-    def _refuse_limited(self, limited: Limited) -> None:
+    def _refuse_limited(self, denied: Denied) -> None:
+        limited, whose = denied
         reason = str(limited.reason)
         self.refuse(
             Refusal(
                 429,
                 reason,
-                f"this key's limit is {limited.limit} {reason.replace('_', ' ')}; this request reserves "
+                f"{whose} is {limited.limit} {reason.replace('_', ' ')}; this request reserves "
                 f"{self._reserve.tokens} tokens",
                 retry_after_seconds=-(-limited.retry_after_ms // 1_000),
             )
@@ -318,9 +312,9 @@ class Intake(ABC):
                 self._destination.service, self.firm_id, used.input + used.output - self.charged_tokens
             )
         self._leave_engine()
-        if self._meter is not None:
-            give_back(self._meter, minute=self._minute, reserved=self._reserve.tokens, used=used.input + used.output)
-            self._meter = None
+        for meter, minute in self._taken:
+            give_back(meter, minute=minute, reserved=self._reserve.tokens, used=used.input + used.output)
+        self._taken = ()
         if self._hold is not None:
             assert self._destination is not None
             rate = self._destination.rate
@@ -354,7 +348,7 @@ class Intake(ABC):
     def _headers(self) -> bytes:
         if not self._head:
             head = b"x-request-id: %s\r\n" % self.id.encode()
-            if self._grant is not None and self._limits is not NO_LIMITS:
+            if self._subjects:
                 head += self._limit_headers()
             if self._destination is not None:
                 head += self._destination.service.notices
@@ -362,13 +356,11 @@ class Intake(ABC):
         return self._head
 
     def _limit_headers(self) -> bytes:
-        limits, grant = self._limits, self._grant
-        assert grant is not None
-        requests, tokens, ends_ms = self._gateway.windows.left(grant.key_id, limits, now_ms=self._gateway.now_ms())
+        requests, tokens, ends_ms = self._gateway.gate.left(self._subjects, now_ms=self._gateway.now_ms())
         seconds = -(-ends_ms // 1_000)
         head = b""
         if requests is not None:
-            head = _REQUESTS_LEFT % (limits.requests_per_minute, requests, seconds)
+            head = _REQUESTS_LEFT % (*requests, seconds)
         if tokens is not None:
-            head += _TOKENS_LEFT % (limits.tokens_per_minute, tokens, seconds)
+            head += _TOKENS_LEFT % (*tokens, seconds)
         return head

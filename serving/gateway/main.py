@@ -41,8 +41,8 @@ async def serve(
     control = ControlPlane(db, holder=name_of(folder), lease_seconds=gateway_settings.lease_seconds)
     ledger = LedgerProcess(control, settings.database_url)
     running = build(
-        gateway_settings, folder, keys=control, routes=control, treasury=control, rates=control, ledger=ledger,
-        spending=control,
+        gateway_settings, folder, keys=control, routes=control, treasury=control, rates=control, places=control,
+        ledger=ledger, spending=control,
     )  # fmt: skip
     dead = await _left_behind(control)
     returning = asyncio.get_running_loop().create_task(_return_dead_leases(running, control, dead))

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from kit.errors import Refused
-from quotas.vocabulary import KeyGrant, KeyId, RateAsk, RateLease
+from quotas.vocabulary import KeyGrant, PlaceAsk, PlaceLease, RateAsk, RateLease
 from serving.admission import Lease, Rate, TopUp
 from serving.metering import Closed
 from serving.vocabulary import RouteTable
@@ -77,7 +77,7 @@ class Treasury(Protocol):
 
 
 class Rates(Protocol):
-    """Slices of the keys' rate windows; a window is a key's minute of UTC (minutes since 1970)."""
+    """Slices of rate windows; a window is a subject's minute of UTC (minutes since 1970)."""
 
     async def lease_windows(self, minute: int, asks: Sequence[RateAsk]) -> list[RateLease]:
         """Have that much of each window in all, or what there is; asking again changes nothing. Raises Unavailable."""
@@ -87,12 +87,32 @@ class Rates(Protocol):
         """Keep that much of each, give back the rest. Raises Unavailable."""
         ...
 
-    async def recall_window(self, key_id: KeyId, minute: int) -> bool:
+    async def recall_window(self, subject: str, minute: int) -> bool:
         """Ask other gateways for what they do not use of it; whether any has some."""
         ...
 
-    def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
-        """(key, minute) that another gateway asks for. Raises Unavailable."""
+    def limit_recalls(self) -> AsyncIterator[tuple[str, int | None]]:
+        """(subject, minute) that another gateway asks for; no minute: its places. Raises Unavailable."""
+        ...
+
+
+class PlaceSource(Protocol):
+    """Places of subjects: how many requests run at once. A lease ends when it is not renewed in time."""
+
+    async def lease_places(self, asks: Sequence[PlaceAsk]) -> list[PlaceLease]:
+        """Have that many in all, or what there is, for another lease's time. Raises Unavailable."""
+        ...
+
+    async def return_places(self, keeps: Sequence[PlaceAsk]) -> list[PlaceLease]:
+        """Keep those that are used, give back the rest. Raises Unavailable."""
+        ...
+
+    async def recall_places(self, subject: str) -> bool:
+        """Ask other gateways for those they do not use; whether any has some."""
+        ...
+
+    async def forget_places(self) -> None:
+        """Nothing of this gateway runs: all its places are free."""
         ...
 
 

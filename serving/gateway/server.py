@@ -11,10 +11,12 @@ from typing import Any
 
 from kit.errors import HeliuError
 from serving.gateway.engine_watch import replica_gauges, watch
+from serving.gateway.gate import Gate
 from serving.gateway.gateway import Gateway
 from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
 from serving.gateway.keys import KeyRing
-from serving.gateway.ports import Keys, Ledger, Rates, Routes, Spending, Treasury
+from serving.gateway.places import Places
+from serving.gateway.ports import Keys, Ledger, PlaceSource, Rates, Routes, Spending, Treasury
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
 from serving.gateway.shipper import Shipper
@@ -46,7 +48,8 @@ class RunningGateway:
         loop = asyncio.get_running_loop()
         for work in (
             gateway.follow_routes, gateway.keys.listen, gateway.count_streams, gateway.watch_time,
-            gateway.note_adapters, gateway.purses.tend, gateway.purses.hear, gateway.windows.tend, gateway.windows.hear,
+            gateway.note_adapters, gateway.purses.tend, gateway.purses.hear,
+            gateway.gate.windows.tend, gateway.gate.windows.hear,
             partial(watch, lambda: gateway.directory.engines, gateway.now_ms),
             partial(gateway.shipper.run, settings.ship_every_seconds),
         ):  # fmt: skip
@@ -82,6 +85,7 @@ class RunningGateway:
             async with asyncio.timeout(SETTLE_SECONDS):
                 await gateway.shipper.ship()
                 await gateway.purses.close()
+                await gateway.gate.windows.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -127,18 +131,21 @@ def build(
     routes: Routes,
     treasury: Treasury,
     rates: Rates,
+    places: PlaceSource,
     ledger: Ledger,
     spending: Spending,
 ) -> RunningGateway:
     """A gateway over these ports, with its usage log in `folder`."""
     usage_log = UsageLog(folder)
     shipper = Shipper(usage_log, ledger, backlog_max=settings.backlog_max)
+    held = Places(places, lease_seconds=settings.lease_seconds)
+    windows = Windows(rates, held, offline_seconds=settings.offline_seconds)
     gateway = Gateway(
         settings,
         keys=KeyRing(keys, refresh_seconds=settings.key_seconds, offline_seconds=settings.offline_seconds),
         routes=routes,
         purses=Purses(treasury, shipper, lease_ms=settings.lease_seconds * 1_000, chunk=settings.lease_micro_yuan),
-        windows=Windows(rates, offline_seconds=settings.offline_seconds),
+        gate=Gate(windows, at_once_here=settings.concurrency_per_key),
         shipper=shipper,
         spending=spending,
         traces=from_environment(),

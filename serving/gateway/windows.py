@@ -1,8 +1,8 @@
-"""This gateway's shares of the keys' rate windows.
+"""This gateway's shares of rate windows.
 
-A window (one key, one minute of UTC) is leased from the ledger's database in slices, like money, so that any number of
-gateways count to the limit together and not beyond. What a gateway does not use it returns when another asks. While the
-database is away each gateway works within the share it had last.
+A window (one minute of UTC of a key, a firm, or a firm at a model) is leased from the ledger's database in slices, like
+money, so that any number of gateways count to the limit together and not beyond. What a gateway does not use it returns
+when another asks. While the database is away each gateway works within the share it had last.
 """
 
 import asyncio
@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass, field
 
 from kit.errors import HeliuError, Unavailable
-from quotas.vocabulary import KeyId, RateAsk, RateLease
+from quotas.vocabulary import RateAsk, RateLease
+from serving.gateway.places import Places
 from serving.gateway.ports import Rates
 from serving.limits import WINDOW_MS, Limited, LimitReason, Limits, Meter, Share, Short, remaining, take
 
@@ -60,71 +61,84 @@ class _Window:
 
 
 class Windows:
-    """All shares of one gateway. A key without a rate limit has none."""
+    """All shares of one gateway. What has no limit that gateways share has none."""
 
-    def __init__(self, source: Rates, *, offline_seconds: float) -> None:
+    def __init__(self, source: Rates, places: Places, *, offline_seconds: float) -> None:
         self._source = source
+        self._places = places
         self._offline = offline_seconds
         self._windows: dict[str, _Window] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, key_id: str, limits: Limits, meter: Meter, *, tokens: int, now_ms: int) -> Limited | Short | None:
+    def take(self, subject: str, limits: Limits, meter: Meter, *, tokens: int, now_ms: int) -> Limited | Short | None:
         """Count a request if the share allows it; a Short asks for `take_or_lease`."""
-        if limits.requests_per_minute is None and limits.tokens_per_minute is None:
+        if limits.requests_per_minute is None and limits.tokens_per_minute is None and limits.at_once is None:
             return take(limits, meter, tokens=tokens, now_ms=now_ms)
-        window = self._windows.get(key_id)
+        window = self._windows.get(subject)
         if window is None or window.meter is not meter:
-            window = self._windows[key_id] = _Window(limits, meter, Share(0))
+            window = self._windows[subject] = _Window(limits, meter, Share(0))
         window.limits = limits
-        return self._take(window, tokens, now_ms)
+        return self._take(subject, window, tokens, now_ms)
 
-    async def take_or_lease(self, key_id: str, *, tokens: int) -> Limited | None:
+    async def take_or_lease(self, subject: str, *, tokens: int) -> Limited | None:
         """Count a request, leasing more of the window when need be. Raises Unavailable when nobody can lease."""
-        window = self._windows[key_id]
-        deadline = time.monotonic() + RECALL_SECONDS_MAX
+        window = self._windows[subject]
+        came = time.monotonic()
+        deadline = came + RECALL_SECONDS_MAX
         async with window.turn:
             while True:
-                outcome = self._take(window, tokens, _now_ms())
+                outcome = self._take(subject, window, tokens, _now_ms())
                 if not isinstance(outcome, Short):
                     return outcome
+                if outcome.places:
+                    if not await self._places.have(subject, came=came):
+                        return Limited(LimitReason.CONCURRENCY, window.limits.at_once or 0, 1_000)
+                    continue
                 if window.refuses(outcome):
                     return _used_up(window, outcome)
-                await self._lease(KeyId(key_id), window, outcome)
-                outcome = self._take(window, tokens, _now_ms())
+                await self._lease(subject, window, outcome)
+                outcome = self._take(subject, window, tokens, _now_ms())
                 if not isinstance(outcome, Short):
                     return outcome
-                others = await self._source.recall_window(KeyId(key_id), _minute())
+                if outcome.places:
+                    continue
+                others = await self._source.recall_window(subject, _minute())
                 if not others or time.monotonic() >= deadline:
                     # Nobody else has any, or nobody gave any: one last look.
-                    await self._lease(KeyId(key_id), window, outcome)
-                    outcome = self._take(window, tokens, _now_ms())
-                    if isinstance(outcome, Short):
+                    await self._lease(subject, window, outcome)
+                    outcome = self._take(subject, window, tokens, _now_ms())
+                    if isinstance(outcome, Short) and not outcome.places:
                         window.refuse(outcome)
                         return _used_up(window, outcome)
-                    return outcome
+                    if not isinstance(outcome, Short):
+                        return outcome
                 await asyncio.sleep(random.uniform(0.01, 0.06))
 
-    def left(self, key_id: str, limits: Limits, *, now_ms: int) -> tuple[int | None, int | None, int]:
+    def left(self, subject: str, limits: Limits, *, now_ms: int) -> tuple[int | None, int | None, int]:
         """(requests left, tokens left, milliseconds to the window's end), as far as this gateway knows."""
-        window = self._windows.get(key_id)
+        window = self._windows.get(subject)
         if window is None:
             return remaining(limits, Meter(), now_ms=now_ms)
         share = window.share
         others = share.others if share.minute == now_ms // WINDOW_MS else (0, 0)
         return remaining(limits, window.meter, now_ms=now_ms, others=others)
 
-    def _take(self, window: _Window, tokens: int, now_ms: int) -> Limited | Short | None:
+    def _take(self, subject: str, window: _Window, tokens: int, now_ms: int) -> Limited | Short | None:
         minute = now_ms // WINDOW_MS
         if window.share.minute != minute and window.ahead is not None and window.ahead.minute == minute:
             window.share, window.ahead = window.ahead, None
-        return take(window.limits, window.meter, tokens=tokens, now_ms=now_ms, share=window.share)
+        limits, meter = window.limits, window.meter
+        places = None if limits.at_once is None else self._places.granted(subject, limits.at_once, meter)
+        windowed = limits.requests_per_minute is not None or limits.tokens_per_minute is not None
+        share = window.share if windowed else None
+        return take(limits, meter, tokens=tokens, now_ms=now_ms, share=share, places=places)
 
     # --- the database ---------------------------------------------------------------------------------------------
 
-    async def _lease(self, key_id: KeyId, window: _Window, short: Short) -> None:
+    async def _lease(self, subject: str, window: _Window, short: Short) -> None:
         async with window.asking:
             minute = _minute()
-            ask = _ask(key_id, window.limits, window.meter, minute, short)
+            ask = _ask(subject, window.limits, window.meter, minute, short)
             try:
                 leases = await self._source.lease_windows(minute, [ask])
             except Unavailable:
@@ -137,9 +151,9 @@ class Windows:
                 if not lease.recalled:
                     _hand_over(window, lease)
         if any(lease.recalled for lease in leases):
-            await self._give_back(key_id, window)
+            await self._give_back(subject, window)
 
-    async def _give_back(self, key_id: KeyId, window: _Window) -> None:
+    async def _give_back(self, subject: str, window: _Window) -> None:
         """Return what is not used or reserved."""
         async with window.asking:
             minute, meter, share = _minute(), window.meter, window.share
@@ -148,23 +162,24 @@ class Windows:
             used = (meter.requests, meter.tokens) if meter.minute == minute else (0, 0)
             # Out of use before it is returned: nobody here may take it meanwhile.
             share.requests, share.tokens = min(share.requests, used[0]), min(share.tokens, used[1])
-            for lease in await self._source.return_windows(minute, [RateAsk(key_id, share.requests, share.tokens)]):
+            for lease in await self._source.return_windows(minute, [RateAsk(subject, share.requests, share.tokens)]):
                 _hand_over(window, lease)
 
     async def tend(self) -> None:
         """For ever: lease the next minute of keys in use before it begins, forget keys that are not."""
         while True:
             await asyncio.sleep(1 + random.uniform(0, 0.5))
+            await self._places.tend()
             now_ms = _now_ms()
             minute = now_ms // WINDOW_MS
-            for key_id, window in list(self._windows.items()):
+            for subject, window in list(self._windows.items()):
                 if window.meter.minute < minute - 1 and not window.meter.running and not window.turn.locked():
-                    del self._windows[key_id]
+                    del self._windows[subject]
             if WINDOW_MS - now_ms % WINDOW_MS > AHEAD_MS:
                 continue
             wanted = [
-                (key_id, window)
-                for key_id, window in self._windows.items()
+                (subject, window)
+                for subject, window in self._windows.items()
                 if window.meter.minute == minute and window.share.minute == minute and window.ahead is None
             ]
             await self._lease_ahead(minute + 1, dict(wanted[:AHEAD_MAX]))
@@ -172,14 +187,14 @@ class Windows:
     async def _lease_ahead(self, minute: int, windows: dict[str, _Window]) -> None:
         if not windows:
             return
-        asks = [_ask(KeyId(key), w.limits, w.meter, minute, Short(0, 0)) for key, w in windows.items()]
+        asks = [_ask(key, w.limits, w.meter, minute, Short(0, 0)) for key, w in windows.items()]
         try:
             leases = await self._source.lease_windows(minute, asks)
         except (HeliuError, OSError) as error:
             log.warning("the next minute of rate windows could not be leased", extra={"why": str(error)})
             return
         for lease in leases:
-            window = windows[lease.key_id]
+            window = windows[lease.subject]
             window.ahead = _share(lease, window.limits)
             window.leased = time.monotonic()
 
@@ -187,27 +202,33 @@ class Windows:
         """For ever: act on what other gateways recall."""
         while True:
             try:
-                async for key_id, minute in self._source.window_recalls():
-                    window = self._windows.get(key_id)
-                    if window is not None and minute == _minute():
-                        task = asyncio.get_running_loop().create_task(self._give_back_quietly(KeyId(key_id), window))
-                        self._tasks.add(task)
-                        task.add_done_callback(self._tasks.discard)
+                async for subject, minute in self._source.limit_recalls():
+                    task = asyncio.get_running_loop().create_task(self._give_back_quietly(subject, minute))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
             except HeliuError:
                 pass  # a lease that was recalled says so when it is to grow
             await asyncio.sleep(0.5)
 
-    async def _give_back_quietly(self, key_id: KeyId, window: _Window) -> None:
+    async def _give_back_quietly(self, subject: str, minute: int | None) -> None:
+        window = self._windows.get(subject)
         try:
-            await self._give_back(key_id, window)
+            if minute is None:
+                await self._places.give_back(subject)
+            elif window is not None and minute == _minute():
+                await self._give_back(subject, window)
         except (HeliuError, OSError) as error:
-            log.warning("a recalled rate window could not be returned", extra={"why": str(error)})
+            log.warning("what was recalled of a limit could not be returned", extra={"why": str(error)})
+
+    async def close(self) -> None:
+        """The gateway ends: nothing runs any more."""
+        await self._places.close()
 
 
-def _ask(key_id: KeyId, limits: Limits, meter: Meter, minute: int, short: Short) -> RateAsk:
+def _ask(subject: str, limits: Limits, meter: Meter, minute: int, short: Short) -> RateAsk:
     used = (meter.requests, meter.tokens) if meter.minute == minute else (0, 0)
     return RateAsk(
-        key_id,
+        subject,
         _wanted(limits.requests_per_minute, used[0], short.requests),
         _wanted(limits.tokens_per_minute, used[1], short.tokens),
     )

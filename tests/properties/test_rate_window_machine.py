@@ -54,7 +54,7 @@ class RateWindowMachine(KilledMachine):
 
         self.keys = self.run(keys)
         self.limits = self.run(limits)
-        self.windows: dict[tuple[int, KeyId], Window] = {}
+        self.windows: dict[tuple[int, str], Window] = {}
 
     def minute(self, ahead: bool = False) -> int:
         return api.minute_of(self.at) + ahead
@@ -71,7 +71,7 @@ class RateWindowMachine(KilledMachine):
 
         got = self.run(work, kill)
         for ask in asks:
-            window = self.windows.setdefault((minute, ask.key_id), Window(*self.limits[ask.key_id]))
+            window = self.windows.setdefault((minute, ask.subject), Window(*self.limits[ask.subject]))
             has = window.in_hand.get(holder, (0, 0))
             if holder not in window.recalled:
                 more = [
@@ -93,7 +93,7 @@ class RateWindowMachine(KilledMachine):
 
         got = self.run(work, kill)
         for keep in keeps:
-            window = self.windows.get((minute, keep.key_id))
+            window = self.windows.get((minute, keep.subject))
             if window is not None:
                 has = window.in_hand.get(holder, (0, 0))
                 window.in_hand[holder] = min(has[0], keep.requests), min(has[1], keep.tokens)
@@ -115,7 +115,7 @@ class RateWindowMachine(KilledMachine):
         minute, key = self.minute(), self.keys[which]
         window = self.windows.get((minute, key), Window(None, None))
         asked = {other for other, has in window.in_hand.items() if other != holder and sum(has)}
-        many = self.run(lambda tx: api.recall_windows(tx, holder=holder, minute=minute, key_id=key), kill)
+        many = self.run(lambda tx: api.recall_windows(tx, holder=holder, minute=minute, subject=key), kill)
         assert many == len(asked)
         window.recalled |= asked
 
@@ -130,11 +130,11 @@ class RateWindowMachine(KilledMachine):
 
     async def compare(self, tx: AsyncSession) -> None:
         rows = await tx.execute(
-            text("""SELECT w.minute, w.key_id, w.requests_leased, w.tokens_leased FROM quotas.rate_window w
-                WHERE w.key_id = ANY(CAST(:keys AS text[]))"""),
+            text("""SELECT w.minute, w.subject, w.requests_leased, w.tokens_leased FROM quotas.rate_window w
+                WHERE w.subject = ANY(CAST(:keys AS text[]))"""),
             {"keys": self.keys},
         )
-        assert {(row.minute, row.key_id): (row.requests_leased, row.tokens_leased) for row in rows} == {
+        assert {(row.minute, row.subject): (row.requests_leased, row.tokens_leased) for row in rows} == {
             name: tuple(sum(has[kind] for has in one.in_hand.values()) for kind in (0, 1))
             for name, one in self.windows.items()
         }

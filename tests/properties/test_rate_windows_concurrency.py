@@ -30,7 +30,7 @@ class Holder:
         got = await self.db.retrying(
             lambda tx: call(tx, holder=self.name, minute=self.minute, **{self._word(call): asks}, now=self.now)  # type: ignore[operator]
         )
-        return {one.key_id: min(one.requests, one.tokens // 7) for one in got}
+        return {one.subject: min(one.requests, one.tokens // 7) for one in got}
 
     @staticmethod
     def _word(call: object) -> str:
@@ -54,7 +54,7 @@ class Holder:
             if dry:
                 key = self.chance.choice(self.keys)
                 await self.db.retrying(
-                    lambda tx, key=key: api.recall_windows(tx, holder=self.name, minute=self.minute, key_id=key)
+                    lambda tx, key=key: api.recall_windows(tx, holder=self.name, minute=self.minute, subject=key)
                 )
 
 

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import Refused, Unavailable
-from quotas.vocabulary import FirmId, FirmState, KeyGrant, KeyId, ProjectId, RateAsk, RateLease, Scope
+from quotas.vocabulary import (
+    FirmId,
+    FirmState,
+    KeyGrant,
+    KeyId,
+    PlaceAsk,
+    PlaceLease,
+    ProjectId,
+    RateAsk,
+    RateLease,
+    RateLimits,
+    Scope,
+)
 from serving.admission import Lease, Rate, TopUp
 from serving.gateway.server import RunningGateway, build
 from serving.gateway.settings import GatewaySettings
@@ -72,6 +84,8 @@ class FakePlane:
     generation: int = 0
     windows: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     elsewhere: tuple[int, int] = (0, 0)
+    places: dict[str, int] = field(default_factory=dict)
+    places_elsewhere: int = 0
 
     def _up(self) -> None:
         if self.down:
@@ -168,25 +182,59 @@ class FakePlane:
 
     def _window(self, minute: int, ask: RateAsk, *, give_back: bool) -> RateLease:
         """A window of which other gateways have `elsewhere`."""
-        grant = next(known for known in self.grants.values() if known.key_id == ask.key_id)
-        had = self.windows.get((minute, ask.key_id), (0, 0))
-        limits = (grant.requests_per_minute, grant.tokens_per_minute)
+        limit = self._limit_of(ask.subject)
+        had = self.windows.get((minute, ask.subject), (0, 0))
+        limits = (limit.requests_per_minute, limit.tokens_per_minute)
         has = [
             min(mine, wanted) if give_back else max(mine, wanted if limit is None else min(wanted, limit - taken))
             for mine, wanted, limit, taken in zip(had, (ask.requests, ask.tokens), limits, self.elsewhere, strict=True)
         ]
-        self.windows[minute, ask.key_id] = (has[0], has[1])
+        self.windows[minute, ask.subject] = (has[0], has[1])
         free = [
             None if limit is None else max(0, limit - mine - taken)
             for limit, mine, taken in zip(limits, has, self.elsewhere, strict=True)
         ]
-        return RateLease(ask.key_id, minute, "me", has[0], has[1], free[0], free[1])
+        return RateLease(ask.subject, minute, "me", has[0], has[1], free[0], free[1])
 
-    async def recall_window(self, key_id: KeyId, minute: int) -> bool:
+    def _limit_of(self, subject: str) -> RateLimits:
+        for grant in self.grants.values():
+            if grant.key_id == subject:
+                return RateLimits(grant.requests_per_minute, grant.tokens_per_minute, grant.requests_at_once)
+            for model, limits in grant.rates:
+                if subject == (f"{grant.firm_id}/{model}" if model else grant.firm_id):
+                    return limits
+        return RateLimits()
+
+    async def recall_window(self, subject: str, minute: int) -> bool:
         self._up()
         return False
 
-    async def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
+    async def lease_places(self, asks: Sequence[PlaceAsk]) -> list[PlaceLease]:
+        """Places of which other gateways have `places_elsewhere`."""
+        self._up()
+        leases: list[PlaceLease] = []
+        for ask in asks:
+            had, limit = self.places.get(ask.subject, 0), self._limit_of(ask.subject).requests_at_once
+            if limit is not None:
+                has = max(min(had, ask.used), min(max(had, ask.wanted), limit - self.places_elsewhere))
+                self.places[ask.subject] = has
+                leases.append(PlaceLease(ask.subject, has, limit - has - self.places_elsewhere, False, False))
+        return leases
+
+    async def return_places(self, keeps: Sequence[PlaceAsk]) -> list[PlaceLease]:
+        self._up()
+        for keep in keeps:
+            self.places[keep.subject] = min(self.places.get(keep.subject, 0), keep.used)
+        return []
+
+    async def recall_places(self, subject: str) -> bool:
+        self._up()
+        return False
+
+    async def forget_places(self) -> None:
+        self.places.clear()
+
+    async def limit_recalls(self) -> AsyncIterator[tuple[str, int | None]]:
         await asyncio.Event().wait()
         yield "", 0
 
@@ -203,7 +251,17 @@ class FakePlane:
 async def running(plane: FakePlane, folder: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
     """A listening gateway over `plane`, stopped afterwards."""
     chosen = GatewaySettings(**{"metrics_port": 0, "drain_seconds": 2, "ship_every_seconds": 0.02} | settings)
-    gateway = build(chosen, folder, keys=plane, routes=plane, treasury=plane, rates=plane, ledger=plane, spending=plane)
+    gateway = build(
+        chosen,
+        folder,
+        keys=plane,
+        routes=plane,
+        treasury=plane,
+        rates=plane,
+        places=plane,
+        ledger=plane,
+        spending=plane,
+    )
     await gateway.start("127.0.0.1", 0)
     try:
         deadline = time.monotonic() + 5

@@ -30,7 +30,11 @@ async def keep(
     tx: AsyncSession, clock: FixedClock, holder: str, key: KeyId, requests: int, tokens: int = 0
 ) -> RateLease:
     [kept] = await api.return_windows(
-        tx, holder=holder, minute=api.minute_of(clock.now()), keeps=[RateAsk(key, requests, tokens)], now=clock.now()
+        tx,
+        holder=holder,
+        minute=api.minute_of(clock.now()),
+        keeps=[RateAsk(key, requests, tokens)],
+        now=clock.now(),
     )
     return kept
 
@@ -74,12 +78,12 @@ async def test_a_recalled_lease_grows_again_only_after_it_was_answered(db: Datab
         key = await open_key(tx, await open_firm(tx, now=clock.now()), now=clock.now(), requests=10)
         await lease(tx, clock, "gw-1", key, 4)
         await lease(tx, clock, "gw-3", key, 0)
-        assert await api.recall_windows(tx, holder="gw-2", minute=minute, key_id=key) == 1, "gw-3 has nothing"
+        assert await api.recall_windows(tx, holder="gw-2", minute=minute, subject=key) == 1, "gw-3 has nothing"
         asked = await lease(tx, clock, "gw-1", key, 10)
         assert (asked.recalled, asked.requests) == (True, 4)
         assert (await keep(tx, clock, "gw-1", key, 1)).recalled is False
         assert (await lease(tx, clock, "gw-2", key, 10)).requests == 9
-        assert await api.recall_windows(tx, holder="gw-1", minute=minute, key_id=KeyId("key_none")) == 0
+        assert await api.recall_windows(tx, holder="gw-1", minute=minute, subject="key_none") == 0
 
 
 async def test_other_holders_hear_of_a_recall_when_it_is_committed(db: Database, clock: FixedClock) -> None:
@@ -90,7 +94,7 @@ async def test_other_holders_hear_of_a_recall_when_it_is_committed(db: Database,
     notices = db.listen([RATES_CHANNEL])
     assert await anext(notices) == ("", "")
     async with db.transaction() as tx:
-        await api.recall_windows(tx, holder="gw-2", minute=minute, key_id=key)
+        await api.recall_windows(tx, holder="gw-2", minute=minute, subject=key)
     assert await asyncio.wait_for(anext(notices), 10) == (RATES_CHANNEL, f"{key} {minute} gw-2")
     await notices.aclose()
 
@@ -135,7 +139,7 @@ async def test_several_keys_are_leased_in_one_call_and_unknown_ones_are_missing(
         keys = sorted([await open_key(tx, firm, now=clock.now(), requests=n) for n in (5, 6)])
         asks = [RateAsk(key, 9, 0) for key in (*reversed(keys), KeyId("key_none"))]
         got = await api.lease_windows(tx, holder="gw", minute=api.minute_of(clock.now()), asks=asks, now=clock.now())
-        assert [one.key_id for one in got] == keys
+        assert [one.subject for one in got] == keys
         assert {one.requests for one in got} == {5, 6}
 
 

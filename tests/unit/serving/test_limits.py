@@ -44,7 +44,7 @@ def test_a_request_that_never_fits_is_told_apart() -> None:
 
 
 def test_concurrency_frees_a_place_when_a_request_ends() -> None:
-    limits, meter = Limits(concurrency=2), Meter()
+    limits, meter = Limits(at_once=2), Meter()
     assert [take(limits, meter, tokens=0, now_ms=NOON) for _ in range(2)] == [None, None]
     refused = take(limits, meter, tokens=0, now_ms=NOON)
     assert isinstance(refused, Limited)

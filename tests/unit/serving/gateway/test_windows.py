@@ -8,6 +8,7 @@ import pytest
 from kit.errors import Unavailable
 from quotas.vocabulary import RateAsk, RateLease
 from serving.gateway import windows as module
+from serving.gateway.places import Places
 from serving.gateway.windows import AHEAD_MS, Windows
 from serving.limits import WINDOW_MS, Limited, LimitReason, Limits, Meter, Short
 from tests.support.gateways import KEY, FakePlane, grant
@@ -38,7 +39,7 @@ class Gateway:
     """One gateway's count of one key."""
 
     def __init__(self, plane: FakePlane, clock: Clock, *, offline_seconds: float = 300) -> None:
-        self.windows = Windows(plane, offline_seconds=offline_seconds)
+        self.windows = Windows(plane, Places(plane, lease_seconds=300), offline_seconds=offline_seconds)
         self.limits, self.meter, self.clock = Limits(requests_per_minute=PER_MINUTE), Meter(), clock
 
     async def ask(self) -> Limited | None:
@@ -88,7 +89,7 @@ async def test_an_outage_is_worked_through_within_the_last_share_and_for_so_long
             assert await gateway.ask() is None
         with pytest.raises(Unavailable):
             await gateway.ask()
-    gateway.windows = Windows(plane, offline_seconds=0)
+    gateway.windows = Windows(plane, Places(plane, lease_seconds=300), offline_seconds=0)
     clock.now_ms += WINDOW_MS
     with pytest.raises(Unavailable):
         await gateway.ask()
@@ -141,7 +142,7 @@ class SlowToAnswer(FakePlane):
         self.recalled += 1
         return await super().return_windows(minute, keeps)
 
-    async def window_recalls(self) -> AsyncIterator[tuple[str, int]]:
+    async def limit_recalls(self) -> AsyncIterator[tuple[str, int | None]]:
         await self.others_ask.wait()
         self.others_ask.clear()
         yield "key_1", NOON // WINDOW_MS

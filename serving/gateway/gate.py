@@ -1,0 +1,119 @@
+"""The limits a request is under: its key's own, its firm's, and its firm's at the model. All allow it, or none counts.
+
+What each has used here is one `Meter`; what of a limit is this gateway's is in `Windows`.
+"""
+
+import time
+from typing import NamedTuple
+
+from quotas.vocabulary import KeyGrant
+from serving.gateway.windows import Windows
+from serving.limits import WINDOW_MS, Limited, Limits, Meter, Short, undo
+
+METERS_MAX = 100_000
+Subjects = tuple[tuple[str, Limits], ...]
+Taken = tuple[tuple[Meter, int], ...]  # meters that counted a request, and in which minute
+
+
+class Denied(NamedTuple):
+    """A limit said no, and whose it is."""
+
+    limited: Limited
+    whose: str
+
+
+class Gate:
+    """All limits of one gateway."""
+
+    def __init__(self, windows: Windows, *, at_once_here: int | None) -> None:
+        self.windows = windows
+        self._here = at_once_here
+        self._limits: dict[tuple[int | None, ...], Limits] = {}
+        self._meters: dict[str, Meter] = {}
+
+    def subjects(self, grant: KeyGrant, model: str) -> Subjects:
+        """Whose limits a request with this key at this base model is under, its key's first."""
+        own = self._known(grant.requests_per_minute, grant.tokens_per_minute, grant.requests_at_once, self._here)
+        if not grant.rates:
+            return ((grant.key_id, own),)
+        found = [(str(grant.key_id), own)]
+        for name, rate in grant.rates:
+            if name in ("", model):
+                subject = f"{grant.firm_id}/{name}" if name else grant.firm_id
+                limits = self._known(rate.requests_per_minute, rate.tokens_per_minute, rate.requests_at_once, None)
+                found.append((subject, limits))
+        return tuple(found)
+
+    def take(self, subjects: Subjects, *, tokens: int, now_ms: int) -> Taken | Denied | None:
+        """Count a request at all of them; None asks for `take_or_lease`."""
+        taken: list[tuple[Meter, int]] = []
+        for subject, limits in subjects:
+            meter = self._meter(subject)
+            outcome = self.windows.take(subject, limits, meter, tokens=tokens, now_ms=now_ms)
+            if outcome is None:
+                taken.append((meter, now_ms // WINDOW_MS))
+                continue
+            _undo(taken, tokens)
+            return None if isinstance(outcome, Short) else Denied(outcome, _whose(subject))
+        return tuple(taken)
+
+    async def take_or_lease(self, subjects: Subjects, *, tokens: int) -> Taken | Denied:
+        """Count a request, leasing more of a limit when need be. Raises Unavailable when nobody can lease."""
+        taken: list[tuple[Meter, int]] = []
+        try:
+            for subject, limits in subjects:
+                meter = self._meter(subject)
+                outcome = self.windows.take(subject, limits, meter, tokens=tokens, now_ms=time.time_ns() // 1_000_000)
+                if isinstance(outcome, Short):
+                    outcome = await self.windows.take_or_lease(subject, tokens=tokens)
+                if outcome is not None:
+                    _undo(taken, tokens)
+                    return Denied(outcome, _whose(subject))
+                taken.append((meter, meter.minute))
+        except BaseException:
+            _undo(taken, tokens)
+            raise
+        return tuple(taken)
+
+    def left(self, subjects: Subjects, *, now_ms: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None, int]:
+        """(limit, left) of requests and of tokens where least is left, and milliseconds to the minute's end."""
+        requests: tuple[int, int] | None = None
+        tokens: tuple[int, int] | None = None
+        ends_ms = WINDOW_MS - now_ms % WINDOW_MS
+        for subject, limits in subjects:
+            if limits.requests_per_minute is None and limits.tokens_per_minute is None:
+                continue
+            requests_left, tokens_left, _ = self.windows.left(subject, limits, now_ms=now_ms)
+            if requests_left is not None and (requests is None or requests_left < requests[1]):
+                requests = limits.requests_per_minute or 0, requests_left
+            if tokens_left is not None and (tokens is None or tokens_left < tokens[1]):
+                tokens = limits.tokens_per_minute or 0, tokens_left
+        return requests, tokens, ends_ms
+
+    def _known(self, requests: int | None, tokens: int | None, at_once: int | None, here: int | None) -> Limits:
+        name = (requests, tokens, at_once, here)
+        limits = self._limits.get(name)
+        if limits is None:
+            limits = self._limits[name] = Limits(*name)
+        return limits
+
+    def _meter(self, subject: str) -> Meter:
+        meter = self._meters.get(subject)
+        if meter is None:
+            if len(self._meters) >= METERS_MAX:
+                minute = time.time_ns() // 1_000_000 // WINDOW_MS
+                self._meters = {s: m for s, m in self._meters.items() if m.running or m.minute == minute}
+            meter = self._meters[subject] = Meter()
+        return meter
+
+
+def _undo(taken: list[tuple[Meter, int]], tokens: int) -> None:
+    for meter, minute in taken:
+        undo(meter, minute=minute, reserved=tokens)
+    taken.clear()
+
+
+def _whose(subject: str) -> str:
+    if "/" in subject:
+        return f"your firm's limit at {subject.partition('/')[2]}"
+    return "your firm's limit" if subject.startswith("firm_") else "this key's limit"
