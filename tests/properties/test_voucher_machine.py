@@ -17,12 +17,15 @@ from quotas import api, chart, programmes
 from quotas.adapters import ledger_store
 from quotas.holds import HOLD_SLACK, expire_holds
 from quotas.programmes import expire_vouchers
-from quotas.vocabulary import Charge, ChargeId, FirmId, Hold, HoldId, ProgrammeId, VoucherId
+from quotas.statements import period_of
+from quotas.vocabulary import Charge, ChargeId, FirmId, Hold, HoldId, ProgrammeId, UsageKind, VoucherId
 from tests.support.databases import TestServer
 from tests.support.kills import START, Kill, KilledMachine, kills, run_killed
-from tests.support.money import hold, open_firm, used
+from tests.support.money import hold, open_firm, tokens, used
 
 PAID_IN = 60_000
+PRICE = 105
+"""Of one request of `tests.support.money.tokens`."""
 numbers = itertools.count()
 K = TypeVar("K")
 firms = st.integers(0, 1)
@@ -37,6 +40,7 @@ class Programme:
     until: datetime
     days: int
     priority: int
+    covers: frozenset[UsageKind]
 
 
 @dataclass
@@ -67,9 +71,19 @@ class Held:
 
 @dataclass
 class Paid:
+    firm: FirmId
     cash: int
     parts: list[tuple[VoucherId, int]] = field(default_factory=list)
     refunded: bool = False
+
+
+@dataclass
+class Line:
+    """A firm's tokens of a month: its charge, and what each voucher (base, part) paid of it so far."""
+
+    charge: ChargeId
+    paid: Paid
+    vouchers: dict[VoucherId, tuple[int, int]] = field(default_factory=dict)
 
 
 class VoucherMachine(KilledMachine):
@@ -85,6 +99,7 @@ class VoucherMachine(KilledMachine):
         self.vouchers: dict[VoucherId, Voucher] = {}
         self.holds: dict[HoldId, Held] = {}
         self.paid: dict[ChargeId, Paid] = {}
+        self.lines: dict[tuple[FirmId, str], Line] = {}
 
     def free(self, firm: FirmId) -> int:
         return self.cash[firm] - sum(h.cash for h in self.holds.values() if h.state == "open" and h.firm == firm)
@@ -100,19 +115,28 @@ class VoucherMachine(KilledMachine):
                 rest -= rest if part < left else min(rest, -(-left * 1_000_000 // share))
         return cost - sum(part for _, part in parts), parts
 
+    def usable(self, firm: FirmId, kind: UsageKind) -> list[Voucher]:
+        """A firm's vouchers that may pay now, in burn order."""
+        found = [
+            v for v in self.vouchers.values()
+            if v.firm == firm and v.left > 0 and v.expires_at > self.at and kind in self.programmes[v.programme].covers
+        ]  # fmt: skip
+        return sorted(found, key=lambda v: (self.programmes[v.programme].priority, v.expires_at, v.id))
+
     @rule(share=st.sampled_from([1_000_000, 500_000, 333_333]), pool=st.integers(1, 90_000),
           cap=st.integers(1, 60_000), hours=st.integers(1, 200), days=st.integers(1, 5), priority=st.integers(1, 3),
-          kill=kills)  # fmt: skip
+          covers=st.sets(st.sampled_from([UsageKind.COMPUTE, UsageKind.TOKENS]), min_size=1), kill=kills)  # fmt: skip
     def a_programme_opens(
-        self, share: int, pool: int, cap: int, hours: int, days: int, priority: int, kill: Kill | None
-    ) -> None:
+        self, share: int, pool: int, cap: int, hours: int, days: int, priority: int, covers: set[UsageKind],
+        kill: Kill | None,
+    ) -> None:  # fmt: skip
         until = self.at + timedelta(hours=hours)
         spec = programmes.ProgrammeSpec(
             f"programme {next(numbers)}", "the bureau", Ppm(share), MicroYuan(pool), MicroYuan(cap), self.at, until,
-            voucher_days=days, priority=priority,
+            voucher_days=days, priority=priority, covers=frozenset(covers),
         )  # fmt: skip
         made = self.run(lambda tx: programmes.create_programme(tx, spec, by="test", now=self.at), kill)
-        self.programmes[made.id] = Programme(share, pool, cap, until, days, priority)
+        self.programmes[made.id] = Programme(share, pool, cap, until, days, priority, frozenset(covers))
 
     @precondition(lambda self: self.programmes)
     @rule(which=firms, near=near, amount=st.integers(1, 50_000), kill=kills, again=st.booleans())
@@ -145,9 +169,7 @@ class VoucherMachine(KilledMachine):
     @rule(which=firms, seconds=st.integers(1, 60), kill=kills, again=st.booleans())
     def put_aside(self, which: int, seconds: int, kill: Kill | None, again: bool) -> None:
         firm, key = self.firms[which], f"job {next(numbers)}"
-        usable = [v for v in self.vouchers.values() if v.firm == firm and v.left > 0 and v.expires_at > self.at]
-        usable.sort(key=lambda v: (self.programmes[v.programme].priority, v.expires_at, v.id))
-        cash, parts = self.split(seconds * 1000, [(v.id, v.left) for v in usable])
+        cash, parts = self.split(seconds * 1000, [(v.id, v.left) for v in self.usable(firm, UsageKind.COMPUTE)])
 
         async def work(tx: AsyncSession) -> Hold:
             return await hold(tx, firm, now=self.at, seconds=seconds, key=key)
@@ -192,9 +214,40 @@ class VoucherMachine(KilledMachine):
             self.vouchers[voucher_id].left -= part
         assert (made.cash, made.voucher) == (cash, sum(part for _, part in parts))
         one.charge = made
-        self.paid[made.id] = Paid(cash, parts)
+        self.paid[made.id] = Paid(one.firm, cash, parts)
         if again:
             assert self.run(work).id == made.id
+
+    @rule(which=firms, many=st.integers(1, 60), kill=kills, again=st.booleans())
+    def use_tokens(self, which: int, many: int, kill: Kill | None, again: bool) -> None:
+        firm, month = self.firms[which], period_of(self.at)
+        batch = [tokens(firm, next(numbers), at=self.at, source=firm) for _ in range(many)]
+        self.run(lambda tx: api.ingest_tokens(tx, batch, now=self.at), kill)
+        line = self.lines.get((firm, month)) or self.begun(firm, month)
+        due, covered = many * PRICE, many * PRICE
+        for voucher in self.usable(firm, UsageKind.TOKENS):
+            base, had = line.vouchers.get(voucher.id, (0, 0))
+            most, share = had + voucher.left, self.programmes[voucher.programme].share
+            whole, part = base + covered, (base + covered) * share // 1_000_000
+            if part >= most:
+                whole, part = min(whole, -(-most * 1_000_000 // share)), most
+            if covered and whole > base:
+                line.vouchers[voucher.id] = whole, part
+                voucher.left -= part - had
+                due, covered = due - (part - had), covered - (whole - base)
+        from_cash = min(due, max(0, self.free(firm)))  # the rest is the platform's loss
+        self.cash[firm] -= from_cash
+        line.paid.cash += from_cash
+        line.paid.parts = [(name, part) for name, (_, part) in line.vouchers.items() if part]
+        if again:
+            assert self.run(lambda tx: api.ingest_tokens(tx, batch, now=self.at)).duplicates == many
+
+    def begun(self, firm: FirmId, month: str) -> Line:
+        seen = self.run(lambda tx: api.statement(tx, firm, month, self.at))
+        charge = next(one.charge_id for one in seen.lines if one.kind is UsageKind.TOKENS)
+        line = Line(charge, Paid(firm, 0))
+        self.lines[firm, month], self.paid[charge] = line, line.paid
+        return line
 
     def let_go(self, one: Held, state: str) -> None:
         if one.state == "open":
@@ -228,13 +281,13 @@ class VoucherMachine(KilledMachine):
         async def work(tx: AsyncSession) -> Charge:
             return await api.refund_charge(tx, charge_id=charge_id, reason="wrong", now=self.at)
 
-        if one.refunded:
+        if one.refunded or one.cash + sum(part for _, part in one.parts) == 0:
             with pytest.raises(Conflict):
                 self.run(work, kill)
             return
         self.run(work, kill)
         one.refunded = True
-        self.cash[next(h.firm for h in self.holds.values() if h.charge and h.charge.id == charge_id)] += one.cash
+        self.cash[one.firm] += one.cash
         for voucher_id, part in one.parts:
             self.vouchers[voucher_id].left += part
 
@@ -269,6 +322,11 @@ class VoucherMachine(KilledMachine):
             assert {one.terms.id: one.terms.left for one in await api.vouchers_of(tx, firm)} == {
                 voucher.id: voucher.left for voucher in self.vouchers.values() if voucher.firm == firm
             }
+        for (firm, month), line in self.lines.items():
+            charge = next(
+                one for one in (await api.statement(tx, firm, month, self.at)).lines if one.charge_id == line.charge
+            )
+            assert (charge.cash, charge.vouchers) == (line.paid.cash, dict(line.paid.parts))
         pools = {name: chart.programme_pool(name) for name in self.programmes}
         states = await ledger_store.bounded_states(tx, [*pools.values()])
         left = {name: states[pool.code].available for name, pool in pools.items()}

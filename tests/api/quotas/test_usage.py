@@ -1,6 +1,5 @@
 """Token usage and allowance leases, on a real database: every record once, and no lease above what is there."""
 
-import random
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit.clock import FixedClock
 from kit.db import Database
 from kit.errors import Conflict, InvalidInput, NoMoney, NotFound, Refused
-from kit.units import MicroYuan, Ppm, Tokens
+from kit.units import MicroYuan, Ppm
 from quotas import api, cash, discounts, tariffs
 from quotas.adapters import ledger_store
 from quotas.ledger_service import sweep
@@ -51,42 +50,6 @@ async def test_a_batch_sent_again_changes_nothing(db: Database, clock: FixedCloc
         assert (again.accepted, again.duplicates) == (1, 3)
         assert (await api.account_of(tx, firm)).balance == yuan(1) - 4 * 105
         assert await api.check_ledger(tx) == []
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_order_repetition_and_batching_never_change_a_charge(db: Database, clock: FixedClock, seed: int) -> None:
-    await publish_prices(db, now=clock.now())
-    chance = random.Random(seed)
-    totals = []
-    for _ in range(2):
-        async with db.transaction() as tx:
-            firm = await open_firm(tx, now=clock.now(), paid_in=yuan(5))
-        made = random.Random(99)
-        records = [
-            tokens(
-                firm,
-                n,
-                at=clock.now() - timedelta(hours=made.randint(0, 20)),
-                input=Tokens(made.randint(20, 999)),
-                output=Tokens(made.randint(0, 999)),
-                source=firm,
-                key_id=KeyId(f"key_{made.randint(1, 3)}"),
-            )
-            for n in range(40)
-        ]
-        events = records + chance.choices(records, k=15)
-        chance.shuffle(events)
-        while events:
-            size = chance.randint(1, 12)
-            batch, events = events[:size], events[size:]
-            async with db.transaction() as tx:
-                await api.ingest_tokens(tx, batch, now=clock.now())
-        async with db.transaction() as tx:
-            month = await api.statement(tx, firm, "2026-11", clock.now())
-            totals.append([(line.about, line.quantities, line.amount) for line in month.lines])
-            assert await api.check_ledger(tx) == []
-    assert totals[0] == totals[1]
-    assert len(totals[0]) == 3
 
 
 async def test_usage_beyond_lease_and_cash_is_the_platforms_loss_and_never_overdraws(
