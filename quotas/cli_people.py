@@ -1,10 +1,12 @@
 """`heliu login`, `firm`, `member`: signing in, letting firms in, inviting people."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from kit.cli import JsonFlag, call, console, save_token, session_file, show, tell
+from kit.units import format_yuan
 from quotas.cli_options import FirmId, FirmOption
 from quotas.vocabulary import CLUSTER_NAMES, FirmState, IndustryCluster, ReviewStep, Role
 
@@ -244,6 +246,18 @@ def remove(member_id: MemberId, as_json: JsonFlag = False) -> None:
 def _review(firm_id: str, step: ReviewStep, reason: str | None, as_json: bool) -> None:
     row = call("POST", f"/api/firms/{firm_id}/review", json={"step": step, "reason": reason})
     show(row, as_json=as_json, columns={**FIRM_COLUMNS, "state_reason": "reason"})
+    if not as_json and row["account"] is not None:
+        _tell_of_money(row["account"])
+
+
+def _tell_of_money(account: Mapping[str, Any]) -> None:
+    """What a firm that stops still has, or owes."""
+    balance, held = account["balance_micro_yuan"], account["held_micro_yuan"]
+    if balance < 0:
+        console.print(f"it owes {format_yuan(-balance)}; book what it pays: heliu account top-up", highlight=False)
+    elif balance:
+        on_hold = f", {format_yuan(held)} of it on hold for work under way" if held else ""
+        console.print(f"it has {format_yuan(balance)}{on_hold}; pay it back: heliu account withdraw", highlight=False)
 
 
 def _of(firm_id: str | None) -> dict[str, Any]:

@@ -6,8 +6,11 @@ from fastapi import APIRouter, Query
 
 from quotas import applications
 from quotas.access import Action, require
+from quotas.cash import account_of
+from quotas.firms import OVER
 from quotas.vocabulary import FirmId, FirmState
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
+from quotas.web.money_schemas import AccountOut, ReviewedOut
 from quotas.web.schemas import ApplyIn, FirmOut, Limit, ReviewIn
 
 router = APIRouter(prefix="/api/firms", tags=["firms"])
@@ -47,11 +50,13 @@ async def view_firm(firm_id: str, principal: CurrentPrincipal, db: Db) -> FirmOu
 @router.post("/{firm_id}/review")
 async def review(
     firm_id: str, body: ReviewIn, principal: CurrentPrincipal, db: Db, now: Now, origin: Origin
-) -> FirmOut:
-    """Take a firm one step: take, approve, reject, suspend, resume, close."""
+) -> ReviewedOut:
+    """Take a firm one step: take, approve, reject, suspend, resume, close. One that stops is shown with its money."""
     require(principal, Action.FIRM_REVIEW, firm_id=FirmId(firm_id))
     async with db.transaction() as tx:
         firm = await applications.review(
             tx, FirmId(firm_id), body.step, by=principal, now=now, reason=body.reason, origin=origin
         )
-        return FirmOut.model_validate(firm)
+        shown, stops = FirmOut.model_validate(firm), firm.state == FirmState.SUSPENDED or firm.state in OVER
+        money = AccountOut.of(await account_of(tx, FirmId(firm_id))) if stops else None
+        return ReviewedOut(**shown.model_dump(), account=money)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit.auth import Principal
 from kit.errors import Conflict
 from kit.ids import new_id
-from kit.units import MAX_AMOUNT, MicroYuan, Ppm
+from kit.units import MAX_AMOUNT, MicroYuan, Ppm, format_yuan
 from kit.web import Body, View
 from quotas import approvals, audit, cash, centre_contracts, charges, discounts, programmes, refunds, tariffs
 from quotas.adapters.approval_tables import ProposalRow
@@ -59,8 +59,10 @@ class Deed:
 
 
 async def top_up(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
-    """Book money that reached the platform's bank account."""
-    await _not_over(tx, FirmId(body.firm_id))
+    """Book money that reached the platform's bank account; of a firm that is closed no more than what it owes."""
+    owes = -(await cash.account_of(tx, FirmId(body.firm_id))).balance
+    if body.amount_micro_yuan > owes:
+        await _not_over(tx, FirmId(body.firm_id), owes=owes)
     return await _move(tx, body, deed, cash.record_topup, "cash.top_up")
 
 
@@ -69,11 +71,12 @@ async def withdrawal(tx: AsyncSession, body: CashIn, deed: Deed) -> CashOut:
     return await _move(tx, body, deed, cash.record_withdrawal, "cash.withdraw")
 
 
-async def _not_over(tx: AsyncSession, firm_id: FirmId) -> None:
+async def _not_over(tx: AsyncSession, firm_id: FirmId, *, owes: int = 0) -> None:
     firm = await firm_of(tx, firm_id)
     if firm.state in OVER:
+        but = f" It owes {format_yuan(owes)}, and may pay no more than that." if owes > 0 else ""
         raise Conflict(
-            f"{firm.name} is {firm.state} and gets no more money.",
+            f"{firm.name} is {firm.state} and gets no more money.{but}",
             code="firm_closed",
             hint="pay back what it has: heliu account withdraw; a new application makes a new firm",
         )

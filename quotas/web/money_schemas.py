@@ -10,7 +10,7 @@ from kit.web import Body, View
 from quotas.cash import Account, CashMovement
 from quotas.programmes import Programme, ProgrammeSpec, Voucher
 from quotas.vocabulary import Charge, Statement, StatementLine, UsageKind
-from quotas.web.schemas import Id, Instant, Line, Paragraph, Pool
+from quotas.web.schemas import FirmOut, Id, Instant, Line, Paragraph, Pool
 
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT)]
 
@@ -171,6 +171,12 @@ class AccountOut(View):
             credit_line_micro_yuan=one.credit_line,
             available_micro_yuan=one.available,
         )
+
+
+class ReviewedOut(FirmOut):
+    """`account`: the money of a firm that was suspended, closed or rejected; it may have some, or owe."""
+
+    account: AccountOut | None = None
 
 
 class RefundIn(Body):

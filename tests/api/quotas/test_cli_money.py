@@ -131,3 +131,12 @@ def test_a_centre_s_contract_is_signed_and_listed_by_commands(heliu: Heliu, firm
     assert "contract 2026-7" in heliu("audit", "list", "--action", "centre.contract").stdout
     heliu("centre", "contract", "optics-valley", "90", "--reason", "mine", who="owner", exit_code=1)
     heliu("centre", "contracts", "optics-valley", who="owner", exit_code=1)
+
+
+def test_who_closes_a_firm_reads_what_it_still_has(heliu: Heliu, firm_id: str) -> None:
+    heliu("account", "top-up", firm_id, "7", "--evidence", "slip 1")
+    closed = heliu("firm", "close", firm_id, "--reason", "dissolved").stdout
+    assert "it has ¥7.00; pay it back: heliu account withdraw" in closed
+    assert "is closed and gets no more money" in heliu(
+        "account", "top-up", firm_id, "1", "--evidence", "slip 2", exit_code=1
+    ).stderr.replace("\n", " ")

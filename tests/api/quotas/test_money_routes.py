@@ -12,7 +12,7 @@ from kit.db import Database
 from quotas import api
 from quotas.vocabulary import FirmId
 from tests.api.quotas.conftest import World
-from tests.support.money import POOL, hold, tokens, used
+from tests.support.money import POOL, hold, publish_prices, tokens, used
 
 TARIFF: dict[str, Any] = {
     "name": "autumn",
@@ -160,6 +160,32 @@ async def test_a_firm_that_is_over_is_paid_back_and_gets_no_more_money(
     ):
         assert (answer.status_code, answer.json()["code"]) == (409, "firm_closed"), answer.text
     assert (await world.admin.post("/api/withdrawals", json=sum_of)).status_code == 201
+
+
+async def test_who_closes_a_firm_sees_its_money_and_what_it_owes_may_still_be_paid(
+    world: World, db: Database, clock: FixedClock
+) -> None:
+    rich, poor = await world.studio(), await world.studio()
+    line = {"amount_micro_yuan": 500, "reason": "postpaid"}
+    assert (await world.admin.put(f"/api/firms/{poor.firm_id}/credit-line", json=line)).status_code == 200
+    await publish_prices(db, now=clock.now())
+    firm = FirmId(poor.firm_id)
+    async with db.transaction() as tx:
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=clock.now())], now=clock.now())
+    paid = {"firm_id": rich.firm_id, "amount_micro_yuan": 70, "evidence": "slip 1"}
+    assert (await world.admin.post("/api/top-ups", json=paid)).status_code == 201
+    seen: dict[str, int] = {}
+    for studio in (rich, poor):
+        close = {"step": "close", "reason": "dissolved"}
+        answer = await world.admin.post(f"/api/firms/{studio.firm_id}/review", json=close)
+        seen[studio.firm_id] = answer.json()["account"]["balance_micro_yuan"]
+    assert seen == {rich.firm_id: 70, poor.firm_id: -105}
+    owed = {"firm_id": poor.firm_id, "amount_micro_yuan": 106, "evidence": "slip 2"}
+    more = await world.admin.post("/api/top-ups", json=owed)
+    assert (more.status_code, more.json()["code"]) == (409, "firm_closed") and "owes ¥0.000105" in more.text
+    assert (await world.admin.post("/api/top-ups", json=owed | {"amount_micro_yuan": 105})).status_code == 201
+    again = await world.admin.post("/api/top-ups", json=owed | {"amount_micro_yuan": 1})
+    assert again.json()["code"] == "firm_closed"
 
 
 async def test_more_than_there_is_cannot_be_paid_back(world: World) -> None:
