@@ -196,3 +196,50 @@ async def test_a_voucher_is_never_overspent_through_leases(database_url: str, cl
         assert await api.open_holds(tx) == []
         assert await api.check_ledger(tx) == []
     await db.close()
+
+
+async def test_usage_charged_by_everybody_at_once_takes_all_that_is_there_and_a_race_is_no_loss(
+    database_url: str, clock: FixedClock
+) -> None:
+    """Without leases; beside it gateways lease of the same purses, use some and return the rest."""
+    db = Database(database_url, pool_size=CONNECTIONS)
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firms = [await open_firm(tx, now=clock.now(), paid_in=20_000) for _ in range(2)]
+        vouchers = [
+            await grant(tx, firm, 5_000, now=clock.now(), share_ppm=1_000_000, covers=frozenset({UsageKind.TOKENS}))
+            for firm in firms
+        ]
+
+    async def ship(number: int) -> None:
+        order = firms if number % 2 else firms[::-1]
+        batch = [tokens(firm, n, at=clock.now(), source=f"{firm} {number}") for firm in order for n in range(9)]
+        await db.retrying(lambda tx: api.ingest_tokens(tx, batch, now=clock.now()))
+
+    async def lease(number: int) -> None:
+        holder, firm = f"gw {number}", firms[number % 2]
+        try:
+            taken = await db.retrying(
+                lambda tx: api.lease_allowance(
+                    tx, holder=holder, firm_id=firm, amount=MicroYuan(300), lease_seconds=60, now=clock.now()
+                )
+            )
+        except NoMoney:
+            return
+        batch = [tokens(firm, n, at=clock.now(), lease_id=taken.id, source=holder) for n in range(3)]
+        await db.retrying(lambda tx: api.ingest_tokens(tx, batch, now=clock.now()))
+        await db.retrying(lambda tx: api.return_allowance(tx, lease_id=taken.id, holder=holder, now=clock.now()))
+
+    await asyncio.gather(*(lease(number) for number in range(8)), *(ship(number) for number in range(16)))
+    await asyncio.gather(*(ship(number) for number in range(16, 32)))  # alone: nothing is held by anybody now
+    async with db.transaction() as tx:
+        lost = 0
+        for firm, voucher in zip(firms, vouchers, strict=True):
+            [line] = (await api.statement(tx, firm, "2026-11", clock.now())).lines
+            due = 105 * (line.quantities["requests"])
+            assert (line.cash, line.vouchers, line.amount) == (20_000, {voucher: 5_000}, 25_000), "all that was there"
+            lost += due - line.amount
+        assert (await ledger_store.posted_balances(tx))["platform:loss"] == -lost
+        assert await api.open_holds(tx) == []
+        assert await api.check_ledger(tx) == []
+    await db.close()
