@@ -32,10 +32,12 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._watch: asyncio.TimerHandle | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port (a free one for port 0)."""
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """Listen; returns the port (a free one for port 0). `reuse_port`: share it with other processes that do."""
         self._tick()
-        self._server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=2048)
+        self._server = await self.loop.create_server(
+            lambda: Connection(self), host, port, backlog=2048, reuse_port=reuse_port
+        )
         return self._server.sockets[0].getsockname()[1]
 
     async def drain(self, seconds: float) -> None:

@@ -55,7 +55,7 @@ class RunningGateway:
         ):  # fmt: skip
             self._tasks.append(loop.create_task(_forever(work)))
         self.metrics_port = await self._metrics.start("127.0.0.1", settings.metrics_port)
-        self.port = await self._server.start(host, port)
+        self.port = await self._server.start(host, port, reuse_port=settings.reuse_port)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be looked at again
         gc.set_threshold(50_000, 20, 50)  # a request leaves no cycles behind; look for them rarely

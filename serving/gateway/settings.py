@@ -13,6 +13,11 @@ class GatewaySettings(BaseSettings):
 
     folder: Path | None = Field(default=None, description="usage log; default <home>/gateway; one gateway per folder")
     metrics_port: int = Field(default=8702, description="Prometheus metrics on loopback; 0 picks a free port")
+    reuse_port: bool = Field(
+        default=False,
+        description="share the port with other gateways of this machine, one per core; each has its own folder and "
+        "metrics port",
+    )
     body_limit_bytes: int = 16 << 20
     output_tokens_max: int = Field(default=32_768, description="cap of max_tokens")
     concurrency_per_key: int | None = 256

@@ -248,7 +248,7 @@ class FakePlane:
 
 
 @asynccontextmanager
-async def running(plane: FakePlane, folder: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def running(plane: FakePlane, folder: Path, *, port: int = 0, **settings: Any) -> AsyncIterator[RunningGateway]:
     """A listening gateway over `plane`, stopped afterwards."""
     chosen = GatewaySettings(**{"metrics_port": 0, "drain_seconds": 2, "ship_every_seconds": 0.02} | settings)
     gateway = build(
@@ -262,7 +262,7 @@ async def running(plane: FakePlane, folder: Path, **settings: Any) -> AsyncItera
         ledger=plane,
         spending=plane,
     )
-    await gateway.start("127.0.0.1", 0)
+    await gateway.start("127.0.0.1", port)
     try:
         deadline = time.monotonic() + 5
         while gateway.gateway.directory.table is None and not plane.down:

@@ -56,6 +56,18 @@ async def test_a_model_without_an_end_says_nothing(engine: MockEngine, tmp_path:
         assert "sunset" not in headers and "deprecation" not in headers
 
 
+async def test_gateways_share_a_port_when_they_are_told_to(engine: MockEngine, tmp_path: Path) -> None:
+    plane = FakePlane(engines=[engine.url])
+    async with (
+        running(plane, tmp_path / "a", reuse_port=True) as first,
+        running(plane, tmp_path / "b", port=first.port, reuse_port=True),
+    ):
+        answers = [await post(first.port, chat(max_tokens=1)) for _ in range(40)]
+    assert {answer.status for answer in answers} == {200}
+    starts = {answer.headers["x-request-id"][:-8] for answer in answers}
+    assert len(starts) == 2, "the system shares out connections among the processes that listen"
+
+
 async def test_a_rolling_update_loses_no_request(tmp_path: Path) -> None:
     arguments = ("--key", "engine-secret", "--interval-ms", "5")
     with mock_engine(*arguments) as old, mock_engine(*arguments) as new:
