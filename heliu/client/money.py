@@ -8,7 +8,9 @@ from typing import Any
 
 from heliu.client.money_views import (
     Account,
+    CentreContract,
     CentreStatement,
+    CreditNote,
     Discount,
     LedgerCheck,
     Preview,
@@ -16,6 +18,7 @@ from heliu.client.money_views import (
     Statement,
     Tariff,
     UsageImport,
+    UsageSent,
     Voucher,
 )
 from heliu.client.transport import Transport, new_idempotency_key
@@ -27,9 +30,16 @@ class Tariffs:
 
     _transport: Transport
 
-    def publish(self, name: str, *, gpu: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]]) -> Tariff:
-        """A new version of the whole book, from now on."""
-        body = {"name": name, "gpu": list(gpu), "tokens": list(tokens)}
+    def publish(
+        self,
+        name: str,
+        *,
+        gpu: Sequence[Mapping[str, Any]] = (),
+        tokens: Sequence[Mapping[str, Any]] = (),
+        **more: Any,
+    ) -> Tariff:
+        """A new version of the whole book, from now on; also `images`, `audio`, `windows`, `valid_from`."""
+        body = {"name": name, "gpu": list(gpu), "tokens": list(tokens)} | {k: _json(v) for k, v in more.items()}
         return Tariff(**self._transport.json("POST", "/api/tariffs", body=body))
 
     def list(self) -> list[Tariff]:
@@ -68,6 +78,12 @@ class Usage:
     """What ran outside the platform."""
 
     _transport: Transport
+
+    def send(self, events: Sequence[Mapping[str, Any]]) -> UsageSent:
+        """Charge a batch of CloudEvents (at most 1,000), all or none; one sent before changes nothing."""
+        sent = [{name: _json(value) for name, value in event.items()} for event in events]
+        key = new_idempotency_key()  # source and id name an event for ever
+        return UsageSent(**self._transport.json("POST", "/api/usage-events", body=sent, idempotency_key=key))
 
     def import_slurm(
         self,
@@ -147,6 +163,23 @@ class Money:
         key = idempotency_key or new_idempotency_key()
         self._transport.json("POST", "/api/top-ups", body=body, idempotency_key=key)
 
+    def withdraw(
+        self, firm_id: str, amount_micro_yuan: int, *, evidence: str, idempotency_key: str | None = None
+    ) -> None:
+        """Book money that was paid back to a firm."""
+        body = {"firm_id": firm_id, "amount_micro_yuan": amount_micro_yuan, "evidence": evidence}
+        key = idempotency_key or new_idempotency_key()
+        self._transport.json("POST", "/api/withdrawals", body=body, idempotency_key=key)
+
+    def set_credit_line(self, firm_id: str, amount_micro_yuan: int, *, reason: str) -> Account:
+        """Let a firm pay later, up to an amount; 0 makes it prepaid again."""
+        body = {"amount_micro_yuan": amount_micro_yuan, "reason": reason}
+        return Account(**self._transport.json("PUT", f"/api/firms/{firm_id}/credit-line", body=body))
+
+    def refund(self, charge_id: str, *, reason: str) -> CreditNote:
+        """Give a charge back by a credit note, to each of its vouchers and to cash what they paid."""
+        return CreditNote(**self._transport.json("POST", f"/api/charges/{charge_id}/refund", body={"reason": reason}))
+
     def account(self, firm_id: str | None = None) -> Account:
         """A firm's money as it stands now."""
         return Account(**self._transport.json("GET", "/api/account", query={"firm_id": firm_id}))
@@ -160,6 +193,15 @@ class Money:
         """What a centre lent in a month and what it is owed."""
         query = {"centre": centre, "period": period}
         return CentreStatement(**self._transport.json("GET", "/api/centre-statements", query=query))
+
+    def sign_contract(self, centre: str, payout_ppm: int, *, reason: str) -> CentreContract:
+        """From now on pay a centre so many millionths of the list price of the time it lends."""
+        body = {"payout_ppm": payout_ppm, "reason": reason}
+        return CentreContract(**self._transport.json("PUT", f"/api/centres/{centre}/contract", body=body))
+
+    def contracts(self, centre: str) -> list[CentreContract]:
+        """What a centre is and was paid of the list price, oldest first."""
+        return [CentreContract(**row) for row in self._transport.json("GET", f"/api/centres/{centre}/contracts")]
 
     def check_ledger(self) -> LedgerCheck:
         """Examine every invariant over the whole ledger."""

@@ -107,7 +107,11 @@ class StatementLine(View):
     voucher_micro_yuan: int
     cash_micro_yuan: int
     vouchers_micro_yuan: dict[str, int]
+    discount_micro_yuan: int = 0
+    loss_micro_yuan: int = 0
+    explanation: list[str] = []
     note: str = ""
+    reverses: str | None = None
 
 
 class Statement(View):
@@ -124,6 +128,33 @@ class Statement(View):
     top_ups_micro_yuan: int
     closing_micro_yuan: int
     hash: str
+    closed_at: datetime | None = None
+
+
+class CreditNote(View):
+    """What was given back of a charge; its amounts are below zero."""
+
+    id: str
+    firm_id: str
+    subject: str
+    amount_micro_yuan: int
+    voucher_micro_yuan: int
+    cash_micro_yuan: int
+    period: str
+
+
+class CentreContract(View):
+    """What part of the list price a centre is paid; `valid_from` None: without a contract."""
+
+    centre: str
+    payout_ppm: int
+    valid_from: datetime | None
+    valid_until: datetime | None
+
+
+class UsageSent(View):
+    accepted: int
+    duplicates: int
 
 
 class CentreLine(View):
