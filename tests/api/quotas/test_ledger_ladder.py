@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.clock import FixedClock
@@ -102,3 +103,33 @@ async def _state(tx: AsyncSession) -> list[object]:
             (SELECT jsonb_agg(to_jsonb(p) ORDER BY id) FROM quotas.pending p)""")
     )
     return list(rows.one())
+
+
+WRONG = {
+    "money from below nothing": "UPDATE quotas.balance SET debits_pending = -1",
+    "a balance below its floor": "UPDATE quotas.balance SET debits_posted = 101 WHERE floor = 0",
+    "a floor above nothing": "UPDATE quotas.balance SET floor = 1",
+    "a hold of nothing": "UPDATE quotas.pending SET amount_left = 0",
+    "a transfer of nothing": "INSERT INTO quotas.transfer (operation_id, kind, debit_id, credit_id, amount, final, at) "
+    "VALUES (1, 'posted', 1, 2, 0, false, now())",
+    "a transfer to itself": "INSERT INTO quotas.transfer (operation_id, kind, debit_id, credit_id, amount, final, at) "
+    "VALUES (1, 'posted', 1, 1, 1, false, now())",
+    "an operation without a key": "INSERT INTO quotas.operation (scope, key, request_hash, at, transfer_ids) "
+    "VALUES ('x', '', decode(repeat('00', 32), 'hex'), now(), '{}')",
+    "a request that is no hash": "INSERT INTO quotas.operation (scope, key, request_hash, at, transfer_ids) "
+    "VALUES ('x', 'x', '\\x00', now(), '{}')",
+}
+
+
+@pytest.mark.parametrize("sql", WRONG.values(), ids=list(WRONG))
+async def test_what_no_posting_would_write_the_tables_refuse_too(db: Database, clock: FixedClock, sql: str) -> None:
+    now = clock.now()
+    async with db.transaction() as tx:
+        ids = await ledger_store.accounts(tx, [BANK, CASH, REVENUE], at=now)
+        legs = [posted(ids[BANK], ids[CASH], 100)]
+        await ledger_store.post(tx, scope="test", key="in", request=[], legs=legs, at=now)
+        legs = [pending(ids[CASH], ids[REVENUE], 60, now + timedelta(hours=1))]
+        await ledger_store.post(tx, scope="test", key="held", request=[], legs=legs, at=now)
+    with pytest.raises(IntegrityError, match="check constraint"):
+        async with db.transaction() as tx:
+            await tx.execute(text(sql))
