@@ -51,8 +51,8 @@ def publish(name: str, rows: list[Row]) -> Path:
         title=f"{name} · {machine()}",
     )
     for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        met = "" if row.met is None else ("yes" if row.met else "no")
+        ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
+        met = "" if row.met is None else ("yes" if row.met else "missed")
         table.add_row(
             row.metric,
             f"{row.value:,.4g}",

@@ -38,7 +38,7 @@ def _measure(running: Server, quick: bool) -> list[Row]:
     with running.connect() as connection:
         open_accounts(connection)
     running.prepare_pgbench()
-    rounds, seconds = (3, 2) if quick else (7, 5)
+    rounds, seconds = (5, 1) if quick else (7, 5)
     rows = beside_pgbench(running, rounds, seconds)
     rows.append(asyncio.run(_ingest(running, 20 if quick else 100)))
     rows += asyncio.run(effective_limits_speed(running, 500 if quick else 3000))

@@ -2,7 +2,7 @@
 
 import statistics
 from datetime import UTC, datetime
-from time import perf_counter
+from time import perf_counter, process_time
 
 import psycopg
 
@@ -27,21 +27,24 @@ async def effective_limits_speed(running: Server, calls: int) -> list[Row]:
         _versions(connection)
     db = Database(running.url, pool_size=1)
     spent: list[float] = []
+    worked: list[float] = []
     async with db.transaction() as tx:
         for number in range(calls + 100):
             firm = number % FIRMS + 1
-            started = perf_counter()
+            started, began = perf_counter(), process_time()
             limits = await effective_limits(
                 tx, FirmId(f"firm_limits_{firm}"), ProjectId(f"prj_limits_{firm}_{number % PROJECTS + 1}"), at=NOW
             )
             spent.append(perf_counter() - started)
+            worked.append(process_time() - began)
             assert limits.effective.jobs_at_once == VERSIONS
     await db.close()
-    p99 = statistics.quantiles(spent[100:], n=100)[98] * 1000
+    p99, busy = (statistics.quantiles(times[100:], n=100)[98] * 1000 for times in (spent, worked))
     median = statistics.median(spent[100:]) * 1000
     memory = _in_memory()
+    said = f"ms, one query; median {median:.2f}, p99 of the caller's processor time {busy:.2f}"
     return [
-        Row("limits_store_p99_ms", p99, f"ms, one query; median {median:.2f}", target="<= 1", met=p99 <= 1),
+        Row("limits_store_p99_ms", p99, said, target="<= 1", met=p99 <= 1),
         Row("limits_memory_us", memory, "us a decision, best of 15 rounds", target="<= 5", met=memory <= 5),
     ]
 
