@@ -4,7 +4,7 @@ A task is a job like any other: it has attempts, a log, a checkpoint and its own
 tasks are jobs under way; when one ends, the next one takes its place. `{index}` in a string parameter is the task's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -29,6 +29,7 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import ArrayRow, InputRow, WorkloadRow
 from scheduler.facts import load_state
 from scheduler.firm_limits import require_room
+from scheduler.recipes import Prepared
 from scheduler.terms import Terms
 from scheduler.vocabulary import JOB_OVER, JOBS_CHANNEL, JobState
 
@@ -37,7 +38,7 @@ INDEX = "{index}"
 _OWN = (
     "name", "recipe", "program", "params", "sandboxed", "pools", "workers", "gpu_milli", "qos", "priority",
     "expected_seconds", "max_runtime_seconds", "cap_micro_yuan", "hard_cap_micro_yuan", "retries", "estimated_seconds",
-    "duration_basis",
+    "duration_basis", "checkpoints",
 )  # fmt: skip
 
 
@@ -90,16 +91,15 @@ async def submit_array(
         if known is not None:
             return known
         files = await jobs.resolve_inputs(tx, spec.inputs, firm_id=firm_id)
-    for index in sorted({0, size - 1}, reverse=True):  # the first one's remains
+
+    async def prepared_task(index: int) -> Prepared:
         task = replace(spec, params=with_index(spec.params, index))
-        prepared = await jobs.prepare_job(blobs, task, files, terms=terms)
+        return await jobs.prepare_job(blobs, task, files, terms=terms)
+
+    await prepared_task(size - 1)
+    prepared = await prepared_task(0)
     template = replace(prepared, params=_as_given(prepared.params, spec.params))
-    row = ArrayRow(
-        id=new_id("arr"), firm_id=firm_id, project_id=project.id, submitted_by=by.id, name=spec.name,
-        recipe=spec.recipe, idempotency_key=idempotency_key, request_hash=asked, size=size, at_most=at_most,
-        next_index=0, run=0, again=[], created_at=now,
-        inputs=[{"name": f.name, "blob": f.blob, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in files],
-    )  # fmt: skip
+    row = _row(spec, files, firm_id, project.id, idempotency_key, asked, size, at_most, by=by, now=now)
     try:
         async with db.transaction() as tx:
             expected = await durations.expect(
@@ -262,6 +262,27 @@ async def _advance(tx: AsyncSession, array_id: str, *, now: datetime) -> int:
         await events.append(tx, "array.ended", row.id, body, now=now, firm_id=row.firm_id)
     await tx.flush()
     return made
+
+
+def _row(
+    spec: jobs.JobSpec,
+    files: Sequence[InputRow],
+    firm_id: str,
+    project_id: str,
+    idempotency_key: str,
+    request_hash: bytes,
+    size: int,
+    at_most: int,
+    *,
+    by: Principal,
+    now: datetime,
+) -> ArrayRow:
+    return ArrayRow(
+        id=new_id("arr"), firm_id=firm_id, project_id=project_id, submitted_by=by.id, name=spec.name,
+        recipe=spec.recipe, idempotency_key=idempotency_key, request_hash=request_hash, size=size, at_most=at_most,
+        next_index=0, run=0, again=[], created_at=now,
+        inputs=[{"name": f.name, "blob": f.blob, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in files],
+    )  # fmt: skip
 
 
 def _task(row: ArrayRow, index: int, *, now: datetime) -> WorkloadRow:

@@ -18,7 +18,7 @@ from kit.errors import Conflict, Unauthenticated
 from kit.units import GpuMs, gpu_ms
 from quotas import api as quotas
 from quotas.vocabulary import ComputeUsage, FirmId, HoldId, PoolName, ProjectId, QoS, centre_of
-from scheduler import artifacts
+from scheduler import artifacts, health
 from scheduler.adapters import store, taking
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.admission import clear_wait, topic
@@ -188,6 +188,7 @@ async def end_many(tx: AsyncSession, endings: Sequence[Ending], *, terms: Terms,
             _close(ending, now=now)
         await tx.flush()
         await _give_back(tx, endings)
+        await health.note(tx, endings, terms, now=now)
         await _settle(tx, endings, terms, now=now)
         await _count_usage(tx, endings, terms, now=now)
         made = await artifacts.stored_by(tx, [e.attempt.id for e in endings if e.cause is EndCause.DONE])

@@ -132,6 +132,7 @@ async def _record(
     row.gpu_ms = gpu_ms(workload.workers * workload.gpu_milli, workload.kept_ms + kept_ms)
     row.created_at = now
     attempt.kept_ms, attempt.kept_at = kept_ms, now
+    workload.checkpoints = True
     await tx.flush()
     body = {"attempt_id": attempt.id, "step": step, "size_bytes": size, "sha256": sha256, "kept_ms": kept_ms}
     await events.append(tx, topic(workload, "checkpoint"), workload.id, body, now=now, firm_id=workload.firm_id)

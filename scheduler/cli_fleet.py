@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from kit.cli import JsonFlag, call, console, show
+from scheduler.cli_windows import instant
 
 app = typer.Typer()
 node = typer.Typer(help="Machines: list, cordon, drain, open.", no_args_is_help=True)
@@ -58,9 +59,16 @@ def cordon(node_id: NodeId, reason: Reason, as_json: JsonFlag = False) -> None:
 
 
 @node.command("drain")
-def drain(node_id: NodeId, reason: Reason, as_json: JsonFlag = False) -> None:
-    """Close a machine and move what runs on it, at no charge to its firms."""
-    _close(node_id, reason, drain=True, as_json=as_json)
+def drain(
+    node_id: NodeId,
+    reason: Reason,
+    finish_by: Annotated[
+        str | None, typer.Option(help="What has ended by then (2026-12-01T02:00+08:00) runs on; the rest moves then.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Close a machine and move what runs on it, from its checkpoints, at no charge to its firms."""
+    _close(node_id, reason, drain=True, finish_by=finish_by, as_json=as_json)
 
 
 @node.command("open")
@@ -77,8 +85,9 @@ def list_pools(as_json: JsonFlag = False) -> None:
     show(rows if as_json else [_counted(row) for row in rows], as_json=as_json, columns=POOL_COLUMNS)
 
 
-def _close(node_id: str, reason: str, *, drain: bool, as_json: bool) -> None:
-    row = call("POST", f"/api/nodes/{node_id}/cordon", json={"reason": reason, "drain": drain})
+def _close(node_id: str, reason: str, *, drain: bool, as_json: bool, finish_by: str | None = None) -> None:
+    body = {"reason": reason, "drain": drain, "finish_by": instant("--finish-by", finish_by) if finish_by else None}
+    row = call("POST", f"/api/nodes/{node_id}/cordon", json=body)
     show(row if as_json else _counted(row), as_json=as_json, columns=NODE_COLUMNS)
 
 

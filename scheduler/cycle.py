@@ -1,7 +1,7 @@
 """One look at the queue. It decides and never acts: state in, decisions out, time as an argument.
 
 The cycle, in order:
-1. Work on a draining node is preempted.
+1. Work on a draining node is preempted, and where a window begins that keeps its node for others (`windows`).
 2. Waiting work is taken in order (`ordering`). What can never run is rejected; what backs off or lacks money waits.
 3. Each gets its earliest slot in the timeline (`timeline`): quota, its own or borrowed (`sharing`), and room for the
    whole gang on nodes (`placement`). A slot that begins now is a start; any other is a wait with its reason and
@@ -19,7 +19,7 @@ from typing import TypeAlias
 from quotas.vocabulary import PoolName, QoS
 from scheduler.ordering import in_order
 from scheduler.placement import could_hold
-from scheduler.preemption import DRAIN, RECLAIM, YIELD, Standings
+from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Standings
 from scheduler.sharing import QuotaKey, Sharing
 from scheduler.snapshot import Change, Running, State, Waiting, apply
 from scheduler.timeline import Slot, Timeline
@@ -36,6 +36,7 @@ from scheduler.vocabulary import (
     WaitReason,
     WorkloadId,
 )
+from scheduler.windows import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,9 @@ class _Cycle:
         self._state, self._sharing, self._policy, self._now = state, sharing, policy, now
         self._grace = max(1, policy.grace_seconds)  # nothing is free before what holds it has gone
         overrun = max(policy.overrun_seconds, self._grace + 1)  # to be late is no way to keep what was borrowed
-        self._timeline = Timeline(state, sharing, now=now, overrun_seconds=overrun)
+        self._timeline = Timeline(
+            state, sharing, now=now, overrun_seconds=overrun, movable_seconds=policy.minimum_seconds + self._grace
+        )
         self._facts = Facts(state, sharing)
         self._standings = Standings.of(state, sharing)
         self._ready = now + timedelta(seconds=self._grace)  # when what is stopped now will have gone
@@ -146,12 +149,18 @@ class _Cycle:
         self._told: dict[_Kind, tuple[WaitReason, str]] = {}
 
     def drain(self) -> Iterable[Preempt]:
-        """Stop what runs on draining nodes."""
-        draining = {node.id for node in self._state.nodes.values() if node.is_draining}
+        """Stop what runs on draining nodes, and where a window begins that keeps the node from it."""
+        nodes = self._state.nodes.values()
+        draining = {node.id for node in nodes if node.is_draining}
+        due = [w for w in self._state.windows if w.meets(self._now, self._ready + _MOMENT)]
+        kept = {node.id: [w for w in due if w.covers(node.id, node.pool)] for node in nodes} if due else {}
         for work in sorted(self._state.running.values(), key=lambda r: r.id):
-            if not work.is_stopping and draining.intersection(work.placement.nodes):
+            if work.is_stopping:
+                continue
+            begun = any(w.firm_id != work.firm_id for node in work.placement.nodes for w in kept.get(node, ()))
+            if begun or draining.intersection(work.placement.nodes):
                 self._standings.stop(work)
-                yield Preempt(work.id, DRAIN)
+                yield Preempt(work.id, WINDOW if begun else DRAIN)
 
     def consider(self, workload: Waiting) -> list[Decision]:
         """The decision for one workload, given those considered before it, and what is stopped for it."""
@@ -264,6 +273,10 @@ class _Cycle:
         if not could_hold(free, workload.workers, workload.gpu_milli):
             total = gpus(sum(free.values()))
             return WaitReason.NO_ROOM, f"{_gang(workload)}; {total} of {gpus(self._facts.size(pool))} free in {pool}"
+        closed = self._timeline.closed(pool, workload, self._now)
+        left = {node: milli for node, milli in free.items() if node not in closed}
+        if closed and not could_hold(left, workload.workers, workload.gpu_milli):
+            return WaitReason.WINDOW, told(next(iter(closed.values())))
         return WaitReason.BEHIND, f"its place in {pool} is kept for earlier work"
 
     def _no_quota(self, workload: Waiting, key: QuotaKey, used: int) -> tuple[WaitReason, str]:
@@ -280,6 +293,7 @@ class _Cycle:
         return WaitReason.NOT_LENT, f"{needs}; {root} has {gpus(left)} of {gpus(self._sharing.lent(root, pool))} left"
 
 
+_MOMENT = timedelta(milliseconds=1)
 _Kind: TypeAlias = tuple[object, ...]
 
 
@@ -287,12 +301,14 @@ def _kind(workload: Waiting) -> _Kind:
     """What a decision about it rests on, but its place in the queue."""
     return (
         workload.firm_id, workload.pools, workload.workers, workload.gpu_milli, workload.qos, workload.seconds,
+        workload.checkpoints,
     )  # fmt: skip
 
 
 _NEARNESS = [
     WaitReason.BEHIND,
     WaitReason.NO_ROOM,
+    WaitReason.WINDOW,
     WaitReason.RECLAIM,
     WaitReason.NOT_LENT,
     WaitReason.NO_QUOTA,

@@ -24,6 +24,7 @@ _REMEDIES = {
     WaitReason.NO_MONEY: "a top-up, a voucher, or the end of other work whose money is held",
     WaitReason.NO_PRICE: "a tariff for the pool",
     WaitReason.BACKOFF: "the end of the pause",
+    WaitReason.WINDOW: "the end of that time; a shorter duration or a program with checkpoints may let it in before",
     WaitReason.AFTER: "the end of the work it waits for, in the way it waits for",
 }
 

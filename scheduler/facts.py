@@ -10,6 +10,7 @@ from quotas import api as quotas
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, WorkloadRow
+from scheduler.kept_times import as_window, open_windows
 from scheduler.lifetimes import seconds_left
 from scheduler.sharing import Quota, QuotaKey, Seat
 from scheduler.snapshot import Running, State, Waiting
@@ -34,6 +35,7 @@ async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
         quotas={key: Quota(v.nominal, v.borrowing, v.lending) for key, v in limits.items()},
         tree={node: Seat(seat.parent, seat.weight_milli) for node, seat in tree.items()},
         lately=_lately(await store.usage_lately(tx), running, terms, now=now),
+        windows=tuple(as_window(row) for row in await open_windows(tx, now=now)),
     )
 
 
@@ -53,6 +55,7 @@ def as_waiting(row: WorkloadRow) -> Waiting:
         held_until=row.held_until if held else None,
         qos=QoS(row.qos),
         deadline=row.deadline,
+        checkpoints=row.checkpoints,
     )
 
 

@@ -84,7 +84,7 @@ async def cordon(tx: AsyncSession, node_id: str, reason: str, *, drain: bool, no
 async def uncordon(tx: AsyncSession, node_id: str, *, now: datetime) -> NodeRow:
     """Open a node again. Raises NotFound."""
     row = await _node(tx, node_id)
-    row.cordon_reason, row.draining = None, False
+    row.cordon_reason, row.draining, row.failed_setups = None, False, 0
     await _changed(tx, row, "node.opened", {}, now=now)
     return row
 

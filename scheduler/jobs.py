@@ -149,6 +149,7 @@ def as_candidate(spec: JobSpec, prepared: Prepared, firm_id: FirmId, *, id: str,
         prepared.expected_seconds,
         qos=spec.qos,
         deadline=spec.deadline,
+        checkpoints=prepared.recipe.checkpoints,
     )
 
 
@@ -256,6 +257,7 @@ def row_of(
         program=prepared.recipe.program,
         params=prepared.params,
         sandboxed=prepared.recipe.sandboxed,
+        checkpoints=prepared.recipe.checkpoints,
         pools=list(spec.pools),
         workers=spec.workers,
         gpu_milli=spec.gpu_milli,

@@ -16,7 +16,16 @@ from scheduler import loop
 from scheduler.adapters.ray_runtime import RayCluster, RayRuntime
 from scheduler.cycle import Policy
 from scheduler.terms import Terms
-from scheduler.web import array_routes, control_routes, file_routes, fleet_routes, internal, recording_routes, routes
+from scheduler.web import (
+    array_routes,
+    control_routes,
+    file_routes,
+    fleet_routes,
+    internal,
+    recording_routes,
+    routes,
+    window_routes,
+)
 from scheduler.web.edge import Edge
 
 
@@ -61,7 +70,16 @@ def routers_for(edge: Edge) -> list[APIRouter]:
         request.state.scheduler = edge
 
     whole = APIRouter()
-    for part in (routes, control_routes, array_routes, file_routes, fleet_routes, recording_routes, internal):
+    for part in (
+        routes,
+        control_routes,
+        array_routes,
+        file_routes,
+        fleet_routes,
+        window_routes,
+        recording_routes,
+        internal,
+    ):
         whole.include_router(part.router, dependencies=[Depends(provide)])
     return [whole]
 

@@ -23,7 +23,7 @@ from scheduler.snapshot import Running, State, Waiting
 from scheduler.vocabulary import WorkloadId
 
 CLASS = {QoS.RESERVED: 0, QoS.STANDARD: 1, QoS.INTERRUPTIBLE: 2}
-RECLAIM, YIELD, DRAIN = "reclaim", "yield", "drain"
+RECLAIM, YIELD, DRAIN, WINDOW = "reclaim", "yield", "drain", "window"
 
 
 @dataclass(frozen=True, slots=True)

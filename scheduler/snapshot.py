@@ -12,6 +12,7 @@ from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.sharing import NO_QUOTA, Member, Quota, QuotaKey, Seat
 from scheduler.vocabulary import NodeId, Placement, WaitReason, WorkloadId
+from scheduler.windows import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Waiting:
     held_until: datetime | None = None
     qos: QoS = QoS.STANDARD
     deadline: datetime | None = None  # when its owner wants it to be over
+    checkpoints: bool = False  # it keeps what it has done: it may be stopped for a window and go on elsewhere
 
     @property
     def need(self) -> int:
@@ -80,6 +82,7 @@ class State:
     quotas: Mapping[QuotaKey, Quota] = field(default_factory=dict[QuotaKey, Quota])
     tree: Mapping[Member, Seat] = field(default_factory=dict[Member, Seat])
     lately: Mapping[QuotaKey, int] = field(default_factory=dict[QuotaKey, int])
+    windows: tuple[Window, ...] = ()
 
     def with_waiting(self, extra: Waiting) -> "State":
         """A copy in which `extra` waits too: for quotes and what-ifs."""
@@ -131,13 +134,18 @@ class LatelySet:
     milli: int
 
 
-Change: TypeAlias = NodeSeen | NodeGone | Queued | Placed | Over | QuotaSet | SeatSet | LatelySet
+@dataclass(frozen=True, slots=True)
+class WindowsSet:
+    windows: tuple[Window, ...]
+
+
+Change: TypeAlias = NodeSeen | NodeGone | Queued | Placed | Over | QuotaSet | SeatSet | LatelySet | WindowsSet
 
 
 def apply(state: State, changes: Iterable[Change]) -> State:
     """The state after `changes`, in their order; `state` itself stays as it is."""
     nodes, waiting, running = dict(state.nodes), dict(state.waiting), dict(state.running)
-    quotas, tree, lately = dict(state.quotas), dict(state.tree), dict(state.lately)
+    quotas, tree, lately, windows = dict(state.quotas), dict(state.tree), dict(state.lately), state.windows
     for change in changes:
         match change:
             case NodeSeen(node):
@@ -161,9 +169,11 @@ def apply(state: State, changes: Iterable[Change]) -> State:
                     tree[member] = seat
             case LatelySet(firm_id, pool, milli):
                 lately[firm_id, pool] = milli
+            case WindowsSet(kept):
+                windows = kept
             case _:
                 assert_never(change)
-    return State(nodes, waiting, running, quotas, tree, lately)
+    return State(nodes, waiting, running, quotas, tree, lately, windows)
 
 
 def changes_between(before: State, after: State) -> list[Change]:
@@ -180,4 +190,6 @@ def changes_between(before: State, after: State) -> list[Change]:
     changes += [SeatSet(member, seat) for member, seat in after.tree.items() if before.tree.get(member) != seat]
     lately = dict.fromkeys(before.lately, 0) | dict(after.lately)
     changes += [LatelySet(*key, milli) for key, milli in lately.items() if before.lately.get(key) != milli]
+    if before.windows != after.windows:
+        changes.append(WindowsSet(after.windows))
     return changes

@@ -15,6 +15,7 @@ class Terms:
     margin_seconds: int = 5  # no successor starts before lease end plus this
     grace_seconds: int = 10  # from the wish to stop to the kill
     start_timeout_seconds: int = 180  # a placed attempt that nobody claims is given up after this
+    node_failures_max: int = 3  # a node where so many attempts in a row could not be prepared is closed
     node_silence_seconds: int = 15  # a node not seen for this long is lost
     money_pause_seconds: int = 15  # work without money is asked again after this
     replica_hold_seconds: int = 1800  # a replica's money is held for this long at once …

@@ -15,6 +15,7 @@ from scheduler.placement import place_gang
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement
+from scheduler.windows import Window, in_the_way
 
 FOREVER = datetime.max.replace(tzinfo=UTC)
 _AT_ONCE = timedelta(seconds=1)
@@ -94,8 +95,11 @@ class Slot:
 class Timeline:
     """The future of every pool. Mutable, made anew for one decision and gone with it."""
 
-    def __init__(self, state: State, sharing: Sharing, *, now: datetime, overrun_seconds: int) -> None:
+    def __init__(
+        self, state: State, sharing: Sharing, *, now: datetime, overrun_seconds: int, movable_seconds: int = 0
+    ) -> None:
         self._now, self._sharing = now, sharing
+        self._windows, self._movable = state.windows, timedelta(seconds=movable_seconds)
         self._overdue = now + timedelta(seconds=overrun_seconds)
         self._pools: dict[PoolName, list[NodeId]] = {}
         self._nodes: dict[NodeId, Profile] = {}
@@ -162,8 +166,19 @@ class Timeline:
         end = _end(start, workload.seconds)
         if self.quota_left((workload.firm_id, pool), workload.qos, start, end) < workload.need:
             return None
-        nodes = place_gang(self.free(pool, start, end), workload.workers, workload.gpu_milli)
+        free, closed = self.free(pool, start, end), self.closed(pool, workload, start)
+        if closed:
+            free = {node: milli for node, milli in free.items() if node not in closed}
+        nodes = place_gang(free, workload.workers, workload.gpu_milli)
         return Placement(pool, nodes, workload.gpu_milli) if nodes else None
+
+    def closed(self, pool: PoolName, workload: Waiting, start: datetime) -> Mapping[NodeId, Window]:
+        """The nodes of the pool that are kept from it at some time while it would run, each with a window."""
+        if not self._windows:
+            return {}
+        movable = self._movable if workload.checkpoints else None
+        met = in_the_way(self._windows, workload.firm_id, start, _end(start, workload.seconds), movable=movable)
+        return {node: w for w in reversed(met) for node in self._pools.get(pool, ()) if w.covers(node, pool)}
 
     def reserve(self, workload: Waiting, slot: Slot) -> None:
         """Keep the slot for this workload."""
@@ -192,6 +207,7 @@ class Timeline:
         given = next(more, None)
         moments = {not_before, *(end for end, _, _ in self._ends.get(pool, ()) if end > not_before)}
         moments.update(t for node in nodes if node in booked for t in self._nodes[node].rises() if t > not_before)
+        moments.update(window.end for window in self._windows if window.end > not_before)
         allowed = {not_before, *(t for profile in self._quota_profiles(key) for t in profile if t > not_before)}
         within, looked = False, False
         for start in sorted(moments | allowed):

@@ -114,6 +114,7 @@ class WaitReason(StrEnum):
     NO_PRICE = "no_price"
     BACKOFF = "backoff"
     AFTER = "after"
+    WINDOW = "window"
 
     @property
     def sentence(self) -> str:
@@ -133,6 +134,7 @@ _SENTENCES: Mapping[WaitReason, str] = {
     WaitReason.NO_PRICE: "The pool has no published price at this quality of service.",
     WaitReason.BACKOFF: "Its last attempt ended early; it is tried again after a pause.",
     WaitReason.AFTER: "It is to run after other work, which is not over.",
+    WaitReason.WINDOW: "It would run into a time for which the nodes that could take it are kept.",
 }
 
 

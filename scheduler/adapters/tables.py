@@ -1,67 +1,30 @@
 """Tables of the scheduler, as the migrations make them. A `table=True` class validates nothing: the database does."""
 
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    Boolean,
     Column,
-    DateTime,
     Double,
-    ForeignKey,
     Index,
     Integer,
-    LargeBinary,
-    Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlmodel import Field, SQLModel
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlmodel import Field
 
-SCHEMA = "scheduler"
-
-
-def _text(*, nullable: bool = False, to: str | None = None, primary_key: bool = False) -> Any:
-    keys = [ForeignKey(f"{SCHEMA}.{to}")] if to else []
-    return Field(default=None, sa_column=Column(Text, *keys, nullable=nullable, primary_key=primary_key))
-
-
-def _instant(*, nullable: bool = False) -> Any:
-    return Field(default=None, sa_column=Column(DateTime(timezone=True), nullable=nullable))
-
-
-def _integer(*, nullable: bool = False, big: bool = False, primary_key: bool = False) -> Any:
-    kind = BigInteger if big else Integer
-    return Field(default=None, sa_column=Column(kind, nullable=nullable, primary_key=primary_key, autoincrement=False))
-
-
-def _count() -> Any:
-    return Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
-
-
-def _small_count() -> Any:
-    return Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
-
-
-def _flag() -> Any:
-    return Field(default=False, sa_column=Column(Boolean, nullable=False))
-
-
-def _texts() -> Any:
-    return Field(default=None, sa_column=Column(ARRAY(Text), nullable=False))
-
-
-def _hash(*, nullable: bool = False) -> Any:
-    return Field(default=None, sa_column=Column(LargeBinary, nullable=nullable))
-
-
-def _json(*, nullable: bool = False) -> Any:
-    return Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=nullable))
-
-
-class _Table(SQLModel):
-    __tablename__: ClassVar[Any]
+from scheduler.adapters.columns import SCHEMA
+from scheduler.adapters.columns import Table as _Table
+from scheduler.adapters.columns import count as _count
+from scheduler.adapters.columns import false as _false
+from scheduler.adapters.columns import flag as _flag
+from scheduler.adapters.columns import hash_column as _hash
+from scheduler.adapters.columns import instant as _instant
+from scheduler.adapters.columns import integer as _integer
+from scheduler.adapters.columns import json_column as _json
+from scheduler.adapters.columns import small_count as _small_count
+from scheduler.adapters.columns import text_column as _text
+from scheduler.adapters.columns import texts as _texts
 
 
 class PoolRow(_Table, table=True):
@@ -91,8 +54,31 @@ class NodeRow(_Table, table=True):
     state: str = _text()
     cordon_reason: str | None = _text(nullable=True)
     draining: bool = _flag()
+    failed_setups: int = _small_count()  # attempts in a row that could not be prepared here
     first_seen_at: datetime = _instant()
     last_seen_at: datetime = _instant()
+
+
+class WindowRow(_Table, table=True):
+    """A time for which nodes are kept: for maintenance, or for one firm (`firm_id`)."""
+
+    __tablename__ = "kept_time"
+    __table_args__ = (
+        Index("kept_time_open", "ends_at", postgresql_where=text("cancelled_at IS NULL")),
+        {"schema": SCHEMA},
+    )
+
+    id: str = _text(primary_key=True)
+    scope: str = _text()
+    target: str = _text()
+    firm_id: str | None = _text(nullable=True)
+    reason: str = _text()
+    starts_at: datetime = _instant()
+    ends_at: datetime = _instant()
+    for_drain: bool = _flag()
+    created_by: str = _text()
+    created_at: datetime = _instant()
+    cancelled_at: datetime | None = _instant(nullable=True)
 
 
 class QuotaUseRow(_Table, table=True):
@@ -194,6 +180,7 @@ class WorkloadRow(_Table, table=True):
     program_errors: int = _small_count()
     estimated_seconds: int | None = _integer(nullable=True)  # by its recipe
     duration_basis: str | None = _text(nullable=True)  # where expected_seconds comes from
+    checkpoints: bool = _false()  # its program keeps what it has done: it can be moved at little loss
     array_id: str | None = _text(nullable=True, to="job_array.id")
     array_index: int | None = _integer(nullable=True)
     array_run: int | None = _integer(nullable=True)

@@ -11,9 +11,10 @@ from quotas.vocabulary import FirmId
 from scheduler import arrays
 from scheduler.adapters.tables import ArrayRow
 from scheduler.vocabulary import JobState
+from scheduler.web.array_schemas import ArrayIn, ArrayOut, RerunOut
 from scheduler.web.edge import EdgeOf, acting_firm, acting_project
 from scheduler.web.routes import spec_of
-from scheduler.web.schemas import ArrayIn, ArrayOut, FirmQuery, JobOut, Limit, RerunOut
+from scheduler.web.schemas import FirmQuery, JobOut, Limit
 from scheduler.web.views import array_out, job_out
 
 router = APIRouter(prefix="/api", tags=["arrays"])

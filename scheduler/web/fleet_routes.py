@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from kit.auth import Principal
 from quotas.api import Action, CurrentPrincipal, Db, Now, audit, home_firm, is_staff, quota_nominal, require
 from quotas.vocabulary import FirmId, PoolName
-from scheduler import explain, fleet
+from scheduler import explain, fleet, kept_times
 from scheduler.adapters import store
 from scheduler.adapters.tables import NodeRow
 from scheduler.vocabulary import NodeState
@@ -27,10 +27,15 @@ async def list_nodes(principal: CurrentPrincipal, db: Db) -> list[NodeOut]:
 
 @router.post("/nodes/{node_id}/cordon")
 async def cordon(node_id: str, body: CordonIn, principal: CurrentPrincipal, db: Db, now: Now) -> NodeOut:
-    """Close a node for new work; with `drain`, what runs on it is queued again and moved, at no charge."""
+    """Close a node for new work; with `drain`, what runs on it is moved, at no charge.
+
+    With `finish_by` what will have ended by then runs on, and the rest is moved when that time comes.
+    """
     require(principal, Action.FLEET_MANAGE, firm_id=None)
     async with db.transaction() as tx:
-        row = await fleet.cordon(tx, node_id, body.reason, drain=body.drain, now=now)
+        row = await fleet.cordon(tx, node_id, body.reason, drain=body.drain and body.finish_by is None, now=now)
+        if body.drain and body.finish_by is not None:
+            await kept_times.drain_from(tx, node_id, body.finish_by, body.reason, by=principal, now=now)
         await audit.record(tx, "node.cordon", node_id, by=principal, now=now, reason=body.reason, after=_state(row))
         return NodeOut.model_validate(row)
 
@@ -41,6 +46,7 @@ async def uncordon(node_id: str, principal: CurrentPrincipal, db: Db, now: Now) 
     require(principal, Action.FLEET_MANAGE, firm_id=None)
     async with db.transaction() as tx:
         row = await fleet.uncordon(tx, node_id, now=now)
+        await kept_times.lift_drain(tx, node_id, now=now)
         await audit.record(tx, "node.uncordon", node_id, by=principal, now=now, after=_state(row))
         return NodeOut.model_validate(row)
 

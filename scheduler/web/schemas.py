@@ -91,35 +91,6 @@ class JobIn(WorkIn):
     quote_id: Id | None = Field(default=None, description="its maximum caps the charge")
 
 
-class ArrayIn(WorkIn):
-    size: Annotated[
-        int, Field(ge=1, le=100_000, description="how many tasks; each has its own maximum, cap and charge")
-    ]
-    at_most: Annotated[int, Field(ge=1, le=1_000, description="tasks under way at once")] = 50
-
-
-class RerunOut(View):
-    tasks: int
-
-
-class ArrayOut(View):
-    id: str
-    name: str
-    firm_id: str
-    project_id: str
-    recipe: str
-    size: int
-    at_most: int
-    state: str
-    waiting: int
-    counts: dict[str, int]
-    held_detail: str | None
-    charged_micro_yuan: int
-    submitted_by: str
-    created_at: datetime
-    ended_at: datetime | None
-
-
 class PriorityIn(Body):
     priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)]
 
@@ -355,6 +326,9 @@ class PoolOut(View):
 class CordonIn(Body):
     reason: Line
     drain: bool = False
+    finish_by: AwareDatetime | None = Field(
+        default=None, description="with drain: what will end by then runs on; without: everything is moved now"
+    )
 
 
 class QueueEntryOut(View):

@@ -9,8 +9,8 @@ from scheduler.dependencies import Awaited
 from scheduler.explain import Explanation, Place, expected_finish
 from scheduler.quotes import Quote
 from scheduler.vocabulary import ArtifactView, JobState, WaitReason
+from scheduler.web.array_schemas import ArrayOut
 from scheduler.web.schemas import (
-    ArrayOut,
     ArtifactOut,
     AttemptOut,
     AwaitedOut,

@@ -51,6 +51,7 @@ class Recipe:
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
     sandboxed: bool = False
+    checkpoints: bool = False  # it keeps what it has done, and goes on from there
     workers_max: int = 1
     free_inputs: int = 0
     free_input_bytes_max: int = 0
@@ -72,6 +73,7 @@ LORA_FINETUNE = Recipe(
             check=dataset.facts,
         ),
     ),
+    checkpoints=True,
     outputs=(
         OutputSpec("adapter_config.json", OutputKind.ADAPTER, "what the adapter is"),
         OutputSpec("adapter_model.safetensors", OutputKind.ADAPTER, "its weights"),
