@@ -42,7 +42,7 @@ def statement(
     if as_json:
         show(month, as_json=True)
         return
-    rows = [_line(line) for line in month["lines"]]
+    rows = [shown_line(line) for line in month["lines"]]
     show(rows, as_json=False, columns=LINE_COLUMNS, title=f"{month['firm_id']} {period} ({month['state']})")
     sums = priced(month)
     console.print(
@@ -56,7 +56,8 @@ def statement(
         console.print(f"closed {month['closed_at']}, SHA-256 {month['hash']}", highlight=False, soft_wrap=True)
 
 
-def _line(line: Mapping[str, Any]) -> dict[str, str]:
+def shown_line(line: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of a line, in words."""
     money = priced(line)
     tariff = f"at {line['tariff_id']}" if line["tariff_id"] else "at no price"
     off = f"\n{money['discount']} taken off" if line["discount_micro_yuan"] else ""
