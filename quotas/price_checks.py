@@ -86,14 +86,15 @@ async def _compute(tx: AsyncSession, tariffs: Sequence[Tariff]) -> list[Finding]
     contracts, paid_out = await every_discount(tx), await payouts(tx)
     findings: list[Finding] = []
     lines = await tx.stream(_COMPUTE, execution_options={"yield_per": LINES_AT_ONCE})
-    async for row in lines:
-        usage = _usage(row)
-        try:
-            must = _line(usage, tariffs, contracts.get(usage.firm_id, ()), paid_out(usage.centre, usage.started_at))
-        except Refused as refused:
-            findings.append(Finding("L3", f"charge {row.id}", refused.message))
-            continue
-        findings += _differences(row, must)
+    async for rows in lines.partitions():
+        for row in rows:
+            usage = _usage(row)
+            try:
+                must = _line(usage, tariffs, contracts.get(usage.firm_id, ()), paid_out(usage.centre, usage.started_at))
+            except Refused as refused:
+                findings.append(Finding("L3", f"charge {row.id}", refused.message))
+            else:
+                findings += _differences(row, must)
     return findings
 
 

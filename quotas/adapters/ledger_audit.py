@@ -111,7 +111,8 @@ _NOUNS: tuple[tuple[str, str], ...] = (
     ("L3", """
         SELECT 'charge ' || c.id, c.requests || ' requests of ' || coalesce(c.model, '?') || ' have no price'
         FROM quotas.charge c WHERE c.kind <> 'compute' AND c.tariff_id IS NULL AND c.reverses IS NULL
-        AND c.note = '' AND c.firm_id <> 'firm_platform'"""),
+        AND c.firm_id <> 'firm_platform'
+        AND NOT EXISTS (SELECT FROM quotas.token_usage u WHERE u.charge_id = c.id AND u.dedicated)"""),
     ("L3", """
         WITH booked AS (
             SELECT firm_id, sum(amount) AS amount FROM (

@@ -174,6 +174,9 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
     "GPU time": (
         "UPDATE quotas.charge SET gpu_ms = gpu_ms + 1 WHERE kind = 'compute'", "L3", ":gpu:optics-valley/cpu-slot",
     ),
+    "usage that lost its price, and a note that excuses it": (
+        "UPDATE quotas.charge SET tariff_id = NULL, note = 'a gift' WHERE kind = 'tokens'", "L3", "have no price",
+    ),
     "rounding that nobody booked": (
         "UPDATE quotas.charge SET residue = residue + 1 WHERE kind = 'tokens'", "L3", "firms:residue",
     ),
