@@ -124,27 +124,20 @@ class Closed(NamedTuple):
 Record = Opened | Counted | Closed
 
 
-def replay(records: Iterable[Record]) -> list[Closed]:
-    """What a log says is to be billed: every closed request as it closed, every other at its last count.
+def follow(cut: dict[str, Opened], records: Iterable[Record]) -> int:
+    """Read on in a log: keep `cut`, the streams that were opened and have not closed, at their last counts.
 
-    Requests keep the order in which they first appear; none appears twice.
+    Returns how many requests closed. A stream's lines stand in order: opened, counted, closed.
     """
-    seen: dict[str, Opened | Closed] = {}
+    closed = 0
     for record in records:
         match record:
-            case Opened(subject, tokens):
-                earlier = seen.get(subject.id)
-                if not isinstance(earlier, Closed):
-                    seen[subject.id] = record
-            case Counted(id, tokens):
-                earlier = seen.get(id)
-                if isinstance(earlier, Opened):
-                    seen[id] = Opened(earlier.subject, tokens)
             case Closed(subject):
-                earlier = seen.get(subject.id)
-                if not isinstance(earlier, Closed):
-                    seen[subject.id] = record
-    return [
-        record if isinstance(record, Closed) else Closed(record.subject, record.tokens, Outcome.GATEWAY_KILLED)
-        for record in seen.values()
-    ]
+                cut.pop(subject.id, None)
+                closed += 1
+            case Opened(subject):
+                cut[subject.id] = record
+            case Counted(id, tokens):
+                if id in cut:
+                    cut[id] = Opened(cut[id].subject, tokens)
+    return closed

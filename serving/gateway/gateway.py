@@ -254,6 +254,7 @@ class Gateway:
             "streams_open": len(self.streams),
             "requests_waiting": len(self.waiting),
             "usage_backlog": self.shipper.backlog,
+            "usage_quarantined": self.shipper.quarantined,
             "usage_shipped_total": self.shipper.shipped,
             "usage_log_healthy": self.shipper.log.healthy,
             "ledger_late": self.shipper.late,

@@ -4,18 +4,24 @@ The gateway sends frames of usage-log lines, the process answers each with a lin
 """
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from kit.db import Database
-from kit.errors import HeliuError, Unavailable
+from kit.errors import HeliuError, InvalidInput, Unavailable
 from kit.telemetry import configure_logging
 from serving.gateway.control_plane import ControlPlane
+from serving.gateway.ports import UNFORESEEN
 from serving.gateway.usage_log import decode, encode
 from serving.metering import Closed
 
+log = logging.getLogger(__name__)
+
 FRAME_BYTES = 4
+ANSWER_SECONDS_MAX = 60
+"""A ledger that takes longer for a batch than this is taken to hang."""
 NICER = 5
 """On a machine with too few cores, answering comes before charging."""
 
@@ -42,13 +48,20 @@ class LedgerProcess:
             assert process.stdin is not None and process.stdout is not None
             try:
                 process.stdin.write(len(lines).to_bytes(FRAME_BYTES, "big") + lines)
-                await process.stdin.drain()
-                answer = await process.stdout.readline()
+                async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                    await process.stdin.drain()
+                    answer = await process.stdout.readline()
+            except TimeoutError as error:
+                process.kill()
+                raise Unavailable("the ledger does not answer", hint="its process is started again") from error
             except OSError as error:
                 raise Unavailable("the gateway's ledger process is gone", hint="it is started again") from error
             except asyncio.CancelledError:
                 process.kill()  # its next answer would be taken for another frame's
                 raise
+        if answer.startswith(b"never "):
+            _, code, why = answer.decode().strip().split(" ", 2)
+            raise InvalidInput(why, code=code)
         if answer != b"ok\n":
             raise Unavailable(answer.decode().strip() or "the gateway's ledger process ended")
 
@@ -87,11 +100,16 @@ async def _charge_frames() -> None:
             records = [decode(line) for line in frame.split(b"\n") if line]
             try:
                 await control.ingest([record for record in records if isinstance(record, Closed)])
+            except InvalidInput as error:
+                answer = f"never {error.code} {error.message}"
             except (HeliuError, OSError) as error:
-                answer = str(error).replace("\n", " ")
+                answer = str(error)
+            except Exception as error:
+                log.exception("the ledger failed on usage in a way nobody foresaw")
+                answer = f"never {UNFORESEEN} {type(error).__name__}"
             else:
                 answer = "ok"
-            os.write(sys.stdout.fileno(), answer.encode() + b"\n")
+            os.write(sys.stdout.fileno(), answer.replace("\n", " ").encode() + b"\n")
     except asyncio.IncompleteReadError:
         return
     finally:

@@ -116,9 +116,16 @@ class PlaceSource(Protocol):
         ...
 
 
+UNFORESEEN = "unforeseen"
+"""The code of an InvalidInput that may be the ledger's fault as well as the records'."""
+
+
 class Ledger(Protocol):
     async def ingest(self, records: Sequence[Closed]) -> None:
-        """Charge these records, each exactly once however often it comes. Raises when the ledger is down."""
+        """Charge these records, each exactly once however often it comes, or none of them.
+
+        Raises InvalidInput when it will never take one of them, and Unavailable or OSError when it is down.
+        """
         ...
 
 

@@ -137,7 +137,7 @@ def build(
 ) -> RunningGateway:
     """A gateway over these ports, with its usage log in `folder`."""
     usage_log = UsageLog(folder)
-    shipper = Shipper(usage_log, ledger, backlog_max=settings.backlog_max)
+    shipper = Shipper(usage_log, ledger, backlog_bytes_max=settings.backlog_bytes_max)
     held = Places(places, lease_seconds=settings.lease_seconds)
     windows = Windows(rates, held, offline_seconds=settings.offline_seconds)
     gateway = Gateway(

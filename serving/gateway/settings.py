@@ -29,7 +29,9 @@ class GatewaySettings(BaseSettings):
     tries_max: int = 3
     lease_seconds: int = 360
     lease_micro_yuan: int = Field(default=1_000_000, description="how much is leased at a time, when there is as much")
-    backlog_max: int = Field(default=50_000, description="unshipped usage records above which nothing is admitted")
+    backlog_bytes_max: int = Field(
+        default=4 << 30, ge=16 << 20, description="unshipped usage on disk above which nothing is admitted"
+    )
     ship_every_seconds: float = 0.25
     drain_seconds: float = 25
     head_seconds_max: float = 15

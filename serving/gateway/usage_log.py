@@ -72,12 +72,12 @@ def decode(line: bytes) -> Record | None:
         if int(line[:8], 16) != zlib.crc32(line[9:]):
             return None
         read = _decoder.decode(line[9:])
-    except (ValueError, msgspec.MsgspecError):
+        tokens = read.tokens
+        if read.kind == "c" or read.subject is None:
+            return Counted(read.id, tokens)
+        return Opened(read.subject, tokens) if read.kind == "o" else Closed(read.subject, tokens, Outcome(read.outcome))
+    except (ValueError, msgspec.MsgspecError):  # an outcome that another version knows is damage too
         return None
-    tokens = read.tokens
-    if read.kind == "c" or read.subject is None:
-        return Counted(read.id, tokens)
-    return Opened(read.subject, tokens) if read.kind == "o" else Closed(read.subject, tokens, Outcome(read.outcome))
 
 
 def read_segment(path: Path) -> Iterator[Record]:
@@ -133,8 +133,10 @@ class UsageLog:
         self._spare = folder / "spare"
         self._spare.unlink(missing_ok=True)  # an earlier gateway may have died while filling it
         self._filler: threading.Thread | None = None
-        self._fd_segment, self._fd = self.segment, self._open(self.segment.path)
-        self._make_ballast()
+        self._fd_segment: Segment | None = None
+        self._fd = -1
+        self._synced = 0  # bytes of the open segment that are known to be on disk
+        self._begin()
         self._thread = threading.Thread(target=self._write_loop, name="usage-log", daemon=True)
         self._thread.start()
 
@@ -165,6 +167,15 @@ class UsageLog:
         self.segment = self._numbered()
         self.bytes_in_segment = 0
 
+    def _begin(self) -> None:
+        """Open the first segment; on a full disk without: what an earlier gateway left is shipped and makes room."""
+        if not self._usable():
+            self._ballast.unlink(missing_ok=True)
+            self._spare.unlink(missing_ok=True)
+        self.healthy = self._usable() and self._make_ballast()
+        if not self.healthy:
+            log.error("the disk is too full for the usage log; nothing is admitted until there is room")
+
     def _numbered(self) -> Segment:
         return Segment(self.folder / f"usage-{self._number:08d}.log")
 
@@ -178,7 +189,8 @@ class UsageLog:
         self._thread.join(timeout=10)
         if self._filler is not None:
             self._filler.join(timeout=10)
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
         os.close(self._owner)
 
     def _hand_over(self) -> None:
@@ -207,13 +219,12 @@ class UsageLog:
             return False
         data = b"".join(batch.lines)
         try:
-            written = os.write(self._fd, data)
-            if written < len(data):
-                batch.lines = [data[written:]]
+            if os.pwrite(self._fd, data, self._synced) < len(data):
                 return False
             os.fdatasync(self._fd)
         except OSError:
             return False  # the thread meets it again, and knows what to do
+        self._synced += len(data)
         took = time.perf_counter() - began
         self._sync_seconds += (took - self._sync_seconds) / 16
         if took > HICCUP_SECONDS or self._sync_seconds > QUICK_SECONDS:
@@ -226,7 +237,7 @@ class UsageLog:
             batches = self._next_batches()
             for segment, group in itertools.groupby(filter(None, batches), key=lambda batch: batch.segment):
                 self._write_durably(segment, list(group))
-            if not self.healthy and self._make_ballast():
+            if not self.healthy and self._usable() and self._make_ballast():
                 self.healthy = True
                 log.info("the usage log can be written again; requests are admitted")
             if None in batches:
@@ -243,20 +254,24 @@ class UsageLog:
             return batches
 
     def _write_durably(self, segment: Segment, batches: Sequence[_Batch]) -> None:
-        """Write and sync batches, however long the disk refuses; a partial line is completed, never repeated."""
-        left = memoryview(b"".join([line for batch in batches for line in batch.lines]))
+        """Write and sync batches, however long the disk refuses.
+
+        What is not known to be on disk is written again in its place: after a sync that failed, the system may have
+        dropped it and call the next sync a success.
+        """
+        data = b"".join([line for batch in batches for line in batch.lines])
         while True:
             try:
                 if segment is not self._fd_segment:
-                    fd = self._open(segment.path)
-                    os.close(self._fd)
-                    self._fd_segment, self._fd = segment, fd
-                while left:
-                    left = left[os.write(self._fd, left) :]
+                    self._switch_to(segment)
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(self._fd, data[written:], self._synced + written)
                 os.fdatasync(self._fd)
                 break
             except OSError as error:
                 self._on_refusal(error)
+        self._synced += len(data)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._all_done, batches)
 
@@ -265,6 +280,22 @@ class UsageLog:
         for batch in batches:
             _call_all(batch.done)
         self._hand_over()
+
+    def _usable(self) -> bool:
+        """Whether there is a segment to write in; one is made where there was no room for it."""
+        if self._fd_segment is not None:
+            return True
+        try:
+            self._switch_to(self.segment)
+        except OSError:
+            return False
+        return True
+
+    def _switch_to(self, segment: Segment) -> None:
+        fd = self._open(segment.path)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd_segment, self._fd, self._synced = segment, fd, 0
 
     def _open(self, path: Path) -> int:
         """Begin a segment: the spare one if it is ready; a new spare is then made beside."""

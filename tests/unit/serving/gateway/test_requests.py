@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.admission import Rate, reserve
+from serving.gateway import shipper
 from serving.gateway.endpoints import ENDPOINTS, Family, decode
 from serving.gateway.openai_errors import Refusal
 from serving.gateway.server import RunningGateway
 from serving.metering import Outcome, Tokens
-from tests.support.gateways import KEY, MODEL, FakePlane, RawClient, billed, chat, grant, post, request, running
+from tests.support.gateways import KEY, MODEL, Answer, FakePlane, RawClient, billed, chat, grant, post, request, running
 from tests.support.mock_engines import MockEngine, mock_engine
 from tests.support.until import until_async
 
@@ -281,12 +282,20 @@ async def test_known_keys_are_refused_once_the_database_was_away_too_long(plane:
         assert (await post(gateway.port, chat(max_tokens=1))).status == 200
 
 
-async def test_too_much_unshipped_usage_stops_admission(plane: FakePlane, tmp_path: Path) -> None:
-    async with running(plane, tmp_path, backlog_max=2) as gateway:
+async def test_too_much_unshipped_usage_stops_admission(
+    plane: FakePlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper, "ROTATE_BYTES", 1_000)  # a segment of 8 MiB holds a few records
+    async with running(plane, tmp_path, backlog_bytes_max=16 << 20) as gateway:
         assert (await post(gateway.port, chat(max_tokens=1))).status == 200
         plane.down = True
-        codes = [(await post(gateway.port, chat(max_tokens=1))).status for _ in range(4)]
-        assert codes[-1] == 503
+
+        async def refused() -> Answer | None:
+            answer = await post(gateway.port, chat(max_tokens=1))
+            return answer if answer.status == 503 else None
+
+        answer = await until_async(refused, seconds=10, what="the refusal")
+        assert answer.json()["error"]["code"] == "ledger_unreachable"
         plane.down = False
 
         async def again() -> bool:
