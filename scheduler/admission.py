@@ -180,6 +180,11 @@ async def record_waits(tx: AsyncSession, changed: Sequence[tuple[Wait, int]], *,
             await events.append(tx, _topic(kind, "waiting"), id, body, now=now, firm_id=firm_id)
 
 
+def whole_again(workload: WorkloadRow) -> None:
+    """An elastic gang may have all its workers in its next attempt."""
+    workload.workers = workload.workers_max or workload.workers
+
+
 def clear_wait(workload: WorkloadRow) -> None:
     """It no longer waits."""
     workload.wait_reason = workload.wait_detail = workload.eta = workload.held_until = None

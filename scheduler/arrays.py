@@ -38,7 +38,7 @@ INDEX = "{index}"
 _OWN = (
     "name", "recipe", "program", "params", "sandboxed", "pools", "workers", "gpu_milli", "qos", "priority",
     "expected_seconds", "max_runtime_seconds", "cap_micro_yuan", "hard_cap_micro_yuan", "retries", "estimated_seconds",
-    "duration_basis", "checkpoints",
+    "duration_basis", "checkpoints", "workers_min", "workers_max",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from quotas.vocabulary import ComputeUsage, FirmId, HoldId, PoolName, ProjectId,
 from scheduler import artifacts, health
 from scheduler.adapters import store, taking
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
-from scheduler.admission import clear_wait, topic
+from scheduler.admission import clear_wait, topic, whole_again
 from scheduler.facts import placement_of
 from scheduler.lifetimes import run_ms
 from scheduler.retries import Again, Finish, Rest, after_end
@@ -275,6 +275,7 @@ async def lay_aside(tx: AsyncSession, workload: WorkloadRow, *, now: datetime) -
     """It holds nothing and waits for nobody until its owner takes it up again."""
     assert may_become(JobState(workload.state), JobState.PAUSED), f"{workload.state} cannot become paused"
     workload.state = JobState.PAUSED
+    whole_again(workload)
     clear_wait(workload)
     await tx.flush()
     body = {"reason": workload.pause_reason, "kept_ms": workload.kept_ms}
@@ -359,6 +360,7 @@ async def _queue_again(
 ) -> None:
     assert may_become(JobState(workload.state), JobState.QUEUED), "what is over stays over"
     workload.state, workload.failures, workload.progress = JobState.QUEUED, failures, None
+    whole_again(workload)
     workload.wait_reason = WaitReason.BACKOFF if pause else WaitReason.NEW
     workload.wait_detail = f"its attempt {attempt.fence} ended: {attempt.message or attempt.cause}"
     workload.held_until = now + timedelta(seconds=pause) if pause else None

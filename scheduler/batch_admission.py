@@ -27,6 +27,7 @@ from scheduler.admission import (
     placements_of,
     postpone,
     topic,
+    whole_again,
 )
 from scheduler.sharing import Sharing
 from scheduler.terms import Terms
@@ -54,12 +55,15 @@ async def admit_many(
     cases = await _waiting(tx, starts)
     rooms = await taking.lock_rooms(tx, [case.gang for case in cases], sharing)
     fitting = [case for case in cases if rooms.take(*case.gang)]
+    for case in fitting:
+        case.workload.workers = len(case.start.placement.nodes)  # an elastic gang has what was found for it
     asked = [hold_request(c.workload, c.attempt_id, c.start.placement.pool, terms) for c in fitting]
     paid: list[tuple[_Case, Hold]] = []
     async with events.together(tx):
         for case, hold in zip(fitting, await quotas.hold_compute_many(tx, asked, now=now), strict=True):
             if isinstance(hold, Refused):
                 rooms.put_back(*case.gang)
+                whole_again(case.workload)
                 outcomes[case.start.workload_id] = await postpone(tx, case.workload, hold, terms, now)
             else:
                 paid.append((case, hold))

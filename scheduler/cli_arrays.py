@@ -30,7 +30,7 @@ def submit(
     at_most: Annotated[int, typer.Option(min=1, max=1_000, help="Tasks under way at once.")] = 50,
     param: cli_jobs.Params = None,
     file: cli_jobs.Inputs = None,
-    workers: cli_jobs.Workers = 1,
+    workers: cli_jobs.Workers = "1",
     gpus: cli_jobs.Gpus = 1,
     qos: cli_jobs.QosOption = "standard",
     priority: cli_jobs.Priority = 0,

@@ -42,7 +42,7 @@ Recipe = Annotated[str, typer.Argument(help="What is done: lora-finetune, text-b
 Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value; a value may be JSON.")]
 Inputs = Annotated[list[str] | None, typer.Option("--input", "-i", help="file name=upload or artifact id.")]
 Pools = Annotated[list[str], typer.Option("--pool", help="Acceptable pools, the best first.")]
-Workers = Annotated[int, typer.Option(help="Equal workers, placed all or none.")]
+Workers = Annotated[str, typer.Option(help="Equal workers, placed all or none; 2..8 starts with what fits.")]
 Gpus = Annotated[int, typer.Option(help="Accelerators per worker.")]
 QosOption = Annotated[str, typer.Option("--qos", help="reserved, standard or interruptible.")]
 Priority = Annotated[int, typer.Option(help="Higher goes first.")]
@@ -69,7 +69,7 @@ def ask_quote(
     pool: Pools,
     param: Params = None,
     file: Inputs = None,
-    workers: Workers = 1,
+    workers: Workers = "1",
     gpus: Gpus = 1,
     qos: QosOption = "standard",
     priority: Priority = 0,
@@ -96,7 +96,7 @@ def submit(
     pool: Pools,
     param: Params = None,
     file: Inputs = None,
-    workers: Workers = 1,
+    workers: Workers = "1",
     gpus: Gpus = 1,
     qos: QosOption = "standard",
     priority: Priority = 0,
@@ -215,7 +215,7 @@ def request(
     pools: Sequence[str],
     params: Sequence[str] | None,
     files: Sequence[str] | None,
-    workers: int,
+    workers: str,
     gpus: int,
     qos: str,
     priority: int,
@@ -229,7 +229,7 @@ def request(
         "params": {name: _value(text) for name, text in (_pair(text, "param") for text in params or ())},
         "inputs": inputs,
         "pools": list(pools),
-        "workers": workers,
+        **_gang(workers),
         "gpus": gpus,
         "qos": qos,
         "priority": priority,
@@ -246,6 +246,14 @@ def wishes(name: str | None, deadline: str | None, duration: int | None) -> dict
         except ValueError:
             wrong_usage(f"--deadline {deadline!r} is not a time like 2026-12-01T18:00+08:00")
     return {"name": name, "deadline": deadline, "expected_seconds": duration}
+
+
+def _gang(text: str) -> dict[str, int]:
+    """`4`, or `2..8` for an elastic gang."""
+    least, dots, most = text.partition("..")
+    if not (least.isdigit() and (most.isdigit() if dots else not most)):
+        wrong_usage(f"--workers {text!r} is neither a number nor a range like 2..8")
+    return {"workers_min": int(least), "workers": int(most)} if dots else {"workers": int(least)}
 
 
 def _pair(text: str, what: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ The cycle, in order:
    and their expected time is an estimate.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -67,6 +68,7 @@ def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: date
 
 def refusal(workload: Waiting, state: State) -> Reject | None:
     """Why this workload can never run on the pools and quotas as they are; asked before it is accepted."""
+    workload = workload.of(workload.workers_least)
     hopeless = _impossible(workload, _pools_of(state))
     if hopeless:
         return hopeless
@@ -97,7 +99,8 @@ def check_decisions(state: State, decisions: list[Decision]) -> None:
         for node in placement.nodes:
             used[node] = used.get(node, 0) + placement.gpu_milli
     for start in starts:
-        assert len(start.placement.nodes) == state.waiting[start.workload_id].workers, "a gang is placed whole"
+        asked, workers = state.waiting[start.workload_id], len(start.placement.nodes)
+        assert asked.workers_least <= workers <= asked.workers, "a gang is placed whole"
         for node in start.placement.nodes:
             assert state.nodes[node].is_open, "closed nodes take no work"
             assert used[node] <= state.nodes[node].gpu_milli, "a cycle cannot mint GPUs"
@@ -114,7 +117,7 @@ def _check_quota(state: State, starts: list[Start]) -> None:
     for start in starts:
         work = state.waiting[start.workload_id]
         key = work.firm_id, start.placement.pool
-        used[key] = used.get(key, 0) + work.need
+        used[key] = used.get(key, 0) + work.of(len(start.placement.nodes)).need
     for start in starts:
         key = state.waiting[start.workload_id].firm_id, start.placement.pool
         tree = {firm: milli for (firm, pool), milli in used.items() if pool == key[1]}
@@ -168,7 +171,8 @@ class _Cycle:
         if hopeless:
             return [hopeless]
         if workload.held and workload.held_until and workload.held_until > self._now:
-            return [self._held(workload, workload.held, workload.held_until)]
+            return [self._held(workload.of(workload.workers_least), workload.held, workload.held_until)]
+        workload = self._sized(workload)
         if all(self._reserved.get(pool, 0) >= self._policy.reservations for pool in workload.pools):
             return self._beyond(workload)
         slot = self._timeline.earliest(workload)
@@ -187,6 +191,16 @@ class _Cycle:
         self._reserved[pool] = self._reserved.get(pool, 0) + 1
         self._last[pool] = max(slot.start, self._last.get(pool, slot.start))
         return [self._wait(workload, eta=slot.start)]
+
+    def _sized(self, workload: Waiting) -> Waiting:
+        """An elastic gang with as many workers as fit now; where not even its fewest do, with those."""
+        least, most = workload.workers_least, workload.workers
+        if least == most:
+            return workload
+        fitting = bisect_left(
+            range(least, most + 1), True, key=lambda n: self._timeline.fits(workload.of(n), self._now) is None
+        )
+        return workload.of(max(least, least + fitting - 1))
 
     def _start(self, workload: Waiting, placement: Placement) -> Start:
         self._facts.start(workload, placement)

@@ -47,6 +47,7 @@ def as_waiting(row: WorkloadRow) -> Waiting:
         firm_id=FirmId(row.firm_id),
         pools=tuple(PoolName(pool) for pool in row.pools),
         workers=row.workers,
+        workers_min=row.workers_min,
         gpu_milli=GpuMilli(row.gpu_milli),
         priority=row.priority,
         submitted_at=row.submitted_at,

@@ -150,6 +150,7 @@ def as_candidate(spec: JobSpec, prepared: Prepared, firm_id: FirmId, *, id: str,
         qos=spec.qos,
         deadline=spec.deadline,
         checkpoints=prepared.recipe.checkpoints,
+        workers_min=spec.workers_min,
     )
 
 
@@ -257,6 +258,8 @@ def row_of(
         program=prepared.recipe.program,
         params=prepared.params,
         sandboxed=prepared.recipe.sandboxed,
+        workers_min=spec.workers_min,
+        workers_max=None if spec.workers_min is None else spec.workers,
         checkpoints=prepared.recipe.checkpoints,
         pools=list(spec.pools),
         workers=spec.workers,

@@ -42,7 +42,17 @@ class Waiting:
     held_until: datetime | None = None
     qos: QoS = QoS.STANDARD
     deadline: datetime | None = None  # when its owner wants it to be over
+    workers_min: int | None = None  # elastic: it may start with fewer workers, down to these
     checkpoints: bool = False  # it keeps what it has done: it may be stopped for a window and go on elsewhere
+
+    @property
+    def workers_least(self) -> int:
+        """The fewest workers it may start with."""
+        return self.workers if self.workers_min is None else self.workers_min
+
+    def of(self, workers: int) -> "Waiting":
+        """The same work with so many workers, no more and no fewer."""
+        return replace(self, workers=workers, workers_min=None)
 
     @property
     def need(self) -> int:

@@ -46,6 +46,7 @@ class JobSpec:
     expected_seconds: int | None = None  # declared by the submitter
     retries: int = 0  # after errors of its own
     after: tuple["After", ...] = ()
+    workers_min: int | None = None  # elastic: it may start with fewer than `workers`
 
     @property
     def gpu_milli(self) -> GpuMilli:
@@ -63,7 +64,7 @@ class JobSpec:
         if self.deadline is not None:
             content.append(self.deadline.isoformat())
         after = [[edge.id, edge.rule] for edge in self.after]
-        wishes = {"expected": self.expected_seconds, "retries": self.retries, "after": after}
+        wishes = {"expected": self.expected_seconds, "retries": self.retries, "after": after, "least": self.workers_min}
         asked = {name: value for name, value in wishes.items() if value}
         return content_hash([*content, asked] if asked else content)
 

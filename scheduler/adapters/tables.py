@@ -180,6 +180,8 @@ class WorkloadRow(_Table, table=True):
     program_errors: int = _small_count()
     estimated_seconds: int | None = _integer(nullable=True)  # by its recipe
     duration_basis: str | None = _text(nullable=True)  # where expected_seconds comes from
+    workers_min: int | None = _integer(nullable=True)  # elastic: it starts with what fits between these …
+    workers_max: int | None = _integer(nullable=True)  # … and `workers` is what its attempt has
     checkpoints: bool = _false()  # its program keeps what it has done: it can be moved at little loss
     array_id: str | None = _text(nullable=True, to="job_array.id")
     array_index: int | None = _integer(nullable=True)

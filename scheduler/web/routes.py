@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Header, Query, Response
 
 from kit import events
+from kit.errors import InvalidInput
 from kit.ids import new_id
 from kit.units import MicroYuan
 from quotas.api import Action, CurrentPrincipal, Db, Now
@@ -195,6 +196,16 @@ async def _until(look: Callable[[], Awaitable[T]], enough: Callable[[T], bool], 
         await asyncio.sleep(FOLLOW_POLL_SECONDS)
 
 
+def _least(body: QuoteIn) -> int | None:
+    """The fewest workers of an elastic gang; None for one of a fixed size. Raises InvalidInput."""
+    least = body.workers_min
+    if least is not None and least > body.workers:
+        raise InvalidInput(
+            f"workers_min is {least} and workers {body.workers}", code="bad_workers", hint="the least comes first"
+        )
+    return None if least == body.workers else least
+
+
 def spec_of(body: QuoteIn) -> jobs.JobSpec:
     """What a request asks for."""
     cap, retries = (body.cap_micro_yuan, body.retries) if isinstance(body, WorkIn) else (None, 0)
@@ -205,6 +216,7 @@ def spec_of(body: QuoteIn) -> jobs.JobSpec:
         inputs=tuple(jobs.InputRef(item.name, item.source_id) for item in body.inputs),
         pools=tuple(PoolName(pool) for pool in dict.fromkeys(body.pools)),
         workers=body.workers,
+        workers_min=_least(body),
         gpus=body.gpus,
         qos=body.qos,
         priority=body.priority,

@@ -59,6 +59,9 @@ class QuoteIn(Body):
     inputs: Annotated[list[InputIn], Field(max_length=INPUTS_MAX)] = []
     pools: Annotated[list[Pool], Field(min_length=1, max_length=10, description="the first is liked best")]
     workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = 1
+    workers_min: Annotated[
+        int | None, Field(ge=1, le=WORKERS_MAX, description="start with what fits, from these up to `workers`")
+    ] = None
     gpus: Annotated[int, Field(ge=1, le=GPUS_MAX, description="accelerators per worker")] = 1
     qos: QoS = QoS.STANDARD
     priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
@@ -156,6 +159,8 @@ class JobOut(View):
     params: dict[str, Any]
     pools: list[str]
     workers: int
+    workers_min: int | None
+    workers_max: int | None
     gpu_milli: int
     qos: str
     priority: int
