@@ -17,14 +17,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the ledger."""
-    for name in (
-        "seal",
-        "chain_lines",
-        "post",
-        "write_legs",
-        "move_balances",
-        "refusal_of_leg",
-    ):
+    for name in ("seal", "chain_lines"):
         op.execute(f"DROP FUNCTION quotas.{name}")
     for name in ("block", "pending", "transfer", "operation", "balance", "account"):
         op.execute(f"DROP TABLE quotas.{name}")
@@ -71,7 +64,7 @@ def _entries() -> None:
             CONSTRAINT operation_once UNIQUE (scope, key)
         )""")
     # No foreign keys here: `quotas.post` is the only writer and has seen both accounts; a key check would lock the
-    # rows that everybody shares. `heliu ledger check` verifies the references.
+    # rows that everybody shares. `heliu ledger verify` looks at the references.
     op.execute("""
         CREATE TABLE quotas.transfer (
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

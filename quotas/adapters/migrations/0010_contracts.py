@@ -2,6 +2,7 @@
 
 from alembic import op
 
+# Files are numbered in the order in which they run; a revision keeps the name that databases know it by.
 revision = "quotas_0009"
 down_revision = "quotas_0011"
 branch_labels = None

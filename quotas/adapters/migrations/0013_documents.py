@@ -2,6 +2,7 @@
 
 from alembic import op
 
+# Files are numbered in the order in which they run; a revision keeps the name that databases know it by.
 revision = "quotas_0010"
 down_revision = "quotas_0012"
 branch_labels = None
