@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from serving.gateway.endpoints import Asked, Family
+from serving.gateway.openai_errors import Refusal
 from serving.metering import RunningUsage, Tokens
 
 EVENT_BYTES_MAX = 16 << 20
@@ -169,6 +170,11 @@ class EventStream:
         return b"".join(out)
 
     @property
+    def family(self) -> Family:
+        """How its events look."""
+        return self._asked.endpoint.family
+
+    @property
     def tail(self) -> bytes:
         """The end mark of a complete stream, sent once its usage is durable."""
         return b"data: [DONE]\n\n" if self.done and self._asked.endpoint.family is Family.OPENAI else b""
@@ -256,6 +262,18 @@ class EventStream:
         elif kind == b'"error"':
             self.failed = True
         return b"%sdata: %s\n\n" % (head, _encode(fields))
+
+
+def error_event(refusal: Refusal, family: Family) -> bytes:
+    """An error inside a stream that has begun, as the clients of this family of endpoints read it."""
+    match family:
+        case Family.ANTHROPIC:
+            return b"event: error\ndata: %s\n\n" % refusal.body(anthropic=True)
+        case Family.RESPONSES:
+            error = {"type": "error", "code": refusal.code, "message": refusal.message, "param": refusal.param}
+            return b"event: error\ndata: %s\n\n" % _encode(error)
+        case _:
+            return b"data: %s\n\n" % refusal.body()
 
 
 def _joined_data(event: bytes) -> tuple[bytes, bytes]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from serving.gateway.answers import EventStream, whole
+from serving.gateway.answers import EventStream, error_event, whole
 from serving.gateway.cache_events import prompt_header
 from serving.gateway.directory import Engine
 from serving.gateway.endpoints import Family
@@ -163,7 +163,7 @@ class Exchange(Intake):
         stream = self._stream
         if stream is None:
             self._whole_answer()
-        elif stream.done or stream.usage.final is not None:
+        elif (stream.done or stream.usage.final is not None) and not stream.failed:
             self._end_stream(self._left() if self.gone else Outcome.COMPLETED)
         else:
             self._end_stream(self._left() if self.gone else Outcome.ENGINE_FAILED)
@@ -243,9 +243,8 @@ class Exchange(Intake):
         tail = stream.tail
         if stream.done and not stream.usage.said and self._engine is not None:
             self._uncounted(self._engine)
-        if outcome is Outcome.ENGINE_FAILED:
-            refusal = Refusal(502, "engine_failed", "the model's replica broke off its answer")
-            tail = b"data: " + refusal.body() + b"\n\n"
+        if outcome is Outcome.ENGINE_FAILED and not stream.failed:  # the engine did not say so itself
+            tail = error_event(Refusal(502, "engine_failed", "the model's replica broke off its answer"), stream.family)
         self._finish(stream.usage.tokens, outcome, lambda: self._reply.finish(tail))
 
     # --- the end --------------------------------------------------------------------------------------------------
@@ -298,7 +297,7 @@ class Exchange(Intake):
     def _counts_as_it_goes(self) -> bool:
         """Whether the answer has told what it has used so far; of others nothing is known if they are cut."""
         stream = self._stream
-        return stream is not None and stream.usage.said and self._endpoint.family is not Family.RESPONSES
+        return stream is not None and stream.usage.said and self._endpoint.family is Family.OPENAI
 
     def client_slow(self, slow: bool) -> None:
         if self._connection is not None:

@@ -161,6 +161,7 @@ class Purses:
             return
         lease = purse.lease
         money, tokens = lease.set_aside()
+        told = False
         try:
             # What is owed stands still while the ledger is told what to keep.
             async with self._shipper.paused(), purse.changing:
@@ -168,12 +169,15 @@ class Purses:
                     return  # it was lost meanwhile
                 more = lease.set_aside()
                 money, tokens = money + more[0], tokens + more[1]
+                told = True
                 await self._treasury.shrink(lease, keep=lease.bound, keep_tokens=lease.tokens_bound)
                 if not (lease.left or lease.owed or lease.tokens_left or lease.tokens_owed):
                     purse.lease = None
         except BaseException:
-            lease.left += money
-            lease.tokens_left += tokens
+            # Once the ledger was told nobody knows whether it heard; what it may have given to others stays aside.
+            if not told:
+                lease.left += money
+                lease.tokens_left += tokens
             raise
 
     async def hear(self) -> None:

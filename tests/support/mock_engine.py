@@ -2,8 +2,8 @@
 
 `python -m tests.support.mock_engine --port 9100 --model NAME` answers `max_tokens` tokens (16 by default), one each
 `--interval-ms` (0: at once). A prompt may ask for trouble: `!500`, `!drop` (before any answer), `!drop-after-N`
-(chunks), `!hang`, `!long` (over the context), `!tool`. Its counters are at /metrics as vLLM names them, and
-/requests shows the bodies it got.
+(chunks), `!fail` (an error inside a stream), `!hang`, `!long` (over the context), `!tool`. Its counters are at /metrics
+as vLLM names them, and /requests shows the bodies it got.
 """
 
 import argparse
@@ -231,12 +231,20 @@ class Connection(asyncio.Protocol):
                     engine.generation_tokens += choices
                 self.reply(200, self.whole(path, asked, prompt, tokens, choices, False))
                 return
-            await self.stream(path, asked, prompt, tokens, choices, drop_after, b"!tool" in text)
+            await self.stream(path, asked, prompt, tokens, choices, drop_after, b"!tool" in text, b"!fail" in text)
         finally:
             engine.running -= 1
 
     async def stream(
-        self, path: bytes, asked: Body, prompt: int, tokens: int, choices: int, drop_after: int, tool: bool
+        self,
+        path: bytes,
+        asked: Body,
+        prompt: int,
+        tokens: int,
+        choices: int,
+        drop_after: int,
+        tool: bool,
+        failing: bool,
     ) -> None:
         engine, options = self.engine, asked.stream_options or {}
         usage, each = options.get("include_usage", False), options.get("continuous_usage_stats", False)
@@ -259,6 +267,10 @@ class Connection(asyncio.Protocol):
             if count - 1 == drop_after:
                 self.transport.abort()
                 return
+            if count == 2 and failing:
+                self.event({"error": ERROR | {"message": "boom", "code": 500}})
+                usage = False
+                break
             if engine.interval:
                 await asyncio.sleep(engine.interval)
             await self.room.wait()
@@ -282,6 +294,7 @@ class Connection(asyncio.Protocol):
             self.reply(200, json.dumps(mock_answers.message(asked.model, tokens, prompt, tool=tool)).encode())
             return
         await self.events(
+            text,
             mock_answers.message_start(asked.model, prompt, tool=tool),
             mock_answers.message_deltas(tokens, tool=tool),
             mock_answers.message_end(tokens, prompt, tool=tool),
@@ -296,14 +309,22 @@ class Connection(asyncio.Protocol):
             self.engine.generation_tokens += tokens
             self.reply(200, json.dumps(response.whole).encode())
             return
-        await self.events(response.start(), response.deltas(), response.end())
+        await self.events(text, response.start(), response.deltas(), response.end())
 
-    async def events(self, start: Events, deltas: Events, end: Events) -> None:
+    async def events(self, text: bytes, start: Events, deltas: Events, end: Events) -> None:
         """A whole streamed answer of named events, one token each `--interval-ms`."""
+        drop = _DROP_AFTER.search(text.decode())
         self.begin_stream()
         for name, fields in start:
             self.event(fields, name)
-        for name, fields in deltas:
+        for count, (name, fields) in enumerate(deltas):
+            if drop and count == int(drop[1]):
+                self.transport.abort()
+                return
+            if count == 1 and b"!fail" in text:
+                self.event({"type": "error", "error": {"type": "api_error", "message": "boom"}}, "error")
+                self.transport.write(b"0\r\n\r\n")
+                return
             await asyncio.sleep(self.engine.interval)
             self.engine.generation_tokens += 1
             self.event(fields, name)

@@ -43,10 +43,6 @@ async def leave(port: int, slow: MockEngine, body: dict[str, Any], *, path: str 
     [
         ("/v1/chat/completions", chat(stream=True, max_tokens=1000)),
         ("/v1/completions", {"model": MODEL, "prompt": "a", "stream": True, "max_tokens": 1000}),
-        (
-            "/v1/messages",
-            {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "stream": True, "max_tokens": 1000},
-        ),
     ],
 )
 async def test_a_stream_whose_client_leaves_stops_the_engine_and_what_was_generated_is_paid(
@@ -73,6 +69,7 @@ async def test_a_stream_whose_client_leaves_stops_the_engine_and_what_was_genera
     [
         ("/v1/chat/completions", chat(max_tokens=30, n=2)),
         ("/v1/responses", {"model": MODEL, "input": "a", "max_output_tokens": 30, "stream": True}),
+        ("/v1/messages", chat("a", max_tokens=30, stream=True)),
     ],
 )
 async def test_an_answer_that_is_counted_at_its_end_is_let_finish_and_paid_as_the_engine_counted(
@@ -98,6 +95,29 @@ async def test_an_answer_nobody_waits_for_is_cut_when_it_takes_too_long_and_cost
 
         await until_async(stopped, seconds=5, what="the engine to stop")
         assert plane.records == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "input_known"),
+    [
+        ("/v1/responses", {"model": MODEL, "input": "a", "stream": True, "max_output_tokens": 100_000}, False),
+        ("/v1/messages", chat("a", max_tokens=100_000, stream=True), True),
+    ],
+)
+async def test_a_stream_counted_at_its_end_and_cut_before_costs_what_was_seen_of_it(
+    plane: FakePlane, slow: MockEngine, tmp_path: Path, path: str, body: dict[str, Any], input_known: bool
+) -> None:
+    async with running(plane, tmp_path, finish_seconds=0.2) as gateway:
+        client = await RawClient.to(gateway.port)
+        client.send(request(body, path=path))
+        await client.head()
+        for _ in range(8):
+            await client.chunk()
+        await client.close()
+        tokens, outcome = (await billed(plane))[0]
+        assert outcome is Outcome.CLIENT_LEFT
+        assert 0 < tokens.output <= slow.counted("generation_tokens_total")
+        assert tokens.input == (slow.counted("prompt_tokens_total") if input_known else 0)
 
 
 async def test_a_drain_that_runs_out_of_time_cuts_what_nobody_waits_for(

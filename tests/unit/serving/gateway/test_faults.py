@@ -11,7 +11,7 @@ from serving.gateway.answers import EventStream
 from serving.gateway.endpoints import ENDPOINTS, Asked, decode
 from serving.gateway.openai_errors import Refusal
 from serving.gateway.server import RunningGateway
-from serving.metering import Tokens
+from serving.metering import Outcome, Tokens
 from tests.support.gateways import KEY, FakePlane, RawClient, billed, chat, post, request, running
 from tests.support.mock_engines import MockEngine, mock_engine
 
@@ -121,3 +121,34 @@ def test_pieces_without_a_count_are_not_added_to_what_the_engine_counts() -> Non
     assert stream.usage.tokens == Tokens(0, 0, 1)
     stream.feed(b'data: {"choices":[{"index":0}],"usage":{"prompt_tokens":4,"completion_tokens":1}}\n\n')
     assert stream.usage.tokens == Tokens(4, 0, 1)
+
+
+BROKEN = {
+    "/v1/chat/completions": lambda events: events[-1]["error"]["code"] == "engine_failed",
+    "/v1/messages": lambda events: (
+        events[-1]["type"] == "error" and events[-1]["error"]["type"] == "api_error" and len(events[-1]) == 2
+    ),
+    "/v1/responses": lambda events: events[-1]["type"] == "error" and events[-1]["code"] == "engine_failed",
+}
+
+
+@pytest.mark.parametrize("path", BROKEN)
+async def test_a_stream_that_breaks_off_ends_in_an_error_its_client_can_read(
+    gateway: RunningGateway, plane: FakePlane, path: str
+) -> None:
+    body = chat("!drop-after-3", stream=True, max_tokens=9) | {"input": "!drop-after-3"}
+    answer = await post(gateway.port, body, path=path)
+    assert BROKEN[path](answer.events())
+    if path != "/v1/chat/completions":
+        assert answer.body.decode().rstrip().split("\n")[-2] == "event: error", "without a name SDKs skip it"
+    assert [(tokens.output, outcome) for tokens, outcome in await billed(plane)] == [(3, Outcome.ENGINE_FAILED)]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_an_error_that_the_engine_says_inside_a_stream_is_a_failure_and_said_once(
+    gateway: RunningGateway, plane: FakePlane, path: str
+) -> None:
+    answer = await post(gateway.port, chat("!fail", stream=True, max_tokens=9), path=path)
+    assert answer.body.count(b"boom") == 1
+    assert b"engine_failed" not in answer.body
+    assert [(tokens.output, outcome) for tokens, outcome in await billed(plane)] == [(1, Outcome.ENGINE_FAILED)]
