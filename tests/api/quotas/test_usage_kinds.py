@@ -225,7 +225,7 @@ async def test_a_voucher_pays_for_the_tokens_its_programme_covers_and_says_why(d
         [line] = (await api.statement(tx, firm, "2026-11", clock.now())).lines
         assert (line.amount, line.vouchers) == (210, {both: 60, second: 18}), "half of 120, a fifth of the other 90"
         assert (line.cash, (await api.account_of(tx, firm)).balance) == (132, 1000 - 132)
-        assert any(both in said and "60 of 120" in said for said in line.explanation)
+        assert any(both in said and "¥0.00006 of ¥0.00012" in said for said in line.explanation)
         assert any(compute in said and "does not pay for tokens" in said for said in line.explanation)
         assert await api.check_ledger(tx) == []
         note = await api.refund_charge(tx, charge_id=line.charge_id, reason="wrong", now=clock.now())
