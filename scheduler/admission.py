@@ -11,7 +11,7 @@ from kit import events
 from kit.auth import hash_secret, sign
 from kit.errors import NoMoney, Refused
 from kit.ids import new_id
-from kit.units import GpuMilli, MicroYuan
+from kit.units import MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, Hold, PoolName, ProjectId, QoS
 from scheduler.adapters import store, waits
@@ -102,7 +102,7 @@ def hold_request(workload: WorkloadRow, key: str, pool: PoolName, terms: Terms) 
         subject=workload.id,
         pool=pool,
         qos=QoS(workload.qos),
-        gpu_milli=GpuMilli(workload.workers * workload.gpu_milli),
+        gpu_milli=workload.need_milli,
         seconds_max=held_seconds(workload, terms),
         cap_micro_yuan=None if cap is None else MicroYuan(cap - workload.charged_micro_yuan),
         key_id=quotas.key_of(workload.submitted_by),
@@ -131,8 +131,18 @@ def attempt_of(
 
 def placements_of(attempt_id: AttemptId, placement: Placement) -> list[PlacementRow]:
     """Where its workers lie."""
-    placed, milli = enumerate(placement.nodes), placement.gpu_milli
-    return [PlacementRow(attempt_id=attempt_id, worker=i, node_id=n, gpu_milli=milli) for i, n in placed]
+    return [
+        PlacementRow(
+            attempt_id=attempt_id,
+            worker=worker,
+            node_id=node,
+            gpu_milli=placement.gpu_milli,
+            cpu_milli=placement.cpu_milli,
+            memory_mib=placement.memory_mib,
+            devices=list(devices),
+        )
+        for worker, (node, devices) in enumerate(zip(placement.nodes, placement.devices, strict=True))
+    ]
 
 
 async def postpone(tx: AsyncSession, workload: WorkloadRow, refusal: Refused, terms: Terms, now: datetime) -> Postponed:

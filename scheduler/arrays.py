@@ -36,7 +36,8 @@ from scheduler.vocabulary import JOB_OVER, JOBS_CHANNEL, JobState
 SIZE_MAX, AT_MOST_MAX = 100_000, 1_000
 INDEX = "{index}"
 _OWN = (
-    "name", "recipe", "program", "params", "sandboxed", "pools", "workers", "gpu_milli", "qos", "priority",
+    "name", "recipe", "program", "params", "sandboxed", "pools", "workers", "gpu_milli", "cpu_milli",
+    "memory_mib", "spread", "topology", "qos", "priority",
     "expected_seconds", "max_runtime_seconds", "cap_micro_yuan", "hard_cap_micro_yuan", "retries", "estimated_seconds",
     "duration_basis", "checkpoints", "workers_min", "workers_max",
 )  # fmt: skip

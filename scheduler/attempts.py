@@ -221,7 +221,7 @@ async def _count_usage(tx: AsyncSession, endings: Sequence[Ending], terms: Terms
     for ending in endings:
         workload, paid = ending.workload, paid_ms(ending.attempt, ending.cause)
         key = FirmId(workload.firm_id), PoolName(ending.attempt.pool)
-        used[key] += workload.workers * workload.gpu_milli * paid // 1000
+        used[key] += workload.need_milli * paid // 1000
     await store.count_usage(tx, used, half_life_seconds=terms.half_life_seconds, now=now)
 
 
@@ -315,7 +315,7 @@ def lost_ms(attempt: AttemptRow, cause: EndCause, terms: Terms, *, reported: boo
 def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int, note: str = "") -> ComputeUsage:
     """What was used from the last settled millisecond of the attempt to `until_ms` after its start."""
     assert attempt.started_at is not None, "only what has started uses anything"
-    ran = until_ms - attempt.metered_ms
+    need, before = workload.need_milli, attempt.metered_ms  # slices of the whole: those of a share add up exactly
     return ComputeUsage(
         subject=workload.id,
         attempt_id=attempt.id,
@@ -324,7 +324,7 @@ def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int, note: st
         pool=PoolName(attempt.pool),
         centre=centre_of(PoolName(attempt.pool)),
         qos=QoS(workload.qos),
-        gpu_ms=GpuMs(gpu_ms(workload.workers * workload.gpu_milli, ran)),
+        gpu_ms=GpuMs(gpu_ms(need, until_ms) - gpu_ms(need, before)),
         started_at=attempt.started_at + timedelta(milliseconds=attempt.metered_ms),
         ended_at=attempt.started_at + timedelta(milliseconds=until_ms),
         note=note,
@@ -339,7 +339,7 @@ async def _settle(tx: AsyncSession, endings: Sequence[Ending], terms: Terms, *, 
         workload, attempt = ending.workload, ending.attempt
         lost = lost_ms(attempt, ending.cause, terms, reported=ending.ran_ms is not None)
         paid = paid_ms(attempt, ending.cause)
-        lost_gpu_ms = gpu_ms(workload.workers * workload.gpu_milli, lost)
+        lost_gpu_ms = gpu_ms(workload.need_milli, lost)
         workload.kept_ms += 0 if ending.cause is EndCause.DONE else attempt.kept_ms
         workload.lost_gpu_ms += lost_gpu_ms
         if attempt.started_at is None or (paid <= attempt.metered_ms and not lost):

@@ -129,7 +129,7 @@ async def _record(
         row = CheckpointRow(workload_id=workload.id, firm_id=workload.firm_id, project_id=workload.project_id)
         tx.add(row)
     row.attempt_id, row.step, row.sha256, row.size_bytes, row.blob = attempt.id, step, sha256, size, blob
-    row.gpu_ms = gpu_ms(workload.workers * workload.gpu_milli, workload.kept_ms + kept_ms)
+    row.gpu_ms = gpu_ms(workload.need_milli, workload.kept_ms + kept_ms)
     row.created_at = now
     attempt.kept_ms, attempt.kept_at = kept_ms, now
     workload.checkpoints = True

@@ -19,15 +19,15 @@ from typing import TypeAlias
 
 from quotas.vocabulary import PoolName, QoS
 from scheduler.ordering import in_order
-from scheduler.placement import could_hold
+from scheduler.placement import ask_of, could_hold
 from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Standings
+from scheduler.rooms import ground_of, grounds, occupied, workers_of
 from scheduler.sharing import QuotaKey, Sharing
 from scheduler.snapshot import Change, Running, State, Waiting, apply
 from scheduler.timeline import Slot, Timeline
 from scheduler.usage import Facts
 from scheduler.vocabulary import (
     Decision,
-    NodeId,
     Placement,
     Preempt,
     Reject,
@@ -76,8 +76,8 @@ def refusal(workload: Waiting, state: State) -> Reject | None:
     sharing = Sharing(state.quotas, state.tree)
     most = {pool: _most(workload, pool, sharing) for pool in workload.pools}
     for pool, quota in most.items():
-        capacity = {node.id: int(node.gpu_milli) for node in state.nodes.values() if node.pool == pool}
-        if pool in pools and quota >= workload.need and could_hold(capacity, workload.workers, workload.gpu_milli):
+        ground = ground_of([node for node in state.nodes.values() if node.pool == pool])
+        if pool in pools and quota >= workload.need and could_hold(ground.empty(), ask_of(workload)):
             return None
     best = max(most.values())
     if best < workload.need:
@@ -92,19 +92,29 @@ def check_decisions(state: State, decisions: list[Decision]) -> None:
     """S1, S3 and S4 on the outcome of a cycle; AssertionError when one of them is broken."""
     decided = [d.workload_id for d in decisions if not isinstance(d, Preempt)]
     assert sorted(decided) == sorted(state.waiting), "every waiting workload gets exactly one decision"
-    used: dict[NodeId, int] = {}
-    placed = [work.placement for work in state.running.values()]
     starts = [decision for decision in decisions if isinstance(decision, Start)]
-    for placement in [*placed, *(start.placement for start in starts)]:
-        for node in placement.nodes:
-            used[node] = used.get(node, 0) + placement.gpu_milli
     for start in starts:
         asked, workers = state.waiting[start.workload_id], len(start.placement.nodes)
         assert asked.workers_least <= workers <= asked.workers, "a gang is placed whole"
-        for node in start.placement.nodes:
-            assert state.nodes[node].is_open, "closed nodes take no work"
-            assert used[node] <= state.nodes[node].gpu_milli, "a cycle cannot mint GPUs"
+        assert all(state.nodes[node].is_open for node in start.placement.nodes), "closed nodes take no work"
+    _check_rooms(state, starts)
     _check_quota(state, starts)
+
+
+def _check_rooms(state: State, starts: list[Start]) -> None:
+    """Starts take no accelerator, CPU or memory twice, and share an accelerator only with their own firm."""
+    rooms = {pool: occupied(ground, state.running.values()) for pool, ground in grounds(state.nodes.values()).items()}
+    for start in starts:
+        placement, firm = start.placement, state.waiting[start.workload_id].firm_id
+        shape, room = placement.shape, rooms[placement.pool]
+        seats = list(workers_of(placement, room.ground))
+        assert len(seats) == len(placement.nodes), "a start names nodes and accelerators that are there"
+        for node, devices in seats:
+            assert all(room.usable(firm)[node, list(devices)]), "an accelerator is shared by one firm only"
+            room.take(node, devices, shape, firm)
+            assert room.gpu_milli[node, list(devices)].min(initial=0) >= 0, "a cycle cannot mint GPUs"
+            assert not shape.cpu_milli or room.cpu_milli[node] >= 0, "a cycle cannot mint CPUs"
+            assert not shape.memory_mib or room.memory_mib[node] >= 0, "a cycle cannot mint memory"
 
 
 def _check_quota(state: State, starts: list[Start]) -> None:
@@ -277,19 +287,19 @@ class _Cycle:
         return Wait(workload.id, reason, detail, eta, estimated)
 
     def _reason(self, workload: Waiting, pool: PoolName) -> tuple[WaitReason, str]:
-        capacity = self._facts.capacity.get(pool, {})
-        if not could_hold(capacity, workload.workers, workload.gpu_milli):
-            return WaitReason.NO_NODE, f"{_gang(workload)}; {pool} has {len(capacity)} nodes up and open"
+        ground, ask = self._facts.capacity.get(pool), ask_of(workload)
+        if ground is None or not could_hold(ground.empty(), ask):
+            up = len(ground.ids) if ground else 0
+            return WaitReason.NO_NODE, f"{_gang(workload)}; {pool} has {up} nodes up and open"
         key: QuotaKey = (workload.firm_id, pool)
         if self._facts.quota_left(key, workload.qos) < workload.need:
             return self._no_quota(workload, key, self._facts.used.get(key, 0))
-        free = self._facts.free.get(pool, {})
-        if not could_hold(free, workload.workers, workload.gpu_milli):
-            total = gpus(sum(free.values()))
+        free = self._facts.free[pool]
+        if not could_hold(free, ask):
+            total = gpus(int(free.gpu_milli.sum()))
             return WaitReason.NO_ROOM, f"{_gang(workload)}; {total} of {gpus(self._facts.size(pool))} free in {pool}"
         closed = self._timeline.closed(pool, workload, self._now)
-        left = {node: milli for node, milli in free.items() if node not in closed}
-        if closed and not could_hold(left, workload.workers, workload.gpu_milli):
+        if closed and not could_hold(free.without(closed), ask):
             return WaitReason.WINDOW, told(next(iter(closed.values())))
         return WaitReason.BEHIND, f"its place in {pool} is kept for earlier work"
 
@@ -314,8 +324,8 @@ _Kind: TypeAlias = tuple[object, ...]
 def _kind(workload: Waiting) -> _Kind:
     """What a decision about it rests on, but its place in the queue."""
     return (
-        workload.firm_id, workload.pools, workload.workers, workload.gpu_milli, workload.qos, workload.seconds,
-        workload.checkpoints,
+        workload.firm_id, workload.pools, workload.workers, workload.shape, workload.spread, workload.topology,
+        workload.qos, workload.seconds, workload.checkpoints,
     )  # fmt: skip
 
 

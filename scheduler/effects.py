@@ -11,12 +11,11 @@ from datetime import timedelta
 from kit.clock import Clock
 from kit.db import Database
 from kit.errors import Unavailable
-from kit.units import GpuMilli
 from scheduler import attempts
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.admission import attempt_token
-from scheduler.ports import ClusterRuntime, Observation, RunnerState, StartOrder
+from scheduler.ports import ClusterRuntime, Observation, RunnerState, StartOrder, cluster_resources
 from scheduler.terms import Terms
 from scheduler.vocabulary import AttemptId, AttemptState, EndCause, NodeId, WorkloadId
 
@@ -84,8 +83,7 @@ async def _start_all(
             WorkloadId(workload.id),
             attempt_token(token_key, attempt.id, attempt.fence),
             NodeId(first.node_id),
-            resources[first.node_id],
-            GpuMilli(first.gpu_milli),
+            cluster_resources(resources[first.node_id], workload.shape),
             workload.workers,
         )
         async with gate:

@@ -16,7 +16,7 @@ from scheduler.sharing import Quota, QuotaKey, Seat
 from scheduler.snapshot import Running, State, Waiting
 from scheduler.terms import Terms
 from scheduler.usage import Lately
-from scheduler.vocabulary import NodeId, Placement, WaitReason, WorkloadId
+from scheduler.vocabulary import NodeId, Placement, Spread, WaitReason, WorkloadId
 
 HOLDING = frozenset({WaitReason.BACKOFF, WaitReason.NO_MONEY, WaitReason.NO_PRICE})
 
@@ -56,6 +56,10 @@ def as_waiting(row: WorkloadRow) -> Waiting:
         held_until=row.held_until if held else None,
         qos=QoS(row.qos),
         deadline=row.deadline,
+        cpu_milli=row.cpu_milli,
+        memory_mib=row.memory_mib,
+        spread=Spread(row.spread),
+        topology=row.topology,
         checkpoints=row.checkpoints,
     )
 
@@ -63,7 +67,12 @@ def as_waiting(row: WorkloadRow) -> Waiting:
 def placement_of(attempt: AttemptRow, placed: Sequence[PlacementRow]) -> Placement:
     """Where an attempt lies, from its rows in worker order."""
     return Placement(
-        PoolName(attempt.pool), tuple(NodeId(row.node_id) for row in placed), GpuMilli(placed[0].gpu_milli)
+        PoolName(attempt.pool),
+        tuple(NodeId(row.node_id) for row in placed),
+        GpuMilli(placed[0].gpu_milli),
+        tuple(tuple(row.devices) for row in placed),
+        placed[0].cpu_milli,
+        placed[0].memory_mib,
     )
 
 

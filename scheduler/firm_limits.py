@@ -36,5 +36,4 @@ async def require_budget(tx: AsyncSession, job: WorkloadRow, least: int, *, now:
 
 
 def _use(row: WorkloadRow) -> Use:
-    gpu_milli = row.workers * row.gpu_milli
-    return Use(jobs=1, gpu_milli=gpu_milli, gpu_ms=gpu_milli * (row.max_runtime_seconds or 0))
+    return Use(jobs=1, gpu_milli=row.need_milli, gpu_ms=row.need_milli * (row.max_runtime_seconds or 0))

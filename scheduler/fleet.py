@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
@@ -12,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit import events
 from kit.db import notify
 from kit.errors import InvalidInput, NotFound
+from kit.units import MILLI_PER_GPU
 from scheduler import attempts
-from scheduler.adapters import store
-from scheduler.adapters.tables import NodeRow, PoolRow
+from scheduler.adapters import device_store, store
+from scheduler.adapters.tables import DeviceRow, NodeRow, PoolRow
 from scheduler.ports import NodeReport
 from scheduler.terms import Terms
 from scheduler.vocabulary import JOBS_CHANNEL, AttemptState, EndCause, NodeState
@@ -22,8 +24,12 @@ from scheduler.vocabulary import JOBS_CHANNEL, AttemptState, EndCause, NodeState
 log = logging.getLogger(__name__)
 
 CENTRE_LABEL, ACCELERATOR_LABEL = "heliu.io/centre", "heliu.io/accelerator"
+RESOURCE_LABEL, VARIABLE_LABEL = "heliu.io/resource", "heliu.io/devices-variable"
+TOPOLOGY_PREFIX = "topology.heliu.io/"
 _CENTRE, _ACCELERATOR = re.compile(r"^[a-z0-9-]+$"), re.compile(r"^[a-z0-9.-]+$")
-RESOURCES = ("GPU", "slot")
+_VARIABLE = re.compile(r"^[A-Z][A-Z0-9_]*$")
+DEVICES_VARIABLES = {"GPU": "CUDA_VISIBLE_DEVICES", "NPU": "ASCEND_RT_VISIBLE_DEVICES", "slot": None}
+"""What Ray calls accelerators it knows → what names them to a program. A node's labels say it for any other."""
 
 
 async def record_nodes(tx: AsyncSession, reports: Sequence[NodeReport], *, now: datetime) -> list[str]:
@@ -39,7 +45,7 @@ async def record_nodes(tx: AsyncSession, reports: Sequence[NodeReport], *, now: 
     for row in known.values():
         if row.id not in listed and row.state == NodeState.READY:
             await _lose(tx, row, "its cluster does not list it any more", now=now)
-    return [row.id for row in known.values() if row.id not in listed and row.placed_milli > 0]
+    return [row.id for row in known.values() if row.id not in listed and row.is_used]
 
 
 async def give_up_on(tx: AsyncSession, node_ids: Sequence[str], *, terms: Terms, now: datetime) -> None:
@@ -97,18 +103,42 @@ def pool_of(report: NodeReport) -> tuple[str, str] | None:
     if not _CENTRE.match(centre) or not _ACCELERATOR.match(accelerator):
         log.warning("node with labels that name no pool", extra={"node": report.id, "labels": dict(report.labels)})
         return None
-    return (centre, accelerator) if _accelerators(report)[1] > 0 else None
+    return (centre, accelerator) if capacity_of(report).gpu_milli > 0 else None
 
 
-def _accelerators(report: NodeReport) -> tuple[str, int]:
-    for resource in RESOURCES:
-        if count := int(report.resources.get(resource, 0)):
-            return resource, count * 1000
-    return RESOURCES[-1], 0
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a node has, and where it stands."""
+
+    resource: str
+    devices_variable: str | None
+    gpu_milli: int
+    cpu_milli: int
+    memory_mib: int
+    topology: dict[str, str]
+
+
+def capacity_of(report: NodeReport) -> Capacity:
+    """What a node reports: its labels name the accelerator's resource and variable where Ray's own names do not do."""
+    labels = report.labels
+    names = [labels[RESOURCE_LABEL]] if RESOURCE_LABEL in labels else list(DEVICES_VARIABLES)
+    resource = next((name for name in names if report.resources.get(name, 0) >= 1), names[-1])
+    variable = labels.get(VARIABLE_LABEL, DEVICES_VARIABLES.get(resource))
+    if variable is not None and not _VARIABLE.match(variable):
+        log.warning("a label that names no variable", extra={"node": report.id, "label": variable})
+        variable = None
+    return Capacity(
+        resource,
+        variable,
+        int(report.resources.get(resource, 0)) * MILLI_PER_GPU,
+        int(report.resources.get("CPU", 0) * 1000),
+        int(report.resources.get("memory", 0)) >> 20,
+        {name.removeprefix(TOPOLOGY_PREFIX): v for name, v in labels.items() if name.startswith(TOPOLOGY_PREFIX) and v},
+    )
 
 
 async def _see(tx: AsyncSession, row: NodeRow | None, report: NodeReport, *, now: datetime) -> None:
-    resource, gpu_milli = _accelerators(report)
+    has = capacity_of(report)
     if row is None:
         pool = pool_of(report)
         assert pool is not None, "only nodes of a pool are seen"
@@ -116,20 +146,44 @@ async def _see(tx: AsyncSession, row: NodeRow | None, report: NodeReport, *, now
         new_pool = {"name": name, "centre": pool[0], "accelerator": pool[1], "created_at": now}
         await tx.execute(insert(PoolRow).values(new_pool).on_conflict_do_nothing())
         row = NodeRow(
-            id=report.id, pool=name, address=report.address, resource=resource, gpu_milli=gpu_milli, placed_milli=0,
+            id=report.id, pool=name, address=report.address, resource=has.resource,
+            devices_variable=has.devices_variable, gpu_milli=has.gpu_milli, placed_milli=0, cpu_milli=has.cpu_milli,
+            placed_cpu_milli=0, memory_mib=has.memory_mib, placed_memory_mib=0, topology=has.topology,
             state=NodeState.READY, draining=False, first_seen_at=now, last_seen_at=now,
         )  # fmt: skip
         tx.add(row)
-        await _changed(tx, row, "node.ready", {"pool": name, "gpu_milli": gpu_milli}, now=now)
+        await tx.flush()
+        tx.add_all(_devices(row.id, 0, has.gpu_milli))
+        await _changed(tx, row, "node.ready", {"pool": name, "gpu_milli": has.gpu_milli}, now=now)
         return
     row.last_seen_at = now
-    if gpu_milli < row.gpu_milli and gpu_milli < row.placed_milli:
-        row.cordon_reason = row.cordon_reason or "it has fewer accelerators than work placed on it"
-    else:
-        row.gpu_milli = gpu_milli
+    await _resize(tx, row, has)
     if row.state == NodeState.LOST:
         row.state = NodeState.READY
         await _changed(tx, row, "node.ready", {"pool": row.pool, "gpu_milli": row.gpu_milli}, now=now)
+
+
+async def _resize(tx: AsyncSession, row: NodeRow, has: Capacity) -> None:
+    """A node may come to have more; with less than is placed on it, it closes and counts as what it was."""
+    if row.topology != has.topology:
+        row.topology = has.topology
+    if has.gpu_milli != row.gpu_milli:
+        last_used = await device_store.last_used(tx, row.id)
+        if last_used is not None and last_used * MILLI_PER_GPU >= has.gpu_milli:
+            row.cordon_reason = row.cordon_reason or "it has fewer accelerators than work placed on it"
+        else:
+            await device_store.forget(tx, row.id, first=has.gpu_milli // MILLI_PER_GPU)
+            tx.add_all(_devices(row.id, row.gpu_milli, has.gpu_milli))
+            row.gpu_milli = has.gpu_milli
+    if has.cpu_milli < row.placed_cpu_milli or has.memory_mib < row.placed_memory_mib:
+        row.cordon_reason = row.cordon_reason or "it has less CPU or memory than work placed on it"
+    else:
+        row.cpu_milli, row.memory_mib = has.cpu_milli, has.memory_mib
+
+
+def _devices(node_id: str, before_milli: int, gpu_milli: int) -> list[DeviceRow]:
+    indexes = range(before_milli // MILLI_PER_GPU, gpu_milli // MILLI_PER_GPU)
+    return [DeviceRow(node_id=node_id, index=index, placed_milli=0) for index in indexes]
 
 
 async def _lose(tx: AsyncSession, row: NodeRow, why: str, *, now: datetime) -> None:

@@ -9,7 +9,9 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
 from scheduler.facts import load_state
 from scheduler.recording import RecordedNode, RecordedQuota, RecordedSeat, RecordedWork, Recording
+from scheduler.snapshot import Node
 from scheduler.terms import Terms
+from scheduler.vocabulary import Spread
 
 DECISIONS = tuple(
     f"{kind}.{verb}" for kind in ("job", "workload") for verb in ("starting", "waiting", "preempted", "requeued")
@@ -21,7 +23,7 @@ async def record(tx: AsyncSession, terms: Terms, *, since: datetime, until: date
     state = await load_state(tx, terms, now=now)
     work = await store.submitted_between(tx, since, until)
     return Recording(
-        nodes=[RecordedNode(id=n.id, pool=n.pool, gpu_milli=n.gpu_milli) for n in state.nodes.values() if n.is_open],
+        nodes=[_node(node) for node in state.nodes.values() if node.is_open],
         quotas=[
             RecordedQuota(
                 firm_id=firm, pool=pool, nominal_milli=q.nominal, borrowing_milli=q.borrowing, lending_milli=q.lending
@@ -37,6 +39,17 @@ async def record(tx: AsyncSession, terms: Terms, *, since: datetime, until: date
     )
 
 
+def _node(node: Node) -> RecordedNode:
+    return RecordedNode(
+        id=node.id,
+        pool=node.pool,
+        gpu_milli=node.gpu_milli,
+        cpu_milli=node.cpu_milli,
+        memory_mib=node.memory_mib,
+        topology=dict(node.topology),
+    )
+
+
 def _recorded(row: WorkloadRow, ran_ms: int | None, *, now: datetime) -> RecordedWork:
     """What has no attempt behind it yet is taken to run as long as expected."""
     ran = ran_ms // 1000 if ran_ms is not None else row.expected_seconds
@@ -44,6 +57,7 @@ def _recorded(row: WorkloadRow, ran_ms: int | None, *, now: datetime) -> Recorde
         ran = int((now - (row.started_at or now)).total_seconds())
     return RecordedWork(
         id=row.id, firm_id=row.firm_id, pools=row.pools, workers=row.workers, gpu_milli=row.gpu_milli,
+        cpu_milli=row.cpu_milli, memory_mib=row.memory_mib, spread=Spread(row.spread), topology=row.topology,
         qos=QoS(row.qos), priority=row.priority, deadline=row.deadline, submitted_at=row.submitted_at,
         expected_seconds=row.expected_seconds, ran_seconds=ran,
     )  # fmt: skip

@@ -14,7 +14,6 @@ from kit.blobs import Blobs
 from kit.db import Database, notify, violated_constraint
 from kit.errors import Conflict, InvalidInput, NoMoney, NotFound, Refused
 from kit.ids import new_id
-from kit.units import GpuMilli
 from quotas import api as quotas
 from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId
 from scheduler import attempts, dependencies, durations, uploads
@@ -149,6 +148,10 @@ def as_candidate(spec: JobSpec, prepared: Prepared, firm_id: FirmId, *, id: str,
         prepared.expected_seconds,
         qos=spec.qos,
         deadline=spec.deadline,
+        cpu_milli=spec.cpu_milli,
+        memory_mib=spec.memory_mib,
+        spread=spec.spread,
+        topology=spec.topology,
         checkpoints=prepared.recipe.checkpoints,
         workers_min=spec.workers_min,
     )
@@ -163,7 +166,7 @@ async def price(
         firm_id=firm_id,
         pool=pool,
         qos=spec.qos,
-        gpu_milli=GpuMilli(spec.workers * spec.gpu_milli),
+        gpu_milli=spec.need_milli,
         seconds_min=prepared.seconds_min,
         seconds_max=prepared.max_runtime_seconds,
         at=now,
@@ -264,6 +267,10 @@ def row_of(
         pools=list(spec.pools),
         workers=spec.workers,
         gpu_milli=spec.gpu_milli,
+        cpu_milli=spec.cpu_milli,
+        memory_mib=spec.memory_mib,
+        spread=spec.spread,
+        topology=spec.topology,
         qos=spec.qos,
         priority=spec.priority,
         expected_seconds=prepared.expected_seconds,

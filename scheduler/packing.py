@@ -17,43 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from kit.units import MILLI_PER_GPU
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What one task needs. `gpu_milli` is per GPU: a share (one GPU, under 1000) or whole GPUs (1000 each)."""
-
-    cpu_milli: int
-    memory_mib: int
-    gpus: int
-    gpu_milli: int
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the task takes a part of one GPU."""
-        return self.gpus == 1 and self.gpu_milli < MILLI_PER_GPU
-
-    @property
-    def demand(self) -> int:
-        """GPU thousandths in all."""
-        return self.gpus * self.gpu_milli
-
-
-@dataclass(frozen=True, slots=True)
-class Rooms:
-    """What is free on each of K candidate nodes: CPU [K], memory [K], and thousandths of every GPU [K, G]."""
-
-    cpu_milli: Ints
-    memory_mib: Ints
-    gpu_milli: Ints
+from scheduler.rooms import Floats, Ints, Rooms
+from scheduler.vocabulary import Shape
 
 
 @dataclass(frozen=True, slots=True)

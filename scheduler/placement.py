@@ -1,41 +1,222 @@
-"""A gang on nodes: filter those with room, score them, pick the best for one worker after the other, all or none."""
+"""A gang on nodes: filter those with room, score every way to put a worker there, pick the best; all or none.
 
-from collections.abc import Callable, Mapping
+Each step is a function of arrays over the K nodes (or candidate placements) at hand. What makes a placement good is
+the caller's `Policy`; how the parts of the production policy weigh is `scheduler/scoring.py`'s.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from scheduler.vocabulary import NodeId
+import numpy as np
 
-Score: TypeAlias = Callable[[int, int], int]
-"""(free thousandths of a node, thousandths a worker needs) → how bad this node is; the lowest is picked."""
+from kit.units import MILLI_PER_GPU
+from quotas.vocabulary import FirmId
+from scheduler.rooms import Flags, Ground, Ints, Room, Rooms
+from scheduler.snapshot import Waiting
+from scheduler.vocabulary import Shape, Spread
 
-
-def has_room(free: int, need: int) -> bool:
-    """Filter: whether a worker fits."""
-    return free >= need
-
-
-def best_fit(free: int, need: int) -> int:
-    """Score: what stays free afterwards, so that large holes stay large."""
-    return free - need
+_MANY = 1 << 40
 
 
-def place_gang(
-    free: Mapping[NodeId, int], workers: int, gpu_milli: int, *, score: Score = best_fit
-) -> tuple[NodeId, ...] | None:
-    """A node for each of `workers`, or None when not all of them fit at once. Ties go to the smaller node id."""
-    left = {node: room for node, room in free.items() if has_room(room, gpu_milli)}
-    chosen: list[NodeId] = []
-    for _ in range(workers):
-        fitting = [node for node, room in left.items() if has_room(room, gpu_milli)]
-        if not fitting:
-            return None
-        best = min(fitting, key=lambda node: (score(left[node], gpu_milli), node))
-        left[best] -= gpu_milli
-        chosen.append(best)
-    assert all(room >= 0 for room in left.values()), "a placement cannot mint GPUs"
-    return tuple(chosen)
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """K ways to put one worker of `shape` on nodes: which node, that node before and after.
+
+    `left`: what the shared accelerator had left (shares only) [K].
+    """
+
+    shape: Shape
+    node: Ints
+    before: Rooms
+    after: Rooms
+    left: Ints | None
 
 
-def could_hold(capacity: Mapping[NodeId, int], workers: int, gpu_milli: int) -> bool:
-    """Whether these nodes, all empty, would hold the gang."""
-    return gpu_milli > 0 and sum(room // gpu_milli for room in capacity.values()) >= workers
+Policy: TypeAlias = Callable[[Candidates], Ints]
+"""Scores [K], higher is better; equal scores go to the node and the accelerator that come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A gang to be placed: equal workers of one firm."""
+
+    firm: FirmId
+    shape: Shape
+    workers: int = 1
+    spread: Spread = Spread.SAME_CENTRE
+    topology: str | None = None
+
+
+def ask_of(workload: Waiting) -> Ask:
+    """What waiting work asks of a pool."""
+    return Ask(workload.firm_id, workload.shape, workload.workers, workload.spread, workload.topology)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One worker's node (its index on the ground) and accelerators, and how good that was."""
+
+    node: int
+    devices: tuple[int, ...]
+    score: int
+
+
+def slots(rooms: Rooms, shape: Shape, usable: Flags | None = None) -> Ints:
+    """Filter: how many workers of this shape fit on each node at once [K]. `usable`: accelerators it may share."""
+    count = np.full(len(rooms.cpu_milli), _MANY, dtype=np.int64)
+    if shape.cpu_milli:
+        count = np.minimum(count, rooms.cpu_milli // shape.cpu_milli)
+    if shape.memory_mib:
+        count = np.minimum(count, rooms.memory_mib // shape.memory_mib)
+    if shape.is_share:
+        shares = np.maximum(rooms.gpu_milli, 0) // shape.gpu_milli
+        count = np.minimum(count, (shares if usable is None else shares * usable).sum(axis=1))
+    elif shape.gpus:
+        count = np.minimum(count, (rooms.gpu_milli == MILLI_PER_GPU).sum(axis=1) // shape.gpus)
+    return np.maximum(count, 0)
+
+
+def candidates_on(
+    rooms: Rooms, nodes: Ints, shape: Shape, usable: Flags | None = None
+) -> tuple[Candidates, Ints, Ints]:
+    """Every way to put a worker on `nodes`, which have room: candidates, index into `nodes`, accelerator [K].
+
+    Only a share chooses its accelerator (else −1): whole ones are all alike, the first free ones are taken.
+    """
+    if shape.is_share:
+        enough = rooms.gpu_milli[nodes] >= shape.gpu_milli
+        index, device = np.nonzero(enough if usable is None else enough & usable[nodes])
+    else:
+        index, device = np.arange(len(nodes)), np.full(len(nodes), -1)
+    of = nodes[index]
+    before = Rooms(rooms.cpu_milli[of], rooms.memory_mib[of], rooms.gpu_milli[of])
+    after, left = before.gpu_milli.copy(), None
+    if shape.is_share:
+        row = np.arange(len(of))
+        left = before.gpu_milli[row, device]
+        after[row, device] -= shape.gpu_milli
+    elif shape.gpus:
+        whole = after == MILLI_PER_GPU
+        after[whole & (np.cumsum(whole, axis=1) <= shape.gpus)] = 0
+    then = Rooms(before.cpu_milli - shape.cpu_milli, before.memory_mib - shape.memory_mib, after)
+    return Candidates(shape, of, before, then, left), index, device
+
+
+def best_on_each(
+    rooms: Rooms, nodes: Ints, shape: Shape, policy: Policy, usable: Flags | None = None
+) -> tuple[Ints, Ints]:
+    """Score: the best way on each of `nodes`, which have room: its score, its accelerator (−1: not a share) [K]."""
+    candidates, index, device = candidates_on(rooms, nodes, shape, usable)
+    score = policy(candidates)
+    order = np.lexsort((device, -score, index))
+    best = order[np.unique(index[order], return_index=True)[1]]
+    return score[best], device[best]
+
+
+def pick(scores: Ints, allowed: Flags) -> int | None:
+    """Pick: the first of the best nodes among those allowed; None when none is."""
+    if not allowed.any():
+        return None
+    return int(np.argmax(np.where(allowed, scores, np.iinfo(np.int64).min)))
+
+
+def best_fit(candidates: Candidates) -> Ints:
+    """The node on which least stays free, and on it the fullest accelerator."""
+    free = candidates.after.gpu_milli.sum(axis=1)
+    return -free if candidates.left is None else -free * (MILLI_PER_GPU + 1) - candidates.left
+
+
+def place_gang(room: Room, ask: Ask, policy: Policy = best_fit) -> tuple[Seat, ...] | None:
+    """A seat for each worker, or None when not all of them fit at once. `room` stays as it is."""
+    usable = room.usable(ask.firm) if ask.shape.is_share else None
+    fit = slots(as_rooms(room), ask.shape, usable)
+    allowed = _together(fit, room.ground, ask)
+    if allowed is None:
+        return None
+    if ask.spread is Spread.SAME_NODE and ask.workers > 1:
+        return _on_one_node(room, np.flatnonzero(allowed), ask, policy)
+    return _one_by_one(room, allowed, ask, policy)
+
+
+def could_hold(room: Room, ask: Ask) -> bool:
+    """Whether a gang fits there at once."""
+    usable = room.usable(ask.firm) if ask.shape.is_share else None
+    return _together(slots(as_rooms(room), ask.shape, usable), room.ground, ask) is not None
+
+
+def as_rooms(room: Room) -> Rooms:
+    """The arrays alone."""
+    return Rooms(room.cpu_milli, room.memory_mib, room.gpu_milli)
+
+
+def devices_for(room: Room, node: int, device: int, shape: Shape) -> tuple[int, ...]:
+    """Indexes of the accelerators: the one that was chosen for a share, the first wholly free ones otherwise."""
+    if shape.is_share:
+        return (device,)
+    whole = np.flatnonzero(room.gpu_milli[node] == MILLI_PER_GPU)[: shape.gpus]
+    return tuple(int(index) for index in whole)
+
+
+def _together(fit: Ints, ground: Ground, ask: Ask) -> Flags | None:
+    """The nodes it may use such that all workers find a seat there, as its spread and topology want; None: nowhere.
+
+    Of several groups of one topology the tightest that holds it, so that large groups stay whole.
+    """
+    each = np.minimum(fit, 1) if ask.spread is Spread.APART else fit
+    if ask.spread is Spread.SAME_NODE:
+        each = np.where(fit >= ask.workers, fit, 0)
+    if ask.topology is None:
+        return each > 0 if each.sum() >= ask.workers else None
+    groups: list[tuple[int, str, Flags]] = []
+    for value, inside in _groups(ground, ask.topology):
+        total = int(each[inside].sum())
+        if total >= ask.workers:
+            groups.append((total, value, inside))
+    return min(groups, key=lambda group: group[:2])[2] & (each > 0) if groups else None
+
+
+def _groups(ground: Ground, label: str) -> Iterable[tuple[str, Flags]]:
+    """Nodes by the value of a topology label; nodes without it are in no group."""
+    values = np.array([of.get(label, "") for of in ground.topology])
+    return ((str(value), values == value) for value in np.unique(values) if value)
+
+
+def _one_by_one(room: Room, allowed: Flags, ask: Ask, policy: Policy) -> tuple[Seat, ...]:
+    """One worker after the other; after each only its node is looked at again."""
+    room, allowed = (room.copy() if ask.workers > 1 else room), allowed.copy()
+    usable = room.usable(ask.firm) if ask.shape.is_share else None
+    scores, device = np.zeros(len(allowed), dtype=np.int64), np.full(len(allowed), -1)
+    fresh, seats = np.flatnonzero(allowed), list[Seat]()
+    for worker in range(ask.workers):
+        if len(fresh):
+            scores[fresh], device[fresh] = best_on_each(as_rooms(room), fresh, ask.shape, policy, usable)
+        node = pick(scores, allowed)
+        assert node is not None, "the filter counted a seat for every worker"
+        seat = Seat(node, devices_for(room, node, int(device[node]), ask.shape), int(scores[node]))
+        seats.append(seat)
+        if worker + 1 < ask.workers:
+            room.take(node, seat.devices, ask.shape, ask.firm)
+            one = np.array([node])
+            still = slots(_rows(room, one), ask.shape, None if usable is None else usable[one])[0] > 0
+            allowed[node] = still and ask.spread is not Spread.APART
+            fresh = one if allowed[node] else one[:0]
+    return tuple(seats)
+
+
+def _on_one_node(room: Room, nodes: Ints, ask: Ask, policy: Policy) -> tuple[Seat, ...]:
+    """All workers on the node where they are best together."""
+    gangs = [_alone(room, int(node), ask, policy) for node in nodes]
+    return max(gangs, key=lambda seats: (sum(seat.score for seat in seats), -seats[0].node))
+
+
+def _alone(room: Room, node: int, ask: Ask, policy: Policy) -> tuple[Seat, ...]:
+    """All workers on this node."""
+    rows = _rows(room, np.array([node]))
+    one = Room(room.ground, rows.cpu_milli, rows.memory_mib, rows.gpu_milli, room.firm[[node]])
+    seats = _one_by_one(one, np.ones(1, dtype=bool), ask, policy)
+    return tuple(replace(seat, node=node) for seat in seats)
+
+
+def _rows(room: Room, nodes: Ints) -> Rooms:
+    return Rooms(room.cpu_milli[nodes], room.memory_mib[nodes], room.gpu_milli[nodes])

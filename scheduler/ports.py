@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from kit.units import GpuMilli
-from scheduler.vocabulary import AttemptId, NodeId, WorkloadId
+from scheduler.vocabulary import AttemptId, NodeId, Shape, WorkloadId
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -17,12 +16,22 @@ class StartOrder:
     workload_id: WorkloadId
     token: str
     node_id: NodeId  # of worker 0, where the runner runs
-    resource: str  # "GPU" or "slot"
-    gpu_milli: GpuMilli  # per worker
+    resources: Mapping[str, float]  # what each worker takes of the cluster's own count, by the cluster's names
     workers: int
 
     def __repr__(self) -> str:
         return f"StartOrder({self.attempt_id} on {self.node_id})"
+
+
+def cluster_resources(resource: str, shape: Shape) -> dict[str, float]:
+    """What a worker takes of the cluster's own count: whole accelerators, CPU, and memory in bytes.
+
+    Of a shared accelerator it takes nothing there: the cluster would choose one by itself, and refuse work that fits
+    where its choices and ours have parted.
+    """
+    gpus = 0 if shape.is_share else shape.gpus
+    wanted = {resource: gpus, "CPU": shape.cpu_milli / 1000, "memory": shape.memory_mib << 20}
+    return {name: float(amount) for name, amount in wanted.items() if amount}
 
 
 class RunnerState(StrEnum):

@@ -12,7 +12,7 @@ from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
 from scheduler.sharing import NO_QUOTA, Member, Quota, QuotaKey, Seat
 from scheduler.simulation import Arrival, Scenario
 from scheduler.snapshot import Node, Waiting
-from scheduler.vocabulary import NodeId, WorkloadId
+from scheduler.vocabulary import NodeId, Spread, WorkloadId
 
 T = TypeVar("T")
 
@@ -25,6 +25,9 @@ class RecordedNode(_Part):
     id: str
     pool: str
     gpu_milli: int = Field(ge=0)
+    cpu_milli: int = Field(default=0, ge=0)
+    memory_mib: int = Field(default=0, ge=0)
+    topology: dict[str, str] = {}
 
 
 class RecordedQuota(_Part):
@@ -46,7 +49,11 @@ class RecordedWork(_Part):
     firm_id: str
     pools: list[str] = Field(min_length=1)
     workers: int = Field(default=1, ge=1)
-    gpu_milli: int = Field(ge=1)
+    gpu_milli: int = Field(ge=0)
+    cpu_milli: int = Field(default=0, ge=0)
+    memory_mib: int = Field(default=0, ge=0)
+    spread: Spread = Spread.SAME_CENTRE
+    topology: str | None = None
     qos: QoS = QoS.STANDARD
     priority: int = 0
     deadline: AwareDatetime | None = None
@@ -66,7 +73,7 @@ class Recording(_Part):
 def scenario_of(recording: Recording) -> Scenario:
     """The recording as a simulation takes it."""
     return Scenario(
-        nodes={NodeId(n.id): Node(NodeId(n.id), PoolName(n.pool), GpuMilli(n.gpu_milli)) for n in recording.nodes},
+        nodes={NodeId(node.id): _node(node) for node in recording.nodes},
         quotas={
             (FirmId(q.firm_id), PoolName(q.pool)): Quota(
                 GpuMilli(q.nominal_milli), _milli(q.borrowing_milli), _milli(q.lending_milli)
@@ -131,6 +138,17 @@ def _only(part: str, known: Mapping[str, T]) -> T:
     return known[found[0]]
 
 
+def _node(node: RecordedNode) -> Node:
+    return Node(
+        NodeId(node.id),
+        PoolName(node.pool),
+        GpuMilli(node.gpu_milli),
+        cpu_milli=node.cpu_milli,
+        memory_mib=node.memory_mib,
+        topology=node.topology,
+    )
+
+
 def _arrival(work: RecordedWork) -> Arrival:
     waiting = Waiting(
         WorkloadId(work.id),
@@ -143,6 +161,10 @@ def _arrival(work: RecordedWork) -> Arrival:
         work.expected_seconds,
         qos=work.qos,
         deadline=work.deadline,
+        cpu_milli=work.cpu_milli,
+        memory_mib=work.memory_mib,
+        spread=work.spread,
+        topology=work.topology,
     )
     return Arrival(waiting, work.ran_seconds)
 

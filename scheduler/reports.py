@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit import events
-from kit.units import GpuMilli, MicroYuan
+from kit.units import MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler import attempts, checkpoints
@@ -27,6 +27,7 @@ from scheduler.node.protocol import (
     Outcome,
     Plan,
 )
+from scheduler.ports import cluster_resources
 from scheduler.terms import Terms
 from scheduler.vocabulary import AttemptIdentity, EndCause, WorkloadKind
 
@@ -55,9 +56,8 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
     workload = await store.workload(tx, identity.workload_id)
     assert workload is not None, "an attempt belongs to a workload"
     placed = (await store.placements(tx, [attempt.id]))[attempt.id]
-    resource = {node.id: node.resource for node in await store.nodes(tx, pool=PoolName(attempt.pool))}
-    share = workload.gpu_milli / 1000
-    kept = await checkpoints.checkpoint_of(tx, workload.id)
+    nodes = {node.id: node for node in await store.nodes(tx, pool=PoolName(attempt.pool))}
+    first, kept = nodes[placed[0].node_id], await checkpoints.checkpoint_of(tx, workload.id)
     limit = await _seconds_allowed(tx, workload, attempt, now=now)
     return Plan(
         attempt_id=attempt.id,
@@ -73,8 +73,12 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
         max_runtime_seconds=limit,
         workers=workload.workers,
         gpu_milli=workload.gpu_milli,
+        cpu_milli=workload.cpu_milli,
+        memory_mib=workload.memory_mib,
         nodes=[row.node_id for row in placed],
-        worker_resources={resource[placed[0].node_id]: share},
+        devices=[list(row.devices) for row in placed],
+        devices_variable=first.devices_variable,
+        worker_resources=cluster_resources(first.resource, workload.shape),
         output_bytes_max=terms.output_bytes_max,
         output_files_max=terms.output_files_max,
         task_index=workload.array_index,
@@ -147,7 +151,7 @@ async def _seconds_allowed(
         firm_id=FirmId(workload.firm_id),
         pool=PoolName(attempt.pool),
         qos=QoS(workload.qos),
-        gpu_milli=GpuMilli(workload.workers * workload.gpu_milli),
+        gpu_milli=workload.need_milli,
         amount=MicroYuan(workload.hard_cap_micro_yuan - workload.charged_micro_yuan),
         seconds_max=left,
         at=now,

@@ -8,22 +8,34 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeAlias, assert_never
 
-from kit.units import GpuMilli
+from kit.units import MILLI_PER_GPU, GpuMilli
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.sharing import NO_QUOTA, Member, Quota, QuotaKey, Seat
-from scheduler.vocabulary import NodeId, Placement, WaitReason, WorkloadId
+from scheduler.vocabulary import NodeId, Placement, Shape, Spread, WaitReason, WorkloadId
 from scheduler.windows import Window
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of a pool. Only an open node takes new work; a draining one also gives up what it runs."""
+    """A machine of a pool: so many accelerators of 1000 thousandths each, CPU and memory.
+
+    Only an open node takes new work; a draining one also gives up what it runs. `topology` says where it stands:
+    name → value, such as rack → r7.
+    """
 
     id: NodeId
     pool: PoolName
     gpu_milli: GpuMilli
     is_open: bool = True
     is_draining: bool = False
+    cpu_milli: int = 0
+    memory_mib: int = 0
+    topology: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def devices(self) -> int:
+        """How many accelerators it has; their indexes count from 0."""
+        return self.gpu_milli // MILLI_PER_GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Waiting:
     firm_id: FirmId
     pools: tuple[PoolName, ...]
     workers: int
-    gpu_milli: GpuMilli  # per worker
+    gpu_milli: GpuMilli  # per worker: a share of one accelerator (under 1000), or whole ones; 0: none
     priority: int
     submitted_at: datetime
     seconds: int | None  # expected duration; None: until it is stopped
@@ -42,8 +54,17 @@ class Waiting:
     held_until: datetime | None = None
     qos: QoS = QoS.STANDARD
     deadline: datetime | None = None  # when its owner wants it to be over
+    cpu_milli: int = 0  # per worker
+    memory_mib: int = 0  # per worker
+    spread: Spread = Spread.SAME_CENTRE
+    topology: str | None = None  # all workers on nodes with one value of this label
     workers_min: int | None = None  # elastic: it may start with fewer workers, down to these
     checkpoints: bool = False  # it keeps what it has done: it may be stopped for a window and go on elsewhere
+
+    @property
+    def shape(self) -> Shape:
+        """What each worker needs."""
+        return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
 
     @property
     def workers_least(self) -> int:
@@ -56,8 +77,8 @@ class Waiting:
 
     @property
     def need(self) -> int:
-        """Accelerator thousandths of the whole gang."""
-        return self.workers * self.gpu_milli
+        """Accelerator thousandths of the whole gang, as quota counts them."""
+        return self.workers * self.shape.counted_milli
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +96,8 @@ class Running:
 
     @property
     def need(self) -> int:
-        """Accelerator thousandths of the whole gang."""
-        return len(self.placement.nodes) * self.placement.gpu_milli
+        """Accelerator thousandths of the whole gang, as quota counts them."""
+        return self.placement.need
 
 
 @dataclass(frozen=True, slots=True)

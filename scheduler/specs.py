@@ -8,7 +8,9 @@ from typing import Any
 
 from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
 from quotas.vocabulary import PoolName, QoS
-from scheduler.vocabulary import AfterRule
+from scheduler.vocabulary import AfterRule, Shape, Spread
+
+ONE_GPU = GpuMilli(MILLI_PER_GPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class After:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a firm asks for. `gpus` per worker; the first pool is liked best."""
+    """What a firm asks for. Accelerators, CPU and memory per worker; the first pool is liked best."""
 
     name: str
     recipe: str
@@ -37,7 +39,11 @@ class JobSpec:
     inputs: tuple[InputRef, ...]
     pools: tuple[PoolName, ...]
     workers: int = 1
-    gpus: int = 1
+    gpu_milli: GpuMilli = ONE_GPU
+    cpu_milli: int = 0
+    memory_mib: int = 0
+    spread: Spread = Spread.SAME_CENTRE
+    topology: str | None = None
     qos: QoS = QoS.STANDARD
     priority: int = 0
     max_runtime_seconds: int | None = None
@@ -49,14 +55,19 @@ class JobSpec:
     workers_min: int | None = None  # elastic: it may start with fewer than `workers`
 
     @property
-    def gpu_milli(self) -> GpuMilli:
-        """Accelerator thousandths per worker."""
-        return GpuMilli(self.gpus * MILLI_PER_GPU)
+    def need_milli(self) -> GpuMilli:
+        """Thousandths of the whole gang, as quota and money count them."""
+        shape = Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
+        return GpuMilli(self.workers * shape.counted_milli)
 
     def shape_hash(self, project_id: str) -> bytes:
         """Hash of all that its price and time depend on; a quote holds for this."""
         shape = [project_id, self.recipe, self.params, [[i.name, i.source_id] for i in self.inputs], self.pools]
-        return content_hash([*shape, self.workers, self.gpus, self.qos, self.priority, self.max_runtime_seconds])
+        gpus, share = divmod(self.gpu_milli, MILLI_PER_GPU)
+        shape += [self.workers, self.gpu_milli / MILLI_PER_GPU if share else gpus]
+        shape += [self.qos, self.priority, self.max_runtime_seconds]
+        more = [self.cpu_milli, self.memory_mib, self.spread, self.topology]
+        return content_hash(shape if more == [0, 0, Spread.SAME_CENTRE, None] else [*shape, *more])
 
     def request_hash(self, project_id: str, quote_id: str | None) -> bytes:
         """Hash of the whole request; an idempotency key stands for this."""

@@ -1,17 +1,19 @@
-"""The expected future of the pools: free accelerators over time, from running work's expected ends and reservations.
+"""The expected future of the pools: room and quota over time, from running work's expected ends and reservations.
 
 Conservative backfill (Mu'alem and Feitelson, TPDS 2001): whoever is considered first gets its earliest slot and keeps
 it; a later one may start early only in what is left, so it delays none before it. Decisions, ETAs and quotes all read
 this one timeline.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from quotas.vocabulary import FirmId, PoolName, QoS
-from scheduler.placement import place_gang
+from scheduler.bookings import Bookings
+from scheduler.placement import ask_of, place_gang
+from scheduler.rooms import Room, grounds
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement
@@ -22,7 +24,7 @@ _AT_ONCE = timedelta(seconds=1)
 
 
 class Profile:
-    """An amount over time, a step function from `now` on: what is free of a node, or what a firm has in use."""
+    """An amount over time, a step function from `now` on: what a firm has in use, or what is left to lend."""
 
     def __init__(self, now: datetime, level: int) -> None:
         self._times = [now]
@@ -33,15 +35,6 @@ class Profile:
         first, last = self._cut(start), self._cut(end) if end < FOREVER else len(self._times)
         for i in range(first, last):
             self._levels[i] += amount
-
-    @property
-    def top(self) -> int:
-        """The highest level of all."""
-        return max(self._levels)
-
-    def level(self, at: datetime) -> int:
-        """The level at an instant."""
-        return self._levels[max(bisect_right(self._times, at) - 1, 0)]
 
     def steps(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, int]]:
         """The pieces of `[start, end)` on which the level is constant: from, to, level."""
@@ -101,24 +94,14 @@ class Timeline:
         self._now, self._sharing = now, sharing
         self._windows, self._movable = state.windows, timedelta(seconds=movable_seconds)
         self._overdue = now + timedelta(seconds=overrun_seconds)
-        self._pools: dict[PoolName, list[NodeId]] = {}
-        self._nodes: dict[NodeId, Profile] = {}
-        self._booked: dict[PoolName, set[NodeId]] = {}  # where something starts later: only there less is free later
-        self._ends: dict[PoolName, list[tuple[datetime, NodeId, int]]] = {}  # what running work gives back, in time
+        self._pools = {pool: Bookings(ground, now) for pool, ground in grounds(state.nodes.values()).items()}
         self._used: dict[QuotaKey, Profile] = {}  # what a firm has in use …
         self._reserved: dict[QuotaKey, Profile] = {}  # … and of that its reserved work
         self._lendable: dict[tuple[Member, PoolName], Profile] = {}  # what is free of what a tree lends together
-        for node in sorted(state.nodes.values(), key=lambda n: n.id):
-            self._nodes[node.id] = Profile(now, node.gpu_milli)
-            if node.is_open:
-                self._pools.setdefault(node.pool, []).append(node.id)
         for work in sorted(state.running.values(), key=lambda r: r.id):
-            end, where = self.end_of(work), work.placement
-            self._change(work.firm_id, work.qos, where, now, end, +1)
-            if end < FOREVER:
-                self._ends.setdefault(where.pool, []).extend((end, node, where.gpu_milli) for node in where.nodes)
-        for ends in self._ends.values():
-            ends.sort()
+            self._change(work.firm_id, work.qos, work.placement, now, self.end_of(work), +1)
+            if work.placement.pool in self._pools:
+                self._pools[work.placement.pool].add(now, self.end_of(work), work.placement, work.firm_id)
 
     def end_of(self, work: Running) -> datetime:
         """When running work is expected to end: overdue work soon, what has been told to stop at once."""
@@ -126,13 +109,9 @@ class Timeline:
             return FOREVER
         return max(work.ends_at, self._now + _AT_ONCE if work.is_stopping else self._overdue)
 
-    def free(self, pool: PoolName, start: datetime, end: datetime) -> Mapping[NodeId, int]:
-        """What each open node of the pool has free throughout `[start, end)`."""
-        booked = self._booked.get(pool, ())
-        return {
-            node: self._nodes[node].lowest(start, end) if node in booked else self._nodes[node].level(start)
-            for node in self._pools.get(pool, ())
-        }
+    def free(self, pool: PoolName, start: datetime, end: datetime) -> Room | None:
+        """What the open nodes of the pool have free throughout `[start, end)`; None without any."""
+        return self._pools[pool].room(start, end) if pool in self._pools else None
 
     def quota_left(self, key: QuotaKey, qos: QoS, start: datetime, end: datetime) -> int:
         """How much more the firm may use throughout `[start, end)`: promised, borrowed and lent taken together.
@@ -166,11 +145,14 @@ class Timeline:
         end = _end(start, workload.seconds)
         if self.quota_left((workload.firm_id, pool), workload.qos, start, end) < workload.need:
             return None
-        free, closed = self.free(pool, start, end), self.closed(pool, workload, start)
-        if closed:
-            free = {node: milli for node, milli in free.items() if node not in closed}
-        nodes = place_gang(free, workload.workers, workload.gpu_milli)
-        return Placement(pool, nodes, workload.gpu_milli) if nodes else None
+        room, closed = self.free(pool, start, end), self.closed(pool, workload, start)
+        if room and closed:
+            room = room.without(closed)
+        seats = place_gang(room, ask_of(workload)) if room else None
+        if room is None or seats is None:
+            return None
+        nodes, devices = tuple(room.ground.ids[seat.node] for seat in seats), tuple(seat.devices for seat in seats)
+        return Placement(pool, nodes, workload.gpu_milli, devices, workload.cpu_milli, workload.memory_mib)
 
     def closed(self, pool: PoolName, workload: Waiting, start: datetime) -> Mapping[NodeId, Window]:
         """The nodes of the pool that are kept from it at some time while it would run, each with a window."""
@@ -178,46 +160,43 @@ class Timeline:
             return {}
         movable = self._movable if workload.checkpoints else None
         met = in_the_way(self._windows, workload.firm_id, start, _end(start, workload.seconds), movable=movable)
-        return {node: w for w in reversed(met) for node in self._pools.get(pool, ()) if w.covers(node, pool)}
+        return {node: w for w in reversed(met) for node in self._nodes_of(pool) if w.covers(node, pool)}
 
     def reserve(self, workload: Waiting, slot: Slot) -> None:
         """Keep the slot for this workload."""
         end = _end(slot.start, workload.seconds)
         self._change(workload.firm_id, workload.qos, slot.placement, slot.start, end, +1)
-        self._booked.setdefault(slot.placement.pool, set()).update(slot.placement.nodes)
+        self._pools[slot.placement.pool].add(slot.start, end, slot.placement, workload.firm_id)
 
     def release(self, work: Running, at: datetime) -> None:
         """Running work will be gone from `at` on instead of at its expected end."""
-        self._change(work.firm_id, work.qos, work.placement, at, max(at, self.end_of(work)), -1)
-        self._booked.setdefault(work.placement.pool, set()).update(work.placement.nodes)
+        end = max(at, self.end_of(work))
+        self._change(work.firm_id, work.qos, work.placement, at, end, -1)
+        if work.placement.pool in self._pools:
+            sooner = min(at, self.end_of(work))
+            self._pools[work.placement.pool].end(work.placement, work.firm_id, self.end_of(work), sooner)
 
     def keep(self, work: Running, at: datetime) -> None:
         """Take back a `release`."""
-        self._change(work.firm_id, work.qos, work.placement, at, max(at, self.end_of(work)), +1)
+        end = max(at, self.end_of(work))
+        self._change(work.firm_id, work.qos, work.placement, at, end, +1)
+        if work.placement.pool in self._pools:
+            sooner = min(at, self.end_of(work))
+            self._pools[work.placement.pool].end(work.placement, work.firm_id, sooner, self.end_of(work))
 
     def _earliest_in(self, pool: PoolName, workload: Waiting, not_before: datetime) -> Slot | None:
         """Goes through the moments at which something becomes free, and looks closely only where enough may be."""
-        key, each = (workload.firm_id, pool), workload.gpu_milli
-        booked = self._booked.get(pool, set[NodeId]())
-        nodes = self._pools.get(pool, ())
-        level = {node: self._nodes[node].level(self._now) for node in nodes if node not in booked}
-        most = sum(self._nodes[node].top // each for node in nodes if node in booked)  # never more than this
-        slots = most + sum(free // each for free in level.values())
-        more = iter([end for end in self._ends.get(pool, ()) if end[1] in level])
-        given = next(more, None)
-        moments = {not_before, *(end for end, _, _ in self._ends.get(pool, ()) if end > not_before)}
-        moments.update(t for node in nodes if node in booked for t in self._nodes[node].rises() if t > not_before)
-        moments.update(window.end for window in self._windows if window.end > not_before)
+        key, bookings = (workload.firm_id, pool), self._pools.get(pool)
+        if bookings is None:
+            return None
         allowed = {not_before, *(t for profile in self._quota_profiles(key) for t in profile if t > not_before)}
+        opened = {window.end for window in self._windows if window.end > not_before}
+        moments, ask = sorted({*bookings.moments(not_before), *opened, *allowed}), ask_of(workload)
+        first = bisect_left(moments, True, key=lambda moment: bookings.may_hold(ask, moment))
         within, looked = False, False
-        for start in sorted(moments | allowed):
-            while given is not None and given[0] <= start:
-                _, node, milli = given
-                slots += (level[node] + milli) // each - level[node] // each
-                level[node] += milli
-                given = next(more, None)
+        for i, start in enumerate(moments):
             looked = looked or start in allowed
-            if slots < workload.workers or not (within or looked):
+            if i < first or not (within or looked):
                 continue
             left = self.quota_left(key, workload.qos, start, _end(start, workload.seconds))
             within, looked = left >= workload.need, False
@@ -226,6 +205,9 @@ class Timeline:
                 return Slot(start, placement)
         return None
 
+    def _nodes_of(self, pool: PoolName) -> Sequence[NodeId]:
+        return self._pools[pool].ground.ids if pool in self._pools else ()
+
     def _quota_profiles(self, key: QuotaKey) -> Iterable[Iterator[datetime]]:
         """When more quota becomes free for the firm."""
         return self._use_of(key).falls(), self._use_of(key, reserved=True).falls(), self._lendable_of(key).rises()
@@ -233,10 +215,7 @@ class Timeline:
     def _change(
         self, firm_id: FirmId, qos: QoS, placement: Placement, start: datetime, end: datetime, sign: int
     ) -> None:
-        for node in placement.nodes:
-            if node in self._nodes:
-                self._nodes[node].add(start, end, -sign * placement.gpu_milli)
-        key, amount = (firm_id, placement.pool), sign * len(placement.nodes) * placement.gpu_milli
+        key, amount = (firm_id, placement.pool), sign * placement.need
         quota, lendable = self._sharing.quota(key), self._lendable_of(key)
         for since, until, used in list(self._use_of(key).steps(start, end)):
             lendable.add(since, until, quota.shared(used) - quota.shared(used + amount))

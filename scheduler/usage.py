@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 from math import log
 
 from quotas.vocabulary import FirmId, PoolName, QoS
+from scheduler.rooms import Ground, grounds, workers_of
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, State, Waiting
-from scheduler.vocabulary import NodeId, Placement
+from scheduler.vocabulary import Placement
 
 
 class Facts:
@@ -16,16 +17,14 @@ class Facts:
 
     def __init__(self, state: State, sharing: Sharing) -> None:
         self._sharing = sharing
-        self._pool_of = {node.id: node.pool for node in state.nodes.values() if node.is_open}
-        self.capacity: dict[PoolName, dict[NodeId, int]] = {}
-        for node in state.nodes.values():
-            if node.is_open:
-                self.capacity.setdefault(node.pool, {})[node.id] = node.gpu_milli
-        self.free = {pool: dict(nodes) for pool, nodes in self.capacity.items()}
+        self.capacity: Mapping[PoolName, Ground] = grounds(state.nodes.values())
+        self.free = {pool: ground.empty() for pool, ground in self.capacity.items()}
         self.used: dict[QuotaKey, int] = {}
         self._reserved: dict[QuotaKey, int] = {}
         self._shared: dict[tuple[Member, PoolName], int] = {}
-        self._sizes: Mapping[PoolName, int] = {pool: sum(nodes.values()) for pool, nodes in self.capacity.items()}
+        self._sizes: Mapping[PoolName, int] = {
+            pool: int(ground.rooms.gpu_milli.sum()) for pool, ground in self.capacity.items()
+        }
         for work in state.running.values():
             self._take(work.firm_id, work.qos, work.placement)
 
@@ -49,10 +48,11 @@ class Facts:
         return min(left, quota.nominal - self._reserved.get(key, 0)) if qos is QoS.RESERVED else left
 
     def _take(self, firm_id: FirmId, qos: QoS, placement: Placement) -> None:
-        for node in placement.nodes:
-            if node in self._pool_of:
-                self.free[self._pool_of[node]][node] -= placement.gpu_milli
-        key, need = (firm_id, placement.pool), len(placement.nodes) * placement.gpu_milli
+        if placement.pool in self.free:
+            room = self.free[placement.pool]
+            for node, devices in workers_of(placement, room.ground):
+                room.take(node, devices, placement.shape, firm_id)
+        key, need = (firm_id, placement.pool), placement.need
         quota, used = self._sharing.quota(key), self.used.get(key, 0)
         tree = self._sharing.root(firm_id), placement.pool
         self._shared[tree] = self._shared.get(tree, 0) + quota.shared(used + need) - quota.shared(used)

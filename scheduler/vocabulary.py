@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType, TypeAlias
 
-from kit.units import GpuMilli
+from kit.units import MILLI_PER_GPU, GpuMilli
 from quotas.vocabulary import FirmId, PoolName, ProjectId, QoS
 
 WorkloadId = NewType("WorkloadId", str)  # "job_…" or "rep_…"
@@ -20,6 +20,9 @@ JOBS_CHANNEL = "heliu_jobs"  # PostgreSQL NOTIFY; the payload is a workload id o
 
 PRIORITY_MIN, PRIORITY_MAX = -1000, 1000
 WORKERS_MAX = 256
+
+CPU_MILLI_PER_GPU, MEMORY_MIB_PER_GPU = 32_000, 256 << 10
+"""CPU and memory that come with an accelerator; whoever takes more keeps that much of accelerators from others."""
 
 
 class WorkloadKind(StrEnum):
@@ -159,13 +162,71 @@ class NodeState(StrEnum):
     LOST = "lost"  # its cluster no longer lists it as alive
 
 
+class Spread(StrEnum):
+    """How the workers of a gang lie to each other."""
+
+    SAME_CENTRE = "same_centre"  # always so: a gang lies in one pool, a pool in one centre
+    SAME_NODE = "same_node"
+    APART = "apart"  # each worker on a node of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one worker needs. `gpu_milli` is per accelerator: a share (one, under 1000) or whole ones (1000 each)."""
+
+    cpu_milli: int
+    memory_mib: int
+    gpus: int
+    gpu_milli: int
+
+    @classmethod
+    def of(cls, gpu_milli: int, cpu_milli: int = 0, memory_mib: int = 0) -> "Shape":
+        """From thousandths in all: under 1000 a share of one accelerator, from there on whole ones."""
+        if gpu_milli < MILLI_PER_GPU:
+            return cls(cpu_milli, memory_mib, int(gpu_milli > 0), gpu_milli)
+        return cls(cpu_milli, memory_mib, gpu_milli // MILLI_PER_GPU, MILLI_PER_GPU)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it takes a part of one accelerator."""
+        return self.gpus == 1 and self.gpu_milli < MILLI_PER_GPU
+
+    @property
+    def demand(self) -> int:
+        """Accelerator thousandths in all."""
+        return self.gpus * self.gpu_milli
+
+    @property
+    def counted_milli(self) -> GpuMilli:
+        """Thousandths that quota, money and usage count: its accelerators, or what its CPU or memory keeps from others.
+
+        Exactly `demand` as long as it takes no more CPU and memory than come with its accelerators.
+        """
+        by_cpu = -(-self.cpu_milli * MILLI_PER_GPU // CPU_MILLI_PER_GPU)
+        by_memory = -(-self.memory_mib * MILLI_PER_GPU // MEMORY_MIB_PER_GPU)
+        return GpuMilli(max(self.demand, by_cpu, by_memory))
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which node each worker of a gang gets, in worker order; a node may appear more than once."""
+    """Which node each worker of a gang gets, and which of its accelerators, in worker order; a node may come twice."""
 
     pool: PoolName
     nodes: tuple[NodeId, ...]
     gpu_milli: GpuMilli  # per worker
+    devices: tuple[tuple[int, ...], ...] = ()  # per worker: indexes of accelerators, one for a share
+    cpu_milli: int = 0  # per worker
+    memory_mib: int = 0  # per worker
+
+    @property
+    def shape(self) -> Shape:
+        """What each worker has."""
+        return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
+
+    @property
+    def need(self) -> int:
+        """Thousandths of the whole gang, as quota counts them."""
+        return len(self.nodes) * self.shape.counted_milli
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,8 @@ def _full(jobs: int, nodes: int) -> State:
     for node in _nodes(nodes):
         for half in range(2):
             id, ends = WorkloadId(f"r{node}{half}"), START + timedelta(seconds=random.randint(10, 3600))
-            running[id] = Running(id, random.choice(firms), Placement(POOL, (node,), GpuMilli(4000)), ends, since=START)
+            placement = Placement(POOL, (node,), GpuMilli(4000), (tuple(range(4 * half, 4 * half + 4)),))
+            running[id] = Running(id, random.choice(firms), placement, ends, since=START)
     waiting: dict[WorkloadId, Waiting] = {}
     for i in range(jobs):
         gpus, seconds = random.choice([1, 2, 4, 8]), random.choice([60, 600, 3600])

@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.scheduler.policies import POLICIES, UNREPEATABLE, Candidates, Policy
 from benchmarks.scheduler.trace import Fleet, Task, arrivals, mix_of
 from kit.units import MILLI_PER_GPU
-from scheduler.packing import Ints, Rooms, Shape
+from scheduler.rooms import Ints, Rooms
+from scheduler.vocabulary import Shape
 
 LOAD = 1.30
 NEVER = np.iinfo(np.int64).min

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kit.units import MILLI_PER_GPU
-from scheduler.packing import Floats, Ints, Rooms, Shape, prices_of
+from scheduler.packing import prices_of
+from scheduler.rooms import Floats, Ints, Rooms
+from scheduler.vocabulary import Shape
 
 
 @dataclass(frozen=True, slots=True)

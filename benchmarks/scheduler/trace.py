@@ -9,7 +9,8 @@ import numpy as np
 
 from kit.errors import InvalidInput
 from kit.units import MILLI_PER_GPU
-from scheduler.packing import Ints, Shape
+from scheduler.rooms import Ints
+from scheduler.vocabulary import Shape
 
 NODE_COLUMNS = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 POD_COLUMNS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "gpu_spec")

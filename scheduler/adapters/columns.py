@@ -51,6 +51,11 @@ def texts() -> Any:
     return Field(default=None, sa_column=Column(ARRAY(Text), nullable=False))
 
 
+def integers() -> Any:
+    """A list of whole numbers."""
+    return Field(default=None, sa_column=Column(ARRAY(Integer), nullable=False))
+
+
 def hash_column(*, nullable: bool = False) -> Any:
     """Bytes of a hash."""
     return Field(default=None, sa_column=Column(LargeBinary, nullable=nullable))

@@ -25,6 +25,7 @@ _STATES = {
     "SUCCEEDED": RunnerState.EXITED,
     "FAILED": RunnerState.EXITED,
 }
+_ENTRYPOINT = {"GPU": "entrypoint_num_gpus", "CPU": "entrypoint_num_cpus", "memory": "entrypoint_memory"}
 _TIMEOUT = httpx.Timeout(20, connect=3)
 AT_ONCE = 8
 NODES_MAX = 10_000
@@ -127,9 +128,8 @@ class RayRuntime:
             "metadata": {"workload": order.workload_id},
             "entrypoint_label_selector": {"ray.io/node-id": order.node_id},
         }
-        share = order.gpu_milli / 1000
         if order.workers > 1:
             return body  # the runner takes its gang's resources in a placement group
-        if order.resource == "GPU":
-            return {**body, "entrypoint_num_gpus": share}
-        return {**body, "entrypoint_resources": {order.resource: share}}
+        own = {_ENTRYPOINT[name]: amount for name, amount in order.resources.items() if name in _ENTRYPOINT}
+        others = {name: amount for name, amount in order.resources.items() if name not in _ENTRYPOINT}
+        return {**body, **own, **({"entrypoint_resources": others} if others else {})}

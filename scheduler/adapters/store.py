@@ -275,11 +275,20 @@ def as_nodes(rows: Sequence[NodeRow]) -> dict[NodeId, Node]:
     A machine whose Ray node died comes back under a new id while a runner may still be alive on it: it stays closed
     until nothing is placed on the old one any more (`take` holds the same rule).
     """
-    haunted = {row.address for row in rows if row.state == NodeState.LOST and row.placed_milli > 0}
+    haunted = {row.address for row in rows if row.state == NodeState.LOST and row.is_used}
     nodes: dict[NodeId, Node] = {}
     for row in rows:
         is_open = row.state == NodeState.READY and row.cordon_reason is None and row.address not in haunted
-        nodes[NodeId(row.id)] = Node(NodeId(row.id), PoolName(row.pool), GpuMilli(row.gpu_milli), is_open, row.draining)
+        nodes[NodeId(row.id)] = Node(
+            NodeId(row.id),
+            PoolName(row.pool),
+            GpuMilli(row.gpu_milli),
+            is_open,
+            row.draining,
+            row.cpu_milli,
+            row.memory_mib,
+            row.topology,
+        )
     return nodes
 
 

@@ -8,12 +8,14 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
+    Text,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Field
 
-from scheduler.adapters.columns import SCHEMA
+from kit.units import GpuMilli
+from scheduler.adapters.columns import SCHEMA as SCHEMA
 from scheduler.adapters.columns import Table as _Table
 from scheduler.adapters.columns import count as _count
 from scheduler.adapters.columns import false as _false
@@ -21,64 +23,16 @@ from scheduler.adapters.columns import flag as _flag
 from scheduler.adapters.columns import hash_column as _hash
 from scheduler.adapters.columns import instant as _instant
 from scheduler.adapters.columns import integer as _integer
+from scheduler.adapters.columns import integers as _integers
 from scheduler.adapters.columns import json_column as _json
 from scheduler.adapters.columns import small_count as _small_count
 from scheduler.adapters.columns import text_column as _text
 from scheduler.adapters.columns import texts as _texts
-
-
-class PoolRow(_Table, table=True):
-    """All nodes of one accelerator in one centre. Made when its first node is seen, and kept."""
-
-    __tablename__ = "pool"
-    __table_args__ = ({"schema": SCHEMA},)
-
-    name: str = _text(primary_key=True)
-    centre: str = _text()
-    accelerator: str = _text()
-    created_at: datetime = _instant()
-
-
-class NodeRow(_Table, table=True):
-    """A machine of a pool. `placed_milli` is what live attempts hold of it: a CHECK keeps S1."""
-
-    __tablename__ = "node"
-    __table_args__ = (Index("node_pool", "pool"), {"schema": SCHEMA})
-
-    id: str = _text(primary_key=True)
-    pool: str = _text(to="pool.name")
-    address: str = _text()
-    resource: str = _text()  # what Ray calls its accelerators: GPU or slot
-    gpu_milli: int = _integer()
-    placed_milli: int = _integer()
-    state: str = _text()
-    cordon_reason: str | None = _text(nullable=True)
-    draining: bool = _flag()
-    failed_setups: int = _small_count()  # attempts in a row that could not be prepared here
-    first_seen_at: datetime = _instant()
-    last_seen_at: datetime = _instant()
-
-
-class WindowRow(_Table, table=True):
-    """A time for which nodes are kept: for maintenance, or for one firm (`firm_id`)."""
-
-    __tablename__ = "kept_time"
-    __table_args__ = (
-        Index("kept_time_open", "ends_at", postgresql_where=text("cancelled_at IS NULL")),
-        {"schema": SCHEMA},
-    )
-
-    id: str = _text(primary_key=True)
-    scope: str = _text()
-    target: str = _text()
-    firm_id: str | None = _text(nullable=True)
-    reason: str = _text()
-    starts_at: datetime = _instant()
-    ends_at: datetime = _instant()
-    for_drain: bool = _flag()
-    created_by: str = _text()
-    created_at: datetime = _instant()
-    cancelled_at: datetime | None = _instant(nullable=True)
+from scheduler.adapters.fleet_tables import DeviceRow as DeviceRow
+from scheduler.adapters.fleet_tables import NodeRow as NodeRow
+from scheduler.adapters.fleet_tables import PoolRow as PoolRow
+from scheduler.adapters.fleet_tables import WindowRow as WindowRow
+from scheduler.vocabulary import Shape, Spread
 
 
 class QuotaUseRow(_Table, table=True):
@@ -147,6 +101,10 @@ class WorkloadRow(_Table, table=True):
     pools: list[str] = _texts()
     workers: int = _integer()
     gpu_milli: int = _integer()
+    cpu_milli: int = _small_count()
+    memory_mib: int = _small_count()
+    spread: str = Field(default=Spread.SAME_CENTRE, sa_column=Column(Text, nullable=False))
+    topology: str | None = _text(nullable=True)
     qos: str = _text()
     priority: int = _integer()
     expected_seconds: int | None = _integer(nullable=True)
@@ -186,6 +144,16 @@ class WorkloadRow(_Table, table=True):
     array_id: str | None = _text(nullable=True, to="job_array.id")
     array_index: int | None = _integer(nullable=True)
     array_run: int | None = _integer(nullable=True)
+
+    @property
+    def shape(self) -> Shape:
+        """What each worker needs."""
+        return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
+
+    @property
+    def need_milli(self) -> GpuMilli:
+        """Thousandths of the whole gang, as quota, money and usage count them."""
+        return GpuMilli(self.workers * self.shape.counted_milli)
 
 
 class ArrayRow(_Table, table=True):
@@ -283,7 +251,7 @@ class AttemptRow(_Table, table=True):
 
 
 class PlacementRow(_Table, table=True):
-    """The node of one worker of an attempt."""
+    """The node of one worker of an attempt, its accelerators there, and what it takes of them, of CPU and memory."""
 
     __tablename__ = "placement"
     __table_args__ = (Index("placement_node", "node_id"), {"schema": SCHEMA})
@@ -292,6 +260,9 @@ class PlacementRow(_Table, table=True):
     worker: int = _integer(primary_key=True)
     node_id: str = _text(to="node.id")
     gpu_milli: int = _integer()
+    cpu_milli: int = _integer()
+    memory_mib: int = _integer()
+    devices: list[int] = _integers()
 
 
 class CheckpointRow(_Table, table=True):

@@ -5,17 +5,22 @@ given out here becomes true with `write`; until then it is arithmetic on locked 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import text
+from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.units import MILLI_PER_GPU
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.vocabulary import Placement
 
+_COLUMNS = ("gpu_milli", "cpu_milli", "memory_mib")
 Gang = tuple[FirmId, Placement]
+Place = tuple[str, str | int]
+"""A node's id, and one of its columns (gpu_milli, cpu_milli, memory_mib) or the index of an accelerator."""
 
 
 @dataclass(slots=True)
@@ -23,19 +28,22 @@ class Taking:
     """What the locked nodes have free and the locked trees have in use, while gangs are served."""
 
     sharing: Sharing
-    free: dict[str, int]  # thousandths of each node that takes work
+    free: dict[Place, int]  # of each node that takes work
+    firms: dict[Place, FirmId | None]  # whose an accelerator is: shared by one firm only
     used: dict[tuple[Member, PoolName], dict[FirmId, int]]  # by tree and pool: what its firms use
-    taken: Counter[str] = field(default_factory=Counter[str])
+    taken: Counter[Place] = field(default_factory=Counter[Place])
     counted: Counter[QuotaKey] = field(default_factory=Counter[QuotaKey])
 
     def take(self, firm_id: FirmId, placement: Placement) -> bool:
         """Give a gang its room and quota, or nothing: somebody else was faster."""
-        wanted = _by_node(placement)
-        key, need = (firm_id, placement.pool), len(placement.nodes) * placement.gpu_milli
+        wanted = _by_place(placement)
+        key = firm_id, placement.pool
         used = self.used[self.sharing.root(firm_id), placement.pool]
-        if any(self.free.get(node, 0) < milli for node, milli in wanted.items()):
+        if any(self.free.get(place, 0) < amount for place, amount in wanted.items()):
             return False
-        if self.sharing.left(key, used) < need:
+        if any(self.firms.get(place) not in (None, firm_id) for place in wanted):
+            return False
+        if self.sharing.left(key, used) < placement.need:
             return False
         self._move(firm_id, placement, +1)
         return True
@@ -45,10 +53,12 @@ class Taking:
         self._move(firm_id, placement, -1)
 
     def _move(self, firm_id: FirmId, placement: Placement, sign: int) -> None:
-        for node, milli in _by_node(placement).items():
-            self.free[node] -= sign * milli
-            self.taken[node] += sign * milli
-        need = sign * len(placement.nodes) * placement.gpu_milli
+        for place, amount in _by_place(placement).items():
+            self.free[place] -= sign * amount
+            self.taken[place] += sign * amount
+            if place in self.firms:
+                self.firms[place] = firm_id if self.free[place] < MILLI_PER_GPU else None
+        need = sign * placement.need
         used = self.used[self.sharing.root(firm_id), placement.pool]
         used[firm_id] = used.get(firm_id, 0) + need
         self.counted[firm_id, placement.pool] += need
@@ -59,34 +69,51 @@ async def lock_rooms(tx: AsyncSession, gangs: Sequence[Gang], sharing: Sharing) 
     nodes = sorted({node for _, placement in gangs for node in placement.nodes})
     rows = await tx.execute(
         text("""
-            SELECT id, gpu_milli - placed_milli AS free, state = 'ready' AND cordon_reason IS NULL
+            SELECT id, gpu_milli - placed_milli AS gpu_milli, cpu_milli - placed_cpu_milli AS cpu_milli,
+                memory_mib - placed_memory_mib AS memory_mib, state = 'ready' AND cordon_reason IS NULL
                 AND NOT EXISTS (SELECT 1 FROM scheduler.node AS ghost WHERE ghost.address = node.address
-                                AND ghost.state = 'lost' AND ghost.placed_milli > 0) AS is_open
+                    AND ghost.state = 'lost' AND ghost.placed_milli + ghost.placed_cpu_milli > 0) AS is_open
             FROM scheduler.node WHERE id = ANY(CAST(:nodes AS text[])) ORDER BY id FOR UPDATE"""),
         {"nodes": nodes},
     )
-    free = {row.id: row.free for row in rows if row.is_open}
+    free: dict[Place, int] = {}
+    for row in rows:
+        if row.is_open:
+            free |= {(row.id, column): getattr(row, column) for column in _COLUMNS}
+    devices = await tx.execute(
+        text("""
+            SELECT node_id, index, placed_milli, firm_id FROM scheduler.device
+            WHERE node_id = ANY(CAST(:nodes AS text[]))"""),
+        {"nodes": nodes},
+    )
+    firms: dict[Place, FirmId | None] = {}
+    for node, index, placed, firm in devices:
+        free[node, index], firms[node, index] = MILLI_PER_GPU - placed, firm
     trees = sorted({(sharing.root(firm), placement.pool) for firm, placement in gangs})
     for root, pool in trees:
         await tx.execute(
             text("SELECT pg_advisory_xact_lock(hashtextextended(:tree, 0))"), {"tree": f"quota:{root}:{pool}"}
         )
-    return Taking(sharing, free, {tree: await _used(tx, sharing, *tree) for tree in trees})
+    return Taking(sharing, free, firms, {tree: await _used(tx, sharing, *tree) for tree in trees})
 
 
 async def write(tx: AsyncSession, taking: Taking) -> None:
     """Make true what was given out. CHECKs have the last word."""
-    await _add_to_nodes(tx, +taking.taken)
+    taken = +taking.taken
+    await _add_to_nodes(tx, taken)
+    await _add_to_devices(tx, taken, taking.firms)
     await _add_to_quotas(tx, +taking.counted)
 
 
 async def give_back_many(tx: AsyncSession, gangs: Iterable[Gang]) -> None:
     """Return what gangs held. Called once for each, in the transaction that ends its attempt."""
-    nodes, quotas = Counter[str](), Counter[QuotaKey]()
+    held, quotas = Counter[Place](), Counter[QuotaKey]()
     for firm, placement in gangs:
-        nodes.update(_by_node(placement))
-        quotas[firm, placement.pool] += len(placement.nodes) * placement.gpu_milli
-    await _add_to_nodes(tx, Counter({node: -milli for node, milli in nodes.items()}))
+        held.update(_by_place(placement))
+        quotas[firm, placement.pool] += placement.need
+    given = Counter({place: -amount for place, amount in held.items()})
+    await _add_to_nodes(tx, given)
+    await _add_to_devices(tx, given, {})
     await tx.execute(
         text("""
             WITH locked AS MATERIALIZED (
@@ -108,17 +135,44 @@ async def _used(tx: AsyncSession, sharing: Sharing, root: Member, pool: PoolName
     return {FirmId(row.firm_id): row.used_milli for row in rows}
 
 
-async def _add_to_nodes(tx: AsyncSession, amounts: Counter[str]) -> None:
-    if amounts:
+async def _add_to_nodes(tx: AsyncSession, amounts: Counter[Place]) -> None:
+    nodes = sorted({node for node, _ in amounts})
+    if nodes:
         await tx.execute(
             text("""
                 WITH locked AS MATERIALIZED (
                     SELECT id FROM scheduler.node WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id FOR UPDATE)
-                UPDATE scheduler.node AS n SET placed_milli = n.placed_milli + u.milli
-                FROM unnest(CAST(:ids AS text[]), CAST(:millis AS integer[])) AS u (id, milli)
+                UPDATE scheduler.node AS n SET placed_milli = n.placed_milli + u.gpu_milli,
+                    placed_cpu_milli = n.placed_cpu_milli + u.cpu_milli,
+                    placed_memory_mib = n.placed_memory_mib + u.memory_mib
+                FROM unnest(CAST(:ids AS text[]), CAST(:gpu_milli AS integer[]), CAST(:cpu_milli AS integer[]),
+                    CAST(:memory_mib AS integer[])) AS u (id, gpu_milli, cpu_milli, memory_mib)
                 JOIN locked USING (id) WHERE n.id = u.id"""),
-            {"ids": list(amounts), "millis": list(amounts.values())},
+            {"ids": nodes, **{column: [amounts[node, column] for node in nodes] for column in _COLUMNS}},
         )
+
+
+async def _add_to_devices(tx: AsyncSession, amounts: Counter[Place], firms: Mapping[Place, FirmId | None]) -> None:
+    """Their nodes are locked. An accelerator that is wholly free again is nobody's."""
+    places = sorted((node, index) for node, index in amounts if isinstance(index, int))
+    if places:
+        done = await tx.execute(
+            text("""
+                UPDATE scheduler.device AS d SET placed_milli = d.placed_milli + w.milli,
+                    firm_id = CASE WHEN d.placed_milli + w.milli > 0 THEN coalesce(w.firm_id, d.firm_id) END
+                FROM unnest(CAST(:nodes AS text[]), CAST(:indexes AS integer[]), CAST(:millis AS integer[]),
+                    CAST(:firms AS text[])) AS w (node_id, index, milli, firm_id)
+                WHERE d.node_id = w.node_id AND d.index = w.index
+                  AND (w.milli < 0 OR d.firm_id IS NULL OR d.firm_id = w.firm_id)"""),
+            {
+                "nodes": [node for node, _ in places],
+                "indexes": [index for _, index in places],
+                "millis": [amounts[place] for place in places],
+                "firms": [firms.get(place) for place in places],
+            },
+        )
+        assert isinstance(done, CursorResult)
+        assert done.rowcount == len(places), "an accelerator is shared by one firm only"
 
 
 async def _add_to_quotas(tx: AsyncSession, amounts: Counter[QuotaKey]) -> None:
@@ -142,5 +196,11 @@ def _columns(amounts: Counter[QuotaKey]) -> dict[str, list[object]]:
     }
 
 
-def _by_node(placement: Placement) -> Counter[str]:
-    return Counter({node: count * placement.gpu_milli for node, count in Counter(placement.nodes).items()})
+def _by_place(placement: Placement) -> Counter[Place]:
+    """What a gang takes, place by place."""
+    shape, wanted = placement.shape, Counter[Place]()
+    each = {"gpu_milli": shape.demand, "cpu_milli": shape.cpu_milli, "memory_mib": shape.memory_mib}
+    for node, devices in zip(placement.nodes, placement.devices, strict=True):
+        wanted.update({(node, column): amount for column, amount in each.items() if amount})
+        wanted.update({(node, index): shape.gpu_milli for index in devices})
+    return wanted

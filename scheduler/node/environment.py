@@ -14,18 +14,25 @@ _KEPT = ("HELIU_HOME", "HELIU_MODELS_DIR", "HELIU_SCRIPT_MEMORY_BYTES_MAX")
 _THREADS_MAX = 16
 
 
-def program_environment(base: Mapping[str, str], plan: Plan, extra: Mapping[str, str]) -> dict[str, str]:
-    """`base` without the platform's own secrets and addresses. Only a replica host may speak as the attempt."""
+def program_environment(
+    base: Mapping[str, str], plan: Plan, extra: Mapping[str, str], *, rank: int = 0
+) -> dict[str, str]:
+    """`base` without the platform's own secrets and addresses, with the accelerators of worker `rank` named.
+
+    Only a replica host may speak as the attempt.
+    """
     kept = {
         name: value for name, value in base.items() if name in _KEPT or not name.upper().startswith(_SECRET_PREFIXES)
     }
     if plan.kind == "replica":
         kept |= {name: base[name] for name in (TOKEN, ATTEMPT_ID, CONTROL_URL) if name in base}
-    threads = str(min(len(os.sched_getaffinity(0)), _THREADS_MAX))
+    own_cpus = -(-plan.cpu_milli // 1000) or _THREADS_MAX
+    threads = str(min(len(os.sched_getaffinity(0)), own_cpus, _THREADS_MAX))
     task = {} if plan.task_index is None else {TASK_INDEX: str(plan.task_index)}
     return {
         **kept,
         **task,
+        **_devices(plan, rank),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": threads,
@@ -37,3 +44,11 @@ def program_environment(base: Mapping[str, str], plan: Plan, extra: Mapping[str,
         "TOKENIZERS_PARALLELISM": "false",
         **extra,
     }
+
+
+def _devices(plan: Plan, rank: int) -> dict[str, str]:
+    """Which accelerators are this worker's own; none of a node that names them is none at all."""
+    if plan.devices_variable is None:
+        return {}
+    own = plan.devices[rank] if plan.devices else []
+    return {plan.devices_variable: ",".join(str(index) for index in own)}

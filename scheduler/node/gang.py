@@ -34,6 +34,9 @@ _POLL_SECONDS = 0.5
 _STAGE_SECONDS_MAX = 3600
 _SAID_MAX = 20_000
 _EXIT_LOST = -9
+_RAYS_OWN = ("CPU", "GPU", "memory")
+_NEXT_TO_NOTHING = {"CPU": 0.001}
+"""A bundle has to take something, also of workers that share accelerators and claim no CPU."""
 _PASSED_ON = ("PYTHONPATH", "HELIU_HOME", "HELIU_MODELS_DIR")
 
 
@@ -198,7 +201,7 @@ class Gang:
     def _place(self, stop: threading.Event) -> None:
         if not ray.is_initialized():
             ray.init(address="auto", log_to_driver=False, configure_logging=False)
-        resources = self._plan.worker_resources or {"CPU": 1.0}
+        resources = self._plan.worker_resources or _NEXT_TO_NOTHING
         self._group = placement_group(
             [dict(resources) for _ in self._plan.nodes],
             strategy="PACK",
@@ -210,7 +213,8 @@ class Gang:
             actor.options(
                 num_cpus=resources.get("CPU", 0),
                 num_gpus=resources.get("GPU", 0),
-                resources={name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")},
+                memory=resources.get("memory"),
+                resources={name: amount for name, amount in resources.items() if name not in _RAYS_OWN},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=self._group, placement_group_bundle_index=rank
                 ),

@@ -146,7 +146,11 @@ class Plan(Wire):
     max_runtime_seconds: Seconds | None = None  # from `started`; None for a replica
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     gpu_milli: Annotated[int, Field(ge=0)]  # per worker
+    cpu_milli: Annotated[int, Field(ge=0)] = 0  # per worker; 0: whatever is left
+    memory_mib: Annotated[int, Field(ge=0)] = 0  # per worker; 0: whatever is left
     nodes: list[str] = []  # Ray node ids, one per worker; used only when workers > 1
+    devices: list[list[Annotated[int, Field(ge=0)]]] = []  # per worker: which accelerators of its node are its own
+    devices_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None  # names them to the program
     worker_resources: dict[str, float] = {}  # what each worker takes from Ray, e.g. {"slot": 1} or {"GPU": 1}
     output_bytes_max: Annotated[int, Field(ge=0)] = 4 * 1024**3
     output_files_max: Annotated[int, Field(ge=0)] = 1_000

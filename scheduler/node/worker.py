@@ -56,7 +56,7 @@ class Worker:
 
     def launch(self, extra: Mapping[str, str]) -> None:
         """Start the program, from a thread that lives as long as it may run."""
-        environment = program_environment(os.environ, self._plan, extra)
+        environment = program_environment(os.environ, self._plan, extra, rank=self._rank)
         # Its working folder is its own, so it must be told where this code is.
         paths = [str(_SOURCE_ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))

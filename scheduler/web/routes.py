@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Response
 from kit import events
 from kit.errors import InvalidInput
 from kit.ids import new_id
-from kit.units import MicroYuan
+from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
 from quotas.api import Action, CurrentPrincipal, Db, Now
 from quotas.vocabulary import PoolName
 from scheduler import artifacts, checkpoints, dependencies, explain, jobs, quotes
@@ -217,7 +217,7 @@ def spec_of(body: QuoteIn) -> jobs.JobSpec:
         pools=tuple(PoolName(pool) for pool in dict.fromkeys(body.pools)),
         workers=body.workers,
         workers_min=_least(body),
-        gpus=body.gpus,
+        gpu_milli=GpuMilli(body.gpus * MILLI_PER_GPU),
         qos=body.qos,
         priority=body.priority,
         max_runtime_seconds=body.max_runtime_seconds,

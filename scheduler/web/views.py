@@ -135,7 +135,7 @@ def place_out(place: Place) -> QueueEntryOut:
         name=row.name,
         firm_id=row.firm_id,
         priority=row.priority,
-        need_milli=row.workers * row.gpu_milli,
+        need_milli=row.need_milli,
         pools=row.pools,
         standing=place.standing,
         reason=WaitReason(row.wait_reason),

@@ -12,7 +12,6 @@ import pytest
 
 from kit.errors import Unavailable
 from kit.ids import new_id
-from kit.units import GpuMilli
 from scheduler.adapters.ray_runtime import RayCluster, RayRuntime
 from scheduler.adapters.simulated_runtime import SimulatedRuntime
 from scheduler.ports import ClusterRuntime, NodeDirectory, NodeReport, RunnerState, StartOrder
@@ -44,9 +43,7 @@ class Cluster:
         """An order for one slot of the cluster's node."""
         (node,) = await self.runtime.nodes()
         attempt = AttemptId(new_id("att"))
-        return StartOrder(
-            attempt, WorkloadId(new_id("job")), f"ha_{attempt}_secret", node.id, "slot", GpuMilli(1000), 1
-        )
+        return StartOrder(attempt, WorkloadId(new_id("job")), f"ha_{attempt}_secret", node.id, {"slot": 1.0}, 1)
 
     async def state(self, attempt: AttemptId) -> RunnerState:
         """Where its runner stands."""
@@ -234,7 +231,7 @@ async def test_a_wrong_token_and_a_dead_address_are_told_apart_from_an_answer(ra
 
 
 def test_an_order_never_shows_its_token() -> None:
-    order = StartOrder(AttemptId("att_1"), WorkloadId("job_1"), "ha_att_1_s3cret", NodeId("n"), "GPU", GpuMilli(1), 1)
+    order = StartOrder(AttemptId("att_1"), WorkloadId("job_1"), "ha_att_1_s3cret", NodeId("n"), {"GPU": 1.0}, 1)
     assert "s3cret" not in repr(order)
     assert "t0ken" not in repr(RayCluster("http://x", "t0ken", os.devnull, {}))
 

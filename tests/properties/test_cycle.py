@@ -15,6 +15,7 @@ from scheduler.sharing import NO_QUOTA, Member, Quota, Seat, Sharing
 from scheduler.snapshot import Change, Node, Placed, Queued, QuotaSet, Running, State, Waiting, apply, changes_between
 from scheduler.timeline import FOREVER, Timeline
 from scheduler.vocabulary import Decision, NodeId, Placement, Preempt, Start, Wait, WaitReason, WorkloadId
+from tests.support.seats import seated
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOLS = [PoolName("a/x"), PoolName("b/x")]
@@ -73,7 +74,8 @@ def states(draw: st.DrawFn) -> State:
     waiting = {w.id: w for w in draw(st.lists(waits(), max_size=12, unique_by=lambda w: w.id))}
     of = {(firm, pool): draw(quotas()) for firm in FIRMS for pool in POOLS}
     lately = {(firm, pool): draw(st.integers(0, 9000)) for firm in FIRMS for pool in POOLS}
-    return State(nodes, waiting, running, of, draw(trees()), lately)
+    placed = {work.id: work for work in seated(nodes.values(), running.values())}
+    return State(nodes, waiting, placed, of, draw(trees()), lately)
 
 
 @st.composite

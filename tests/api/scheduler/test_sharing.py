@@ -1,7 +1,6 @@
 """Firms of one cohort borrow from each other and get back what they are promised, through the real store and ledger."""
 
 import asyncio
-from dataclasses import replace
 
 from kit import events
 from kit.auth import SYSTEM
@@ -86,8 +85,8 @@ async def test_two_leaders_cannot_both_lend_the_last_of_it(city: City) -> None:
     firms = [await city.firm(quota=0), await city.firm(quota=0)]
     await cohort(city, lender, *firms)
     jobs = [await city.submit(firm) for firm in firms]
-    placement = Placement(POOL, (NodeId("n1"),), GpuMilli(1000))
-    starts = [Start(WorkloadId(job_id), replace(placement)) for job_id in jobs]
+    placements = [Placement(POOL, (NodeId("n1"),), GpuMilli(1000), ((device,),)) for device in range(2)]
+    starts = [Start(WorkloadId(job_id), placement) for job_id, placement in zip(jobs, placements, strict=True)]
 
     async def admit_as_leader(start: Start) -> object:
         async with city.db.transaction() as tx:

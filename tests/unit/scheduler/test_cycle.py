@@ -22,6 +22,7 @@ from scheduler.vocabulary import (
     WaitReason,
     WorkloadId,
 )
+from tests.support.seats import seated
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOL, OTHER = PoolName("optics-valley/a100"), PoolName("hankou/a100")
@@ -57,11 +58,12 @@ def runs(name: str, *nodes: str, firm: FirmId = RED, gpus: int = 1, ends_in: int
 
 def state(*things: Node | Waiting | Running, quota: int = 100) -> State:
     firms = {thing.firm_id for thing in things if not isinstance(thing, Node)} | {RED}
-    pools = {thing.pool for thing in things if isinstance(thing, Node)}
+    nodes = [thing for thing in things if isinstance(thing, Node)]
+    pools = {node.pool for node in nodes}
     return State(
-        nodes={t.id: t for t in things if isinstance(t, Node)},
+        nodes={node.id: node for node in nodes},
         waiting={t.id: t for t in things if isinstance(t, Waiting)},
-        running={t.id: t for t in things if isinstance(t, Running)},
+        running={t.id: t for t in seated(nodes, [t for t in things if isinstance(t, Running)])},
         quotas={(firm, pool): Quota(GpuMilli(quota * 1000)) for firm in firms for pool in pools},
     )
 

@@ -20,7 +20,7 @@ def gang(least: int | None, most: int, *, name: str = "job_1", priority: int = 0
 
 
 def state(*waiting: Waiting, nodes: int, used: int = 0, quota: int = 16) -> State:
-    placed = Placement(POOL, tuple(NodeId(f"n{i}") for i in range(used)), GpuMilli(1000))
+    placed = Placement(POOL, tuple(NodeId(f"n{i}") for i in range(used)), GpuMilli(1000), ((0,),) * used)
     running = Running(WorkloadId("job_0"), FIRM, placed, NOW + timedelta(seconds=50), since=NOW)
     return State(
         nodes={NodeId(f"n{i}"): Node(NodeId(f"n{i}"), POOL, GpuMilli(1000)) for i in range(nodes)},

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from scheduler.packing import Prices, Rooms, Shape, prices_of
+from scheduler.packing import Prices, prices_of
+from scheduler.rooms import Rooms
+from scheduler.vocabulary import Shape
 
 SHARE = Shape(cpu_milli=4_000, memory_mib=8_000, gpus=1, gpu_milli=600)
 WHOLE = Shape(cpu_milli=8_000, memory_mib=16_000, gpus=1, gpu_milli=1_000)

@@ -13,6 +13,7 @@ from scheduler.preemption import Held, promised, room_left
 from scheduler.sharing import UNBOUNDED, Member, Quota, Seat, Sharing
 from scheduler.snapshot import Node, Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement, Preempt, Start, Wait, WaitReason, WorkloadId
+from tests.support.seats import seated
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOL = PoolName("optics-valley/a100")
@@ -42,10 +43,11 @@ def runs(name: str, firm: FirmId = RED, gpus: int = 1, *, ran: int | None = 500,
 
 def state(*things: Waiting | Running, gpus: int = 8, tree: dict[Member, Seat] | None = None, **quotas: Quota) -> State:
     named = {"red": RED, "blue": BLUE, "green": GREEN}
+    node = Node(NodeId("n"), POOL, GpuMilli(gpus * 1000))
     return State(
-        nodes={NodeId("n"): Node(NodeId("n"), POOL, GpuMilli(gpus * 1000))},
+        nodes={node.id: node},
         waiting={t.id: t for t in things if isinstance(t, Waiting)},
-        running={t.id: t for t in things if isinstance(t, Running)},
+        running={t.id: t for t in seated([node], [t for t in things if isinstance(t, Running)])},
         quotas={(named[name], POOL): of for name, of in quotas.items()},
         tree=ONE_TREE if tree is None else tree,
     )

@@ -102,7 +102,7 @@ def test_two_windows_are_waited_for_one_after_the_other() -> None:
 def test_what_still_runs_where_a_window_begins_is_told_to_stop_with_its_grace(
     kept: Window, now: int, goes: bool
 ) -> None:
-    placed = Placement(POOL, (NodeId("n1"),), GpuMilli(1000))
+    placed = Placement(POOL, (NodeId("n1"),), GpuMilli(1000), ((0,),))
     work = Running(WorkloadId("job_2"), FIRM, placed, at(5_000), since=NOW)
     told = [d for d in decided(state(kept, running=work), at(now)) if isinstance(d, Preempt)]
     assert [(d.workload_id, d.why) for d in told] == ([("job_2", "window")] if goes else [])
