@@ -59,8 +59,8 @@ def allocate(
             continue
         part = _part(open_cost, voucher.id, voucher.share_ppm, voucher.left)
         explanation.append(
-            f"{voucher.id} of {voucher.programme_id} pays {part.amount} micro-yuan: "
-            f"{voucher.share_ppm / 10_000:g} % of {part.base}"
+            f"{voucher.id} of {voucher.programme_id} pays {format_yuan(part.amount)}: "
+            f"{voucher.share_ppm / 10_000:g} % of {format_yuan(part.base)}"
             + (", all that it had" if part.amount == voucher.left else "")
         )
         if part.amount:
@@ -68,7 +68,7 @@ def allocate(
             open_cost -= part.base
     cash = amount - sum(part.amount for part in parts)
     assert 0 <= cash <= amount, "vouchers never pay more than the cost"
-    explanation.append(f"cash pays {cash} micro-yuan")
+    explanation.append(f"cash pays {format_yuan(cash)}")
     return Allocation(tuple(parts), MicroYuan(cash), tuple(explanation))
 
 

@@ -292,7 +292,7 @@ async def test_a_quote_names_the_range_and_who_would_pay(db: Database, clock: Fi
         assert (quote.min_micro_yuan, quote.max_micro_yuan) == (20_000, 100_000)
         assert (quote.voucher_pays_max, quote.cash_max, quote.voucher_ids) == (50_000, 50_000, (voucher,))
         assert not quote.affordable
-        assert "50 % of 100000" in quote.explanation[0]
+        assert "50 % of ¥0.10" in quote.explanation[0]
         assert await api.open_holds(tx) == []
 
 
