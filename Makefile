@@ -70,10 +70,16 @@ bench-ledger: .venv-control ## The ledger beside pgbench on the same server (ARG
 bench-gateway: .venv-control ## The gateway beside vllm-router, gateway on one core (needs wrk; ARGS="--rounds 5")
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
-fuzz: .venv-control ## The gateway's HTTP and JSON under a million odd inputs (HELIU_FUZZ_EXAMPLES=…)
-	@HELIU_FUZZ_EXAMPLES=$${HELIU_FUZZ_EXAMPLES:-350000} $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/serving/gateway/test_fuzz.py
+fuzz: .venv-control ## The gateway's HTTP and JSON under a million odd inputs, found by what they reach; none may leak
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz.protocol -runs=$${HELIU_FUZZ_RUNS:-1000000}
+
+nightly: fuzz ## What takes hours: a million inputs, both schemas, the counting run
+	@HELIU_FUZZ_EXAMPLES=350000 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/serving/gateway/test_fuzz.py
+	@HELIU_SCHEMA_EXAMPLES=20000 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/serving/gateway/test_v1_schema.py tests/api/serving/test_api_schema.py
+	@$(BIN)/python -m benchmarks.counting
 
 bench-counting: .venv-control ## 10,000 requests, cut off anywhere, gateways killed: billed against counted
 	@$(BIN)/python -m benchmarks.counting $(ARGS)
 
-.PHONY: fuzz bench-counting bench-gateway bench-scheduler bench-routing bench-ledger
+.PHONY: fuzz nightly bench-counting bench-gateway bench-scheduler bench-routing bench-ledger

@@ -193,6 +193,8 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
     try:
         fields = _object.decode(body)
         model = _string.decode(fields["model"])
+        if not body.isascii():
+            body.decode()  # values are passed on as they came, and raw ones are not looked into
     except KeyError:
         return Refusal(400, "missing_model", "name a model in `model`; GET /v1/models lists yours", "model")
     except msgspec.ValidationError:

@@ -13,7 +13,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import httptools
@@ -116,8 +116,13 @@ class Connection(asyncio.Protocol):
             self.reply(200, b"")
         elif engine.key and self.headers.get(b"authorization") != b"Bearer " + engine.key.encode():
             self.reply(401, b'{"error":"Unauthorized"}')
+        elif path == b"/heliu/cache":
+            self.refuse(404, "Not Found")
         else:
-            self.answer(path, self.engine.decoder.decode(self.body))
+            try:
+                self.answer(path, self.engine.decoder.decode(self.body))
+            except (msgspec.MsgspecError, TypeError, ValueError) as error:
+                self.refuse(400, f"not understood: {type(error).__name__}")
 
     def reply(self, status: int, body: bytes, kind: bytes = b"application/json") -> None:
         self.transport.write(
@@ -139,6 +144,15 @@ class Connection(asyncio.Protocol):
         elif not self.trouble(text):
             self.work(path, asked, text)
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self.task = asyncio.get_running_loop().create_task(work)
+        self.task.add_done_callback(self.over)
+
+    def over(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            sys.stderr.write(f"mock engine: {task.exception()!r}\n")
+            self.transport.abort()
+
     def trouble(self, text: bytes) -> bool:
         """Whether the prompt asked for trouble, and got it."""
         if b"!500" in text:
@@ -156,9 +170,9 @@ class Connection(asyncio.Protocol):
         if path in (b"/v1/chat/completions", b"/v1/completions"):
             self.complete(path, asked, text)
         elif path == b"/v1/messages":
-            self.task = asyncio.get_running_loop().create_task(self.messages(asked, text))
+            self.begin(self.messages(asked, text))
         elif path == b"/v1/responses":
-            self.task = asyncio.get_running_loop().create_task(self.responses(asked, text))
+            self.begin(self.responses(asked, text))
         elif path in (b"/v1/embeddings", b"/v1/rerank", b"/v1/score"):
             self.pool(path, asked, text)
         elif path == b"/tokenize":
@@ -192,7 +206,7 @@ class Connection(asyncio.Protocol):
         tokens = self.wanted(self.size(text), asked.max_completion_tokens, asked.max_tokens)
         choices = asked.n or 1
         if asked.stream or self.engine.interval:
-            self.task = asyncio.get_running_loop().create_task(self.generate(path, asked, text, tokens, choices))
+            self.begin(self.generate(path, asked, text, tokens, choices))
             return
         self.engine.prompt_tokens += self.size(text)
         self.engine.generation_tokens += tokens * choices

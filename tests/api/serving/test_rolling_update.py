@@ -1,6 +1,7 @@
 """A model's new version replaces the old one under load: gateway, engines and database are real processes."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,6 +46,37 @@ async def sync(host: ReplicaHost, engine: MockEngine) -> str:
     return str((await host.sync("ready", url=engine.url, metrics=metrics))["command"])
 
 
+async def counted(engine: MockEngine, name: str, reached: Callable[[int], bool], what: str) -> None:
+    """Wait until one of the engine's counters is so."""
+
+    async def seen() -> bool:
+        return reached(engine.counted(name))
+
+    await until_async(seen, seconds=20, what=what)
+
+
+async def roll(city: City, old: ReplicaHost, first: MockEngine, second: MockEngine) -> None:
+    """The model changes; its new replica comes up, its old one drains and ends as its host is told to."""
+    changed = await city.admin.patch(f"/api/models/{BASE}", json={"revision": "2"})
+    assert changed.status_code == 200, changed.text
+    await city.pass_time()
+    new = next(host for host in await city.hosts() if host.attempt_id != old.attempt_id)
+    assert await sync(old, first) == "run"
+    assert await sync(new, second) == "run"
+    await city.pass_time()
+    assert await sync(old, first) == "drain"
+    await counted(second, "generation_tokens_total", lambda n: n > 200, "the second version to answer")
+    await counted(first, "num_requests_running", lambda n: n == 0, "the first version to finish its answers")
+    await city.pass_time(5)  # longer than gateways may take to hear of it
+    assert await sync(old, first) == "drain"
+    await city.pass_time()
+    assert await sync(old, first) == "stop"
+    first.process.kill()
+    await old.finished("stopped", "stopped")
+    already = second.counted("generation_tokens_total")
+    await counted(second, "generation_tokens_total", lambda n: n > already + 200, "the second version to go on alone")
+
+
 async def test_a_new_version_replaces_the_old_one_under_load_without_a_failed_request(
     city: City, database_url: str, tmp_path: Path
 ) -> None:
@@ -67,51 +99,19 @@ async def test_a_new_version_replaces_the_old_one_under_load_without_a_failed_re
                 return seen
 
             clients = [asyncio.create_task(client(number)) for number in range(CLIENTS)]
-
-            async def answers() -> bool:
-                return second.counted("generation_tokens_total") > 200
-
-            async def busy() -> bool:
-                return first.counted("num_requests_running") >= CLIENTS // 2
-
-            await until_async(busy, seconds=10, what="the first version to be under load")
-            changed = await city.admin.patch(f"/api/models/{BASE}", json={"revision": "2"})
-            assert changed.status_code == 200, changed.text
-            await city.pass_time()
-            new = next(host for host in await city.hosts() if host.attempt_id != old.attempt_id)
-            assert await sync(old, first) == "run"
-            assert await sync(new, second) == "run"
-            await city.pass_time()
-            assert await sync(old, first) == "drain"
-            await until_async(answers, seconds=10, what="the second version to answer")
-
-            async def idle() -> bool:
-                return first.counted("num_requests_running") == 0
-
-            await until_async(idle, seconds=10, what="the first version to finish its answers")
-            await city.pass_time(5)  # longer than gateways may take to hear of it
-            assert await sync(old, first) == "drain"
-            await city.pass_time()
-            assert await sync(old, first) == "stop"
-            first.process.kill()
-            await old.finished("stopped", "stopped")
-            already = second.counted("generation_tokens_total")
-
-            async def goes_on() -> bool:
-                return second.counted("generation_tokens_total") > already + 200
-
-            await until_async(goes_on, seconds=10, what="the second version to go on alone")
+            await counted(first, "num_requests_running", lambda n: n >= CLIENTS // 2, "the first version to be loaded")
+            await roll(city, old, first, second)
             over.set()
             statuses = [status for seen in await asyncio.gather(*clients) for status in seen]
             assert set(statuses) == {200}
             assert len(statuses) > 3 * CLIENTS
 
-            async def settled() -> bool:
+            async def billed() -> bool:
                 async with city.db.transaction() as tx:
                     query = text("SELECT count(*) FROM quotas.token_usage WHERE output = 20")
                     return (await tx.execute(query)).scalar_one() == len(statuses)
 
-            await until_async(settled, seconds=20, what="every answer to be billed once")
+            await until_async(billed, seconds=20, what="every answer to be billed once")
     await city.pass_time()
     (replica,) = await city.replicas()
     assert replica["generation"] == 2

@@ -36,6 +36,7 @@ async def gateway(plane: FakePlane, tmp_path: Path) -> AsyncIterator[RunningGate
         (b'{"model":1}', 400, "invalid_type"),
         (b'{"model":"mock-model","messages":[' + b"[" * 100_000, 400, "invalid_json"),
         (b'{"model":"\xff"}', 400, "invalid_json"),
+        (b'{"model":"mock-model","user":{"\xff":1}}', 400, "invalid_json"),
         (chat(model="another-firms"), 404, "model_not_found"),
         (chat(priority=-1), 400, "unsupported_parameter"),
         (chat(n=1000), 400, "out_of_range"),
