@@ -9,7 +9,11 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from benchmarks.gateway.targets import LOAD_CORE, MODEL, Target
 
@@ -24,28 +28,45 @@ class Load:
 
     per_second: float
     p50_ms: float
+    cpu_us: float
+    """Processor time of the gateway or router for each request."""
+    idle: float
+    """Share of the time in which the load's core had nothing to do: with none left, the load is what is measured."""
 
 
 def wrk(target: Target, connections: int, seconds: int, *, stream_tokens: int = 0) -> Load:
-    """Requests per second and median latency over so many connections. Raises SystemExit on any failed request."""
-    if shutil.which("wrk") is None:
-        raise SystemExit("wrk is missing: apt-get install wrk")
+    """The same request over and over. Raises SystemExit on any failed one."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write('wrk.method = "POST"\n')
         script.write(f"wrk.body = {json.dumps(_body(stream_tokens))}\n")
         for name, value in ({"content-type": "application/json"} | target.headers).items():
             script.write(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}\n")
         script.flush()
-        command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
-        done = subprocess.run(
-            [*command, "-s", script.name, target.url + PATH], capture_output=True, text=True, check=True
-        )
+        return run_wrk(target, connections, seconds, Path(script.name))
+
+
+def run_wrk(target: Target, connections: int, seconds: int, script: Path) -> Load:
+    """What wrk sees of a target, and what it costs there. Raises SystemExit on any failed request."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is missing: apt-get install wrk")
+    command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    cpu, core = target.cpu_seconds(), psutil.cpu_times(percpu=True)[LOAD_CORE]
+    done = subprocess.run([*command, "-s", str(script), target.url + PATH], capture_output=True, text=True, check=True)
+    cpu, after = target.cpu_seconds() - cpu, psutil.cpu_times(percpu=True)[LOAD_CORE]
     if "Non-2xx" in done.stdout:
         raise SystemExit(f"{target.name} refused requests:\n{done.stdout}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     middle = re.search(r"50%\s+([\d.]+)(us|ms|s|m)", done.stdout)
-    assert rate and middle, done.stdout
-    return Load(float(rate[1]), float(middle[1]) * _MS[middle[2]])
+    count = re.search(r"(\d+) requests in", done.stdout)
+    assert rate and middle and count, done.stdout
+    passed = sum(after) - sum(core)
+    idle = (_waited(after) - _waited(core)) / passed
+    return Load(float(rate[1]), float(middle[1]) * _MS[middle[2]], cpu / int(count[1]) * 1e6, idle)
+
+
+def _waited(core: Any) -> float:
+    """Linux counts waiting for a disk apart; psutil's types do not know of it."""
+    return core.idle + core.iowait
 
 
 def first_chunk_ms(target: Target, count: int = 100) -> float:

@@ -132,21 +132,21 @@ async def _serve(db: Database, engines: Sequence[str], spec: ModelSpec, engine_k
         await notify(tx, REPLICAS_CHANNEL, "*")
 
 
-def run(engine: str, *, model: str, port: int = 0, engine_key: str = "", context_tokens: int = 2048) -> None:
+def run(*engines: str, model: str, port: int = 0, engine_key: str = "", context_tokens: int = 2048) -> None:
     """Print one line of JSON (`url`, `api_key`, `model`) once it serves, and serve until SIGTERM or Ctrl-C."""
     folder = Path(tempfile.mkdtemp(prefix="heliu-bench-"))
     folder.chmod(0o755)  # as root, the server is another user and must be able to walk there
     try:
         url = start_embedded(folder / "postgres")
         run_migrations(url, [quotas.MIGRATIONS, scheduler.MIGRATIONS, serving.MIGRATIONS])
-        _serve_forever(url, folder, engine, model=model, port=port, engine_key=engine_key, context=context_tokens)
+        _serve_forever(url, folder, engines, model=model, port=port, engine_key=engine_key, context=context_tokens)
     finally:
         stop_embedded(folder / "postgres")
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve_forever(
-    url: str, folder: Path, engine: str, *, model: str, port: int, engine_key: str, context: int
+    url: str, folder: Path, engines: Sequence[str], *, model: str, port: int, engine_key: str, context: int
 ) -> None:
     import uvloop  # only the gateway's process needs its loop
 
@@ -156,7 +156,7 @@ def _serve_forever(
     async def prepare() -> Furnished:
         db = Database(url)
         try:
-            return await furnish(db, [engine], model=model, engine_key=engine_key, context_tokens=context)
+            return await furnish(db, engines, model=model, engine_key=engine_key, context_tokens=context)
         finally:
             await db.close()
 
