@@ -34,8 +34,9 @@ class Jobs:
         idempotency_key: str | None = None,
         **what: Any,
     ) -> Job:
-        """Submit a job: params, name, quote_id, priority, max_runtime_seconds, qos, gpus, workers, cap_micro_yuan.
+        """Submit a job; `what`: params, name, quote_id, priority, max_runtime_seconds, qos, gpus, workers, and more.
 
+        Also expected_seconds, deadline, workers_min, cap_micro_yuan, retries, after: see docs/jobs.md.
         Sent twice under one idempotency key it is one job; without a key every call is a job of its own.
         """
         body = _request(recipe, pools, inputs, what)
@@ -49,6 +50,14 @@ class Jobs:
     def cancel(self, job_id: str) -> Job:
         """Stop it."""
         return Job(**self._transport.json("POST", f"/api/jobs/{job_id}/cancel"))
+
+    def pause(self, job_id: str) -> Job:
+        """Lay it aside; what it has run is charged."""
+        return Job(**self._transport.json("POST", f"/api/jobs/{job_id}/pause"))
+
+    def resume(self, job_id: str) -> Job:
+        """Queue it again; it goes on from its last checkpoint."""
+        return Job(**self._transport.json("POST", f"/api/jobs/{job_id}/resume"))
 
     def events(self, job_id: str) -> Iterator[Event]:
         """What happens to it, as it happens; ends with the job."""

@@ -223,3 +223,24 @@ async def test_a_duration_is_declared_or_learned_from_jobs_of_that_name(city: Ci
     assert other["expected_seconds"] == 50 and "the estimate of script" in other["duration_basis"]
     async with city.db.transaction() as tx:
         assert await quotas.check_ledger(tx) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "body"),
+    [
+        ("pause", None),
+        ("resume", None),
+        ("cancel", None),
+        ("priority", {"priority": 1}),
+        ("after", {"after": [{"id": "x"}]}),
+    ],
+)
+async def test_another_firms_job_is_like_one_that_is_not_there(
+    city: City, verb: str, body: dict[str, Any] | None
+) -> None:
+    firm, other = await city.firm(), await city.firm()
+    job_id = await queued(city, firm)
+    answers = [await other.http.post(f"/api/jobs/{name}/{verb}", json=body) for name in (job_id, job_id[:-4] + "0000")]
+    told = [(answer.status_code, answer.text.replace(job_id[:-4] + "0000", job_id)) for answer in answers]
+    assert told[0] == told[1] and told[0][0] == 404
+    assert (await city.view(firm, job_id))["state"] == "queued"
