@@ -28,6 +28,10 @@ DEPLOYMENT_COLUMNS = {
 REPLICA_COLUMNS = {
     "id": "Replica", "model": "Model", "state": "State", "requests_running": "Running", "reason": "Why",
 }  # fmt: skip
+LOSS_COLUMNS = {
+    "engine_start": "Engine start", "model": "Model", "prompt_tokens": "Prompt tokens",
+    "generation_tokens": "Output tokens", "micro_yuan": "Micro-yuan", "booked_at": "Booked",
+}  # fmt: skip
 
 ModelName = Annotated[str, typer.Argument(help="A base model's name.")]
 DeploymentId = Annotated[str, typer.Argument(help="A deployment's id.")]
@@ -164,6 +168,12 @@ def list_replicas(
     """List replicas."""
     wanted: dict[str, Any] = {"ended": ended} | ({"deployment_id": deployment} if deployment else {})
     show(call("GET", "/api/replicas", params=wanted), as_json=as_json, columns=REPLICA_COLUMNS)
+
+
+@replica.command("losses")
+def list_losses(as_json: JsonFlag = False) -> None:
+    """List what engines computed and nobody was billed for: the platform's loss, by engine start."""
+    show(call("GET", "/api/engines/losses"), as_json=as_json, columns=LOSS_COLUMNS)
 
 
 def _json_file(path: Path) -> Any:

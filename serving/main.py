@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable
+from datetime import timedelta
 
 from fastapi import APIRouter
 
@@ -15,7 +16,7 @@ from kit.errors import HeliuError
 from kit.settings import Settings
 from scheduler.api import Terms
 from scheduler.vocabulary import JOBS_CHANNEL
-from serving import controller, registrar
+from serving import controller, losses, registrar
 from serving.replicas import Policy
 from serving.vocabulary import REPLICAS_CHANNEL
 from serving.web import internal, routes
@@ -23,6 +24,7 @@ from serving.web import internal, routes
 log = logging.getLogger(__name__)
 
 PASS_SECONDS = 1.0  # at least this often, whatever is or is not announced
+BOOK_EVERY = timedelta(minutes=5)
 QUIET_SECONDS = 0.1  # announcements come in bursts: one pass for all of a burst
 
 
@@ -39,12 +41,16 @@ async def run_background(db: Database, blobs: Blobs, clock: Clock, settings: Set
         margin_seconds=settings.lease_margin_seconds,
     )
     changed = asyncio.Event()
+    book_at = clock.now()
     ear = asyncio.create_task(_listen(db, changed))
     try:
         while not stop.is_set():
             changed.clear()
             await _guarded("register adapters", registrar.register_new(db, blobs, now=clock.now()))
             await _guarded("tend deployments", controller.tend(db, Policy(), terms, now=clock.now()))
+            if clock.now() >= book_at:
+                book_at = clock.now() + BOOK_EVERY
+                await _guarded("book what nobody pays", losses.book(db, now=clock.now()))
             await _first(stop, changed)
     finally:
         ear.cancel()

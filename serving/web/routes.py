@@ -10,7 +10,7 @@ from quotas import api as quotas
 from quotas.api import Action, CurrentPrincipal, Db, Now, require
 from quotas.vocabulary import PLATFORM_FIRM, FirmId, ProjectId
 from scheduler import api as scheduler
-from serving import adapter_catalogue, catalogue, deployments, engines
+from serving import adapter_catalogue, catalogue, deployments, engines, losses
 from serving.catalogue import ModelSpec
 from serving.deployments import DeploymentSpec
 from serving.visibility import adapters_of, allow, deployments_of, sees_adapters, sees_deployments
@@ -22,6 +22,7 @@ from serving.web.schemas import (
     DeploymentIn,
     DeploymentOut,
     EngineLineOut,
+    LossOut,
     ModelChange,
     ModelIn,
     ModelOut,
@@ -226,3 +227,11 @@ async def engine_counts(principal: CurrentPrincipal, db: Db) -> list[EngineLineO
     require(principal, Action.LEDGER_VERIFY, firm_id=None)
     async with db.transaction() as tx:
         return [EngineLineOut.model_validate(line) for line in await engines.reconcile(tx)]
+
+
+@serving.get("/engines/losses")
+async def engine_losses(principal: CurrentPrincipal, db: Db) -> list[LossOut]:
+    """Tokens that engines computed for callers and nobody was billed for, booked as the platform's loss."""
+    require(principal, Action.LEDGER_VERIFY, firm_id=None)
+    async with db.transaction() as tx:
+        return [LossOut.model_validate(loss) for loss in await losses.losses(tx)]

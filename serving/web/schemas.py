@@ -201,6 +201,18 @@ class EngineLineOut(View):
     verdict: Verdict
 
 
+class LossOut(View):
+    """What one engine start computed and nobody pays; the price is the list price, null where there was none."""
+
+    engine_start: str
+    model: str
+    prompt_tokens: int
+    generation_tokens: int
+    micro_yuan: int | None
+    booked_at: datetime
+    changed_at: datetime
+
+
 # --- the replica host's conversation ----------------------------------------------------------------------------------
 
 

@@ -11,12 +11,12 @@ from kit.auth import SYSTEM
 from kit.clock import FixedClock
 from kit.db import Database
 from kit.errors import Conflict, InvalidInput, NotFound
-from serving import adapter_catalogue, api, replica_sync
+from serving import adapter_catalogue, api, losses, replica_sync
 from serving.counting import ENGINE_LAG, Verdict
 from serving.engines import Counters, EngineUsage
 from serving.replica_sync import Reply, Report
 from serving.vocabulary import AdapterState, ReplicaCommand, ReplicaState, RouteTable
-from tests.support.money import open_firm
+from tests.support.money import open_firm, publish_prices
 from tests.support.serving import KEY, Host, add_adapter, add_model, add_replica, deploy
 
 S = ReplicaState
@@ -278,6 +278,41 @@ async def test_tokens_billed_are_held_against_the_engines_own_count(stage: Stage
         (line,) = await api.reconcile(tx)
     assert (line.verdict, line.difference_prompt, line.difference_generation) == (Verdict.EXACT, 0, 0)
     assert (line.warmup_prompt, line.warmup_generation) == (10, 1)
+
+
+async def test_what_an_ended_engine_counted_and_nobody_was_billed_is_booked_once_and_set_right_when_usage_comes_late(
+    stage: Stage,
+) -> None:
+    await publish_prices(stage.db, now=stage.clock.now())
+    await stage.ready()
+    start = stage.host.engine_start
+
+    async def use(number: int) -> None:
+        usage = EngineUsage("gw-1", f"use_{number}", start, 30, 20, stage.clock.now())
+        async with stage.db.transaction() as tx:
+            await api.record_engine_usage(tx, [usage])
+
+    async def booked() -> list[tuple[str, int, int, int | None]]:
+        async with stage.db.transaction() as tx:
+            rows = await losses.losses(tx)
+        return [(row.engine_start, row.prompt_tokens, row.generation_tokens, row.micro_yuan) for row in rows]
+
+    await use(1)
+    stage.clock.advance(ENGINE_LAG * 2)
+    await stage.ready(counters=Counters(110, 65, 10, 1))
+    stage.host.engine_start = "eng_01restarted"
+    await stage.ready(counters=Counters(7, 3, 7, 3))
+    assert await losses.book(stage.db, now=stage.clock.now()) == 1
+    assert await booked() == [(start, 70, 44, 70 + 2 * 44)]
+    assert await losses.book(stage.db, now=stage.clock.now()) == 0, "what is booked is not booked again"
+    await use(2)
+    assert await losses.book(stage.db, now=stage.clock.now()) == 1
+    assert await booked() == [(start, 40, 24, 40 + 2 * 24)]
+    async with stage.db.transaction() as tx:
+        last = EngineUsage("gw-1", "use_3", start, 40, 24, stage.clock.now())
+        await api.record_engine_usage(tx, [last])
+    assert await losses.book(stage.db, now=stage.clock.now()) == 1
+    assert await booked() == [(start, 0, 0, 0)]
 
 
 async def test_a_statement_that_fails_with_an_engines_key_does_not_repeat_it(stage: Stage) -> None:
