@@ -8,6 +8,7 @@ process that charges usage are on core 1 too, and take from what the load genera
 import argparse
 import os
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,9 +56,13 @@ def _targets(*, others: bool) -> Iterator[list[Target]]:
     with ExitStack() as stack:
         engine = stack.enter_context(mock())
         targets = [nothing(engine), stack.enter_context(heliu(engine)), stack.enter_context(vllm_router(engine))]
-        if others:
-            found = [stack.enter_context(router(engine)) for router in (sglang_router, litellm)]
-            targets += [target for target in found if target is not None]
+        for router in (sglang_router, litellm) if others else ():
+            try:
+                target = stack.enter_context(router(engine))
+            except OSError as error:
+                sys.stderr.write(f"{router.__name__} is left out, it does not answer: {error}\n")
+                continue
+            targets += [] if target is None else [target]
         yield targets
 
 
