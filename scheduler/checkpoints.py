@@ -126,17 +126,29 @@ async def _record(
     if others + size > terms.firm_storage_bytes:
         raise TooLarge(artifacts.storage_full(terms).message, code="storage_full")
     if row is None:
-        row = CheckpointRow(workload_id=workload.id, firm_id=workload.firm_id, project_id=workload.project_id)
+        row = CheckpointRow(workload_id=workload.id, gpu_ms=0, firm_id=workload.firm_id, project_id=workload.project_id)
         tx.add(row)
     row.attempt_id, row.step, row.sha256, row.size_bytes, row.blob = attempt.id, step, sha256, size, blob
-    row.gpu_ms = gpu_ms(workload.need_milli, workload.kept_ms + kept_ms)
     row.created_at = now
     attempt.kept_ms, attempt.kept_at = kept_ms, now
     workload.checkpoints = True
     await tx.flush()
+    row.gpu_ms = gpu_ms(workload.need_milli // workload.workers, await _kept_worker_ms(tx, workload.id))
+    await tx.flush()
     body = {"attempt_id": attempt.id, "step": step, "size_bytes": size, "sha256": sha256, "kept_ms": kept_ms}
     await events.append(tx, topic(workload, "checkpoint"), workload.id, body, now=now, firm_id=workload.firm_id)
     return row, before
+
+
+async def _kept_worker_ms(tx: AsyncSession, workload_id: str) -> int:
+    """What all its attempts kept, times the workers that each of them had."""
+    found = await tx.execute(
+        text("""
+            SELECT coalesce(sum(a.kept_ms * (SELECT count(*) FROM scheduler.placement p WHERE p.attempt_id = a.id)), 0)
+            FROM scheduler.attempt a WHERE a.workload_id = :workload"""),
+        {"workload": workload_id},
+    )
+    return int(found.scalar_one())
 
 
 def _kept_ms(attempt: AttemptRow, ran_ms: int, *, now: datetime) -> int:

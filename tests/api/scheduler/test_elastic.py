@@ -26,6 +26,8 @@ async def test_a_gang_starts_with_what_fits_is_charged_for_that_and_grows_when_i
     assert (await again.plan()).json()["workers"] == 4
     await again.started()
     await city.pass_time(5)
+    await again.keep(b"further", step=2, ran_ms=5_000)
+    assert (await city.view(firm, job_id))["checkpoint"]["gpu_ms"] == 50_000
     await again.finished(ran_ms=5_000)
     assert (await city.view(firm, job_id))["charged_micro_yuan"] == 50_000
     assert await city.open_holds(job_id) == 0
