@@ -8,6 +8,7 @@ import typer
 from kit.cli import JsonFlag, call, console, show, wrong_usage
 from scheduler import cli_jobs
 from scheduler.cli_jobs import JOB_COLUMNS, priced
+from scheduler.cli_shapes import Cpus, Gpus, Memory, SpreadOption, Topology, shape_of
 
 app = typer.Typer()
 array = typer.Typer(help="Job arrays: submit, list, show, tasks, logs, rerun, cancel.", no_args_is_help=True)
@@ -31,7 +32,11 @@ def submit(
     param: cli_jobs.Params = None,
     file: cli_jobs.Inputs = None,
     workers: cli_jobs.Workers = "1",
-    gpus: cli_jobs.Gpus = 1,
+    gpus: Gpus = 1,
+    cpus: Cpus = 0,
+    memory: Memory = "0",
+    spread: SpreadOption = "same_centre",
+    topology: Topology = None,
     qos: cli_jobs.QosOption = "standard",
     priority: cli_jobs.Priority = 0,
     max_runtime: cli_jobs.MaxRuntime = None,
@@ -45,7 +50,8 @@ def submit(
     as_json: JsonFlag = False,
 ) -> None:
     """Submit an array. `{index}` in a parameter is the task's number, HELIU_TASK_INDEX says it to a script."""
-    body = cli_jobs.request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    shape = shape_of(gpus, cpus, memory, spread, topology)
+    body = cli_jobs.request(recipe, pool, param, file, workers, shape, qos, priority, max_runtime, project)
     body |= cli_jobs.wishes(name, deadline, duration) | {"cap_micro_yuan": cli_jobs.yuan(cap), "retries": retries}
     body |= {"size": size, "at_most": at_most}
     _told(call("POST", "/api/arrays", json=body, headers={"Idempotency-Key": key} if key else {}), as_json=as_json)

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from kit.cli import REFUSED, JsonFlag, call, console, show, show_line, wrong_usage
 from kit.units import format_yuan, parse_yuan
+from scheduler.cli_shapes import Cpus, Gpus, Memory, SpreadOption, Topology, shape_of, shown
 
 app = typer.Typer()
 job = typer.Typer(help="Jobs: submit, list, show, logs, why, pause, resume, priority, cancel.", no_args_is_help=True)
@@ -23,6 +24,7 @@ JOB_COLUMNS = {
 }  # fmt: skip
 DETAIL_COLUMNS = {
     "id": "Job", "name": "Name", "recipe": "Recipe", "params": "Parameters", "pools": "Pools", "workers": "Workers",
+    "shape": "Each worker",
     "state": "State", "priority": "Priority", "deadline": "Deadline", "wait_detail": "Why it waits",
     "expected_start": "Expected start",
     "expected_finish": "Expected finish", "progress": "Progress", "cause": "Last cause", "message": "Last message",
@@ -43,7 +45,6 @@ Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="name=va
 Inputs = Annotated[list[str] | None, typer.Option("--input", "-i", help="file name=upload or artifact id.")]
 Pools = Annotated[list[str], typer.Option("--pool", help="Acceptable pools, the best first.")]
 Workers = Annotated[str, typer.Option(help="Equal workers, placed all or none; 2..8 starts with what fits.")]
-Gpus = Annotated[int, typer.Option(help="Accelerators per worker.")]
 QosOption = Annotated[str, typer.Option("--qos", help="reserved, standard or interruptible.")]
 Priority = Annotated[int, typer.Option(help="Higher goes first.")]
 MaxRuntime = Annotated[int | None, typer.Option("--max-runtime", help="Seconds it may run at most.")]
@@ -71,6 +72,10 @@ def ask_quote(
     file: Inputs = None,
     workers: Workers = "1",
     gpus: Gpus = 1,
+    cpus: Cpus = 0,
+    memory: Memory = "0",
+    spread: SpreadOption = "same_centre",
+    topology: Topology = None,
     qos: QosOption = "standard",
     priority: Priority = 0,
     max_runtime: MaxRuntime = None,
@@ -81,7 +86,8 @@ def ask_quote(
     as_json: JsonFlag = False,
 ) -> None:
     """Price, who pays, expected start and finish, before you submit. Holds for 15 minutes."""
-    body = request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    shape = shape_of(gpus, cpus, memory, spread, topology)
+    body = request(recipe, pool, param, file, workers, shape, qos, priority, max_runtime, project)
     body |= wishes(name, deadline, duration)
     quote = call("POST", "/api/quotes", json=body)
     if not as_json:
@@ -98,6 +104,10 @@ def submit(
     file: Inputs = None,
     workers: Workers = "1",
     gpus: Gpus = 1,
+    cpus: Cpus = 0,
+    memory: Memory = "0",
+    spread: SpreadOption = "same_centre",
+    topology: Topology = None,
     qos: QosOption = "standard",
     priority: Priority = 0,
     max_runtime: MaxRuntime = None,
@@ -113,7 +123,8 @@ def submit(
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job."""
-    body = request(recipe, pool, param, file, workers, gpus, qos, priority, max_runtime, project)
+    shape = shape_of(gpus, cpus, memory, spread, topology)
+    body = request(recipe, pool, param, file, workers, shape, qos, priority, max_runtime, project)
     body |= wishes(name, deadline, duration) | {"quote_id": quote, "cap_micro_yuan": yuan(cap), "retries": retries}
     body["after"] = edges(after)
     made = call("POST", "/api/jobs", json=body, headers={"Idempotency-Key": key} if key else {})
@@ -216,7 +227,7 @@ def request(
     params: Sequence[str] | None,
     files: Sequence[str] | None,
     workers: str,
-    gpus: int,
+    shape: Mapping[str, Any],
     qos: str,
     priority: int,
     max_runtime: int | None,
@@ -230,7 +241,7 @@ def request(
         "inputs": inputs,
         "pools": list(pools),
         **_gang(workers),
-        "gpus": gpus,
+        **shape,
         "qos": qos,
         "priority": priority,
         "max_runtime_seconds": max_runtime,
@@ -299,4 +310,4 @@ def priced(row: Mapping[str, Any]) -> dict[str, Any]:
         if name.endswith("_micro_yuan") and value is not None
         else value
         for name, value in row.items()
-    }
+    } | ({"shape": shown(row)} if "spread" in row else {})

@@ -21,7 +21,7 @@ from quotas.vocabulary import PoolName, QoS
 from scheduler.ordering import in_order
 from scheduler.placement import ask_of, could_hold
 from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Standings
-from scheduler.rooms import ground_of, grounds, occupied, workers_of
+from scheduler.rooms import ground_of, grounds, largest, occupied, workers_of
 from scheduler.sharing import QuotaKey, Sharing
 from scheduler.snapshot import Change, Running, State, Waiting, apply
 from scheduler.timeline import Slot, Timeline
@@ -32,6 +32,7 @@ from scheduler.vocabulary import (
     Preempt,
     Reject,
     RejectReason,
+    Spread,
     Start,
     Wait,
     WaitReason,
@@ -84,7 +85,8 @@ def refusal(workload: Waiting, state: State) -> Reject | None:
         what = "quota" if workload.qos is QoS.RESERVED else "quota with all it may borrow"
         detail = f"it needs {gpus(workload.need)} and the firm's {what} in {_either(workload.pools)} is {gpus(best)}"
         return Reject(workload.id, RejectReason.NO_QUOTA, detail)
-    detail = f"{_gang(workload)} fit on no set of nodes of {_either(workload.pools)}, even empty ones"
+    there = largest([node for node in state.nodes.values() if node.pool in workload.pools])
+    detail = f"{_gang(workload)} fit on no set of nodes of {_either(workload.pools)}, even empty ones; {there}"
     return Reject(workload.id, RejectReason.TOO_LARGE, detail)
 
 
@@ -359,7 +361,12 @@ def _impossible(workload: Waiting, known: set[PoolName]) -> Reject | None:
 
 def _gang(workload: Waiting) -> str:
     of = "worker" if workload.workers == 1 else "workers"
-    return f"{workload.workers} {of} of {gpus(workload.gpu_milli)}"
+    parts = [f"{workload.workers} {of} of {gpus(workload.gpu_milli)}"]
+    parts += [f"{workload.cpu_milli / 1000:g} CPUs"] if workload.cpu_milli else []
+    parts += [f"{workload.memory_mib / 1024:g} GiB"] if workload.memory_mib else []
+    parts += [workload.spread.replace("_", " ")] if workload.spread is not Spread.SAME_CENTRE else []
+    parts += [f"on nodes of one {workload.topology}"] if workload.topology else []
+    return ", ".join(parts)
 
 
 def _either(pools: tuple[PoolName, ...]) -> str:

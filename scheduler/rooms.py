@@ -138,3 +138,14 @@ def occupied(ground: Ground, running: Iterable[Running]) -> Room:
         for node, devices in workers_of(work.placement, ground):
             room.take(node, devices, work.placement.shape, work.firm_id)
     return room
+
+
+def largest(nodes: Sequence[Node]) -> str:
+    """The most that one of these nodes has of each, in words, and where they stand."""
+    if not nodes:
+        return "there is no node"
+    gpus, cpus = max(node.devices for node in nodes), max(node.cpu_milli for node in nodes) / 1000
+    memory = max(node.memory_mib for node in nodes) / 1024
+    labels = sorted({label for node in nodes for label in node.topology})
+    alike = f"; they say their {', '.join(labels)}" if labels else ""
+    return f"of {len(nodes)} nodes the largest has {gpus} accelerators, {cpus:g} CPUs and {memory:.1f} GiB{alike}"

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from kit.errors import InvalidInput
 from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
 from quotas.vocabulary import PoolName, QoS
 from scheduler.vocabulary import AfterRule, Shape, Spread
 
 ONE_GPU = GpuMilli(MILLI_PER_GPU)
+_ROUNDING = 1e-6  # a decimal fraction as a float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,35 @@ class JobSpec:
         wishes = {"expected": self.expected_seconds, "retries": self.retries, "after": after, "least": self.workers_min}
         asked = {name: value for name, value in wishes.items() if value}
         return content_hash([*content, asked] if asked else content)
+
+
+def gpu_milli_of(gpus: float, *, cpus: float) -> GpuMilli:
+    """Thousandths of what was asked for per worker.
+
+    Raises InvalidInput for what no worker can have: 1.5 accelerators, less than a thousandth, or nothing at all.
+    """
+    milli = round(gpus * MILLI_PER_GPU)
+    if abs(gpus * MILLI_PER_GPU - milli) > _ROUNDING:
+        raise InvalidInput(f"{gpus:g} accelerators: shares are whole thousandths", code="bad_shape", hint="write 0.125")
+    if milli > MILLI_PER_GPU and milli % MILLI_PER_GPU:
+        raise InvalidInput(
+            f"a worker has a share of one accelerator, below 1, or whole ones; not {gpus:g}",
+            code="bad_shape",
+            hint="ask for more workers with a share each, or for whole accelerators",
+        )
+    if milli == 0 and cpus == 0:
+        raise InvalidInput(
+            "a worker without accelerators says how many CPUs it needs", code="bad_shape", hint="set cpus"
+        )
+    return GpuMilli(milli)
+
+
+def cpu_milli_of(cpus: float) -> int:
+    """Thousandths of a CPU. Raises InvalidInput for finer parts."""
+    milli = round(cpus * 1000)
+    if abs(cpus * 1000 - milli) > _ROUNDING:
+        raise InvalidInput(f"{cpus:g} CPUs: they are given in thousandths", code="bad_shape", hint="write 0.5")
+    return milli
 
 
 def content_hash(content: Any) -> bytes:

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Header, Query, Response
 from kit import events
 from kit.errors import InvalidInput
 from kit.ids import new_id
-from kit.units import MILLI_PER_GPU, GpuMilli, MicroYuan
+from kit.units import MicroYuan
 from quotas.api import Action, CurrentPrincipal, Db, Now
 from quotas.vocabulary import PoolName
 from scheduler import artifacts, checkpoints, dependencies, explain, jobs, quotes
 from scheduler.adapters import store
 from scheduler.logs import AFTER_START, follow_position, log_page
-from scheduler.specs import After
+from scheduler.specs import After, cpu_milli_of, gpu_milli_of
 from scheduler.vocabulary import JOB_OVER, JobState, WorkloadKind
 from scheduler.web.edge import EdgeOf, acting_firm, acting_project, may_touch
 from scheduler.web.schemas import (
@@ -217,7 +217,11 @@ def spec_of(body: QuoteIn) -> jobs.JobSpec:
         pools=tuple(PoolName(pool) for pool in dict.fromkeys(body.pools)),
         workers=body.workers,
         workers_min=_least(body),
-        gpu_milli=GpuMilli(body.gpus * MILLI_PER_GPU),
+        gpu_milli=gpu_milli_of(body.gpus, cpus=body.cpus),
+        cpu_milli=cpu_milli_of(body.cpus),
+        memory_mib=body.memory_mib,
+        spread=body.spread,
+        topology=body.topology,
         qos=body.qos,
         priority=body.priority,
         max_runtime_seconds=body.max_runtime_seconds,

@@ -9,13 +9,14 @@ from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 from kit.web import Body, View
 from quotas.vocabulary import QoS
 from scheduler.node.protocol import plain_name
-from scheduler.vocabulary import PRIORITY_MAX, PRIORITY_MIN, WORKERS_MAX, AfterRule, JobState, WaitReason
+from scheduler.vocabulary import PRIORITY_MAX, PRIORITY_MIN, WORKERS_MAX, AfterRule, JobState, Spread, WaitReason
 
 SECONDS_MAX = 31 * 86_400
 MICRO_YUAN_MAX = 2**53
 BYTES_MAX = 2**53
 INPUTS_MAX = 100
 GPUS_MAX = 64
+CPUS_MAX, MEMORY_MIB_MAX = 1024, 1 << 24
 
 
 def _printable(text: str) -> str:
@@ -31,6 +32,7 @@ def _sensible(instant: datetime) -> datetime:
 
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+Topology = Annotated[str, StringConstraints(max_length=40, pattern=r"^[a-z][a-z0-9-]*$")]
 Id = Annotated[str, StringConstraints(max_length=64)]
 Pool = Annotated[str, StringConstraints(max_length=120, pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
 FileName = Annotated[str, StringConstraints(max_length=512), AfterValidator(plain_name)]
@@ -62,7 +64,13 @@ class QuoteIn(Body):
     workers_min: Annotated[
         int | None, Field(ge=1, le=WORKERS_MAX, description="start with what fits, from these up to `workers`")
     ] = None
-    gpus: Annotated[int, Field(ge=1, le=GPUS_MAX, description="accelerators per worker")] = 1
+    gpus: Annotated[
+        float, Field(ge=0, le=GPUS_MAX, description="per worker: whole accelerators, a share of one below 1, or none")
+    ] = 1
+    cpus: Annotated[float, Field(ge=0, le=CPUS_MAX, description="per worker, kept for it; 0: what others leave")] = 0
+    memory_mib: Annotated[int, Field(ge=0, le=MEMORY_MIB_MAX, description="per worker, kept for it")] = 0
+    spread: Spread = Spread.SAME_CENTRE
+    topology: Topology | None = Field(default=None, description="all workers on nodes alike in this, such as rack")
     qos: QoS = QoS.STANDARD
     priority: Annotated[int, Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
     max_runtime_seconds: Annotated[int, Field(ge=1, le=SECONDS_MAX)] | None = None
@@ -138,6 +146,7 @@ class AttemptOut(View):
     state: str
     pool: str
     nodes: list[str]
+    devices: list[list[int]]
     placed_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
@@ -162,6 +171,11 @@ class JobOut(View):
     workers_min: int | None
     workers_max: int | None
     gpu_milli: int
+    cpu_milli: int
+    memory_mib: int
+    spread: str
+    topology: str | None
+    need_milli: int
     qos: str
     priority: int
     state: JobState
@@ -309,8 +323,14 @@ class NodeOut(View):
     pool: str
     address: str
     resource: str
+    devices_variable: str | None
     gpu_milli: int
     placed_milli: int
+    cpu_milli: int
+    placed_cpu_milli: int
+    memory_mib: int
+    placed_memory_mib: int
+    topology: dict[str, str]
     state: str
     cordon_reason: str | None
     draining: bool

@@ -61,7 +61,7 @@ def job_detail_out(
 def attempt_out(attempt: AttemptRow, placed: list[PlacementRow]) -> AttemptOut:
     """One try at a job."""
     fields = {name: getattr(attempt, name) for name in AttemptOut.model_fields if hasattr(attempt, name)}
-    return AttemptOut(**fields, nodes=[row.node_id for row in placed])
+    return AttemptOut(**fields, nodes=[row.node_id for row in placed], devices=[row.devices for row in placed])
 
 
 def artifact_out(artifact: ArtifactView) -> ArtifactOut:
