@@ -91,6 +91,7 @@ _REFUSED = {
     "priority": "the platform orders requests itself",
     "use_beam_search": "beam search is not offered",
     "kv_transfer_params": "it is internal to the engine",
+    "ec_transfer_params": "it is internal to the engine",
     "prompt_embeds": "send text or token ids",
     "mm_processor_kwargs": "it is internal to the engine",
     "media_io_kwargs": "it is internal to the engine",

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable
 
 from serving.gateway.cache_events import hear
 from serving.gateway.directory import Engine
+from serving.gateway.http_client import EngineConnection
 from serving.prefix_index import BLOCK_BYTES, BYTES_PER_TOKEN
 
 EVERY_SECONDS = 1.0
+SILENT_SECONDS_MAX = 5.0
+"""An engine that takes longer to tell its metrics counts as broken."""
 PAGE_BYTES_MAX = 4 << 20
 _SAMPLE = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)(?:\{[^}\n]*\})? ([0-9.eE+-]+)$",
@@ -30,6 +33,20 @@ class _Look:
         self._page: list[bytes] = []
         self._size = 0
         self._status = 0
+        self._connection: EngineConnection | None = None
+        self._silent = False
+        self._timer = asyncio.get_running_loop().call_later(SILENT_SECONDS_MAX, self._give_up)
+
+    def begun(self, connection: EngineConnection) -> bool:
+        """It is asked on this connection."""
+        self._connection = connection
+        return True
+
+    def _give_up(self) -> None:
+        """It took the question and does not answer: whoever sends it a request would wait in vain."""
+        self._silent = True
+        if self._connection is not None and self._connection.transport is not None:
+            self._connection.transport.abort()
 
     def engine_head(self, status: int, content_type: bytes) -> None:
         self._status = status
@@ -40,6 +57,7 @@ class _Look:
             self._page.append(data)
 
     def engine_done(self) -> None:
+        self._timer.cancel()
         self._engine.looking = False
         if self._status == 200 and self._size <= PAGE_BYTES_MAX:
             page = b"".join(self._page)
@@ -54,12 +72,14 @@ class _Look:
 
     def engine_failed(self, why: str, *, began: bool, reused: bool) -> None:
         engine = self._engine
+        self._timer.cancel()
         engine.looking = False
         engine.target.others_running = engine.target.others_waiting = 0
-        if not reused and not began:
+        if self._silent or (not reused and not began):
             engine.target.breaker.failed(self._now_ms())  # nobody listens there
 
     def fault(self, error: BaseException) -> None:
+        self._timer.cancel()
         self._engine.looking = False
 
 
@@ -86,10 +106,11 @@ def look(engine: Engine, now_ms: Callable[[], int]) -> None:
     if engine.looking:
         return
     engine.looking = True
+    seen = _Look(engine, now_ms)
     engine.pool.send(
         b"GET %s/metrics HTTP/1.1\r\n%scontent-length: 0\r\n\r\n" % (engine.pool.prefix, engine.head),
-        _Look(engine, now_ms),
-        lambda _: True,
+        seen,
+        seen.begun,
     )
 
 

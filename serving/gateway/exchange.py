@@ -128,7 +128,7 @@ class Exchange(Intake):
 
     def engine_head(self, status: int, content_type: bytes) -> None:
         assert self._engine is not None and self._asked is not None
-        self._status, self._content_type = status, content_type
+        self._status, self._content_type, self.heard = status, content_type, True
         self.deadline = 0.0
         if status == 200 and content_type.startswith(b"text/event-stream"):
             self._engine.target.breaker.succeeded()
@@ -138,6 +138,7 @@ class Exchange(Intake):
 
     def engine_data(self, data: bytes) -> None:
         stream = self._stream
+        self.heard = True
         if stream is not None:
             if not self.first_at:
                 self.first_at = time.monotonic()
@@ -299,7 +300,14 @@ class Exchange(Intake):
         stream = self._stream
         return stream is not None and stream.usage.said and self._endpoint.family is Family.OPENAI
 
+    def stalled(self, now: float, seconds: float) -> bool:
+        """Whether the engine began an answer and has said nothing for so long, though its client was listening."""
+        if self.heard or self.slow or not self._status or self._engine is None or not self.quiet_since:
+            self.heard, self.quiet_since = False, now
+        return now - self.quiet_since > seconds
+
     def client_slow(self, slow: bool) -> None:
+        self.slow = slow
         if self._connection is not None:
             self._connection.slow(slow)
 

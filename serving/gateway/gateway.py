@@ -239,7 +239,8 @@ class Gateway:
             self.waiting.tick()
             now = time.monotonic()
             for exchange in list(self.active):
-                if exchange.deadline and exchange.deadline < now:
+                overdue = exchange.deadline and exchange.deadline < now
+                if overdue or exchange.stalled(now, self.settings.stall_seconds):
                     _guarded(exchange, exchange.overdue)
 
     async def until_idle(self) -> None:

@@ -74,9 +74,12 @@ class Intake(ABC):
         "deadline",
         "first_at",
         "gone",
+        "heard",
         "id",
+        "quiet_since",
         "replica",
         "sent_at",
+        "slow",
     )  # fmt: skip
 
     def __init__(self, gateway: "Gateway", request: Request, reply: Connection, endpoint: Endpoint) -> None:
@@ -85,6 +88,8 @@ class Intake(ABC):
         self.at_ms = time.time_ns() // 1_000_000
         self.deadline = 0.0
         self.gone = False
+        self.heard = self.slow = False  # the engine has said something since it was asked last; the client's buffer
+        self.quiet_since = 0.0
         self.replica = ""
         self.sent_at = self.first_at = 0.0  # to the replica; the first bytes of its stream
         self._gateway = gateway

@@ -36,6 +36,7 @@ class GatewaySettings(BaseSettings):
     drain_seconds: float = 25
     head_seconds_max: float = 15
     first_byte_seconds: float = 600
+    stall_seconds: float = Field(default=120, description="an engine silent for this long inside an answer is cut off")
     finish_seconds: float = Field(
         default=60, description="an answer whose tokens are only known at its end is let finish this long unheard"
     )

@@ -2,8 +2,8 @@
 
 `python -m tests.support.mock_engine --port 9100 --model NAME` answers `max_tokens` tokens (16 by default), one each
 `--interval-ms` (0: at once). A prompt may ask for trouble: `!500`, `!drop` (before any answer), `!drop-after-N`
-(chunks), `!fail` (an error inside a stream), `!hang`, `!long` (over the context), `!tool`. Its counters are at /metrics
-as vLLM names them, and /requests shows the bodies it got.
+(chunks), `!stall-after-N`, `!fail` (an error inside a stream), `!hang`, `!long` (over the context), `!tool`. Its
+counters are at /metrics as vLLM names them, and /requests shows the bodies it got.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from tests.support import mock_answers
 
 ERROR = {"message": "", "type": "BadRequestError", "param": None, "code": 400}
 Events = Iterator[tuple[str, dict[str, Any]]]
+_STALL_AFTER = re.compile(r"!stall-after-(\d+)")
 _DROP_AFTER = re.compile(r"!drop-after-(\d+)")
 
 
@@ -236,6 +237,8 @@ class Connection(asyncio.Protocol):
         engine, prompt = self.engine, self.size(text)
         drop = _DROP_AFTER.search(text.decode())
         drop_after = int(drop[1]) if drop else -1
+        stall = _STALL_AFTER.search(text.decode())
+        stall_after = int(stall[1]) if stall else -1
         engine.prompt_tokens += prompt
         engine.running += 1
         try:
@@ -245,7 +248,9 @@ class Connection(asyncio.Protocol):
                     engine.generation_tokens += choices
                 self.reply(200, self.whole(path, asked, prompt, tokens, choices, False))
                 return
-            await self.stream(path, asked, prompt, tokens, choices, drop_after, b"!tool" in text, b"!fail" in text)
+            await self.stream(
+                path, asked, prompt, tokens, choices, drop_after, b"!tool" in text, b"!fail" in text, stall_after
+            )
         finally:
             engine.running -= 1
 
@@ -259,6 +264,7 @@ class Connection(asyncio.Protocol):
         drop_after: int,
         tool: bool,
         failing: bool,
+        stall_after: int,
     ) -> None:
         engine, options = self.engine, asked.stream_options or {}
         usage, each = options.get("include_usage", False), options.get("continuous_usage_stats", False)
@@ -281,6 +287,8 @@ class Connection(asyncio.Protocol):
             if count - 1 == drop_after:
                 self.transport.abort()
                 return
+            if count - 1 == stall_after:
+                await asyncio.Event().wait()
             if count == 2 and failing:
                 self.event({"error": ERROR | {"message": "boom", "code": 500}})
                 usage = False
