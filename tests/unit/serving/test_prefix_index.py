@@ -32,6 +32,16 @@ def test_memory_stays_within_the_capacity_of_every_replica() -> None:
     assert len(index) == 200
 
 
+def test_a_replica_that_tells_nothing_is_believed_to_hold_what_its_cache_can() -> None:
+    index = PrefixIndex(capacity=100)
+    index.bound("rep_a", 3)
+    index.sent("rep_a", range(10))
+    assert index.matched(range(10)) == {"rep_a": 3}
+    index.bound("rep_a", None)
+    index.sent("rep_a", range(10))
+    assert index.matched(range(10)) == {"rep_a": 10}
+
+
 def test_what_the_engine_let_go_no_longer_matches() -> None:
     index = PrefixIndex(capacity=10)
     index.stored("rep_a", [1, 2, 3])
