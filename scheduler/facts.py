@@ -1,6 +1,6 @@
 """The state a decision sees, read from the database in one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,7 +13,7 @@ from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, Wo
 from scheduler.kept_times import as_window, open_windows
 from scheduler.lifetimes import seconds_left
 from scheduler.sharing import Quota, QuotaKey, Seat
-from scheduler.snapshot import Running, State, Waiting
+from scheduler.snapshot import Node, Running, State, Waiting
 from scheduler.terms import Terms
 from scheduler.usage import Lately
 from scheduler.vocabulary import NodeId, Placement, Spread, WaitReason, WorkloadId
@@ -26,15 +26,30 @@ async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
     live = await store.live_attempts(tx)
     placed = await store.placements(tx, [attempt.id for attempt, _ in live])
     running = [as_running(w, a, placed[a.id], terms, now=now) for a, w in live]
+    waiting = [as_waiting(row) for row in await store.queued(tx)]
+    nodes = store.as_nodes(await store.nodes(tx))
+    return await state_of(tx, nodes, {w.id: w for w in waiting}, {r.id: r for r in running}, terms, now=now)
+
+
+async def state_of(
+    tx: AsyncSession,
+    nodes: Mapping[NodeId, Node],
+    waiting: Mapping[WorkloadId, Waiting],
+    running: Mapping[WorkloadId, Running],
+    terms: Terms,
+    *,
+    now: datetime,
+) -> State:
+    """These nodes and this work under the quotas, the tree and the history of this instant."""
     limits = await quotas.quota_limits(tx, at=now)
     tree = await quotas.cohort_tree(tx, at=now)
     return State(
-        nodes=store.as_nodes(await store.nodes(tx)),
-        waiting={w.id: w for w in (as_waiting(row) for row in await store.queued(tx))},
-        running={r.id: r for r in running},
+        nodes=nodes,
+        waiting=waiting,
+        running=running,
         quotas={key: Quota(v.nominal, v.borrowing, v.lending) for key, v in limits.items()},
         tree={node: Seat(seat.parent, seat.weight_milli) for node, seat in tree.items()},
-        lately=_lately(await store.usage_lately(tx), running, terms, now=now),
+        lately=_lately(await store.usage_lately(tx), list(running.values()), terms, now=now),
         windows=tuple(as_window(row) for row in await open_windows(tx, now=now)),
     )
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -38,7 +38,7 @@ from scheduler.admission import Admitted, Outcome, Postponed, Stale, is_payable,
 from scheduler.attempts import finish_workload, request_stop
 from scheduler.batch_admission import admit_many
 from scheduler.cycle import decide
-from scheduler.facts import load_state
+from scheduler.memory import Memory
 from scheduler.ports import ClusterRuntime, NodeDirectory
 from scheduler.sharing import Sharing
 from scheduler.terms import Terms
@@ -77,6 +77,7 @@ class Controller:
     directory: NodeDirectory
     terms: Terms
     token_key: bytes
+    memory: Memory = field(default_factory=Memory)
 
 
 async def run(controller: Controller, stop: asyncio.Event) -> None:
@@ -123,7 +124,7 @@ async def cycle(controller: Controller) -> None:
     """Load, decide, record: starts in the order decided, and nobody is stopped before those ahead have started."""
     now = controller.clock.now()
     async with controller.db.transaction() as tx:
-        state = await load_state(tx, controller.terms, now=now)
+        state = await controller.memory.look(tx, controller.terms, now=now)
     _, decisions = decide(state, (), controller.terms.policy, now=now)
     sharing, told, poor = Sharing(state.quotas, state.tree), list[Wait](), set[WorkloadId | None]()
     starts: list[Start] = []
@@ -234,8 +235,7 @@ async def _reject(controller: Controller, reject: Reject) -> None:
 
 async def _record_waits(controller: Controller, told: list[Wait], now: datetime) -> None:
     """Write what has changed of why work waits, many in one transaction; the rest is told in the next round."""
-    async with controller.db.transaction() as tx:
-        known = {row.id: row for row in await waits.queued_waits(tx)}
+    known = controller.memory.told
     changed = [
         (wait, known[wait.workload_id].fence)
         for wait in told

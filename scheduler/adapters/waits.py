@@ -20,15 +20,6 @@ class WaitRow:
     eta_estimated: bool
 
 
-async def queued_waits(tx: AsyncSession) -> list[WaitRow]:
-    """Why everything that waits does, as last written."""
-    rows = await tx.execute(
-        text("""SELECT id, fence, wait_reason, wait_detail, eta, eta_estimated FROM scheduler.workload
-            WHERE state = 'queued' AND ended_at IS NULL""")
-    )
-    return [WaitRow(*row) for row in rows]
-
-
 async def write_waits(tx: AsyncSession, waits: Sequence[WaitRow]) -> set[tuple[str, str, str]]:
     """Write why these wait, unless they started meanwhile; (id, kind, firm) of those whose reason is a new one."""
     rows = await tx.execute(

@@ -1,0 +1,91 @@
+"""What a leader remembers between two looks at the queue, so that it reads only what has changed.
+
+It is a copy and nothing more: a leader that has just begun reads everything once and decides the same.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from scheduler.adapters import store, versions, waits
+from scheduler.adapters.tables import NodeRow
+from scheduler.facts import as_running, as_waiting, state_of
+from scheduler.snapshot import Node, Running, State, Waiting
+from scheduler.terms import Terms
+from scheduler.vocabulary import NodeId, NodeState, WorkloadId
+
+
+@dataclass(slots=True)
+class Memory:
+    """Rows as they were last read, with their versions."""
+
+    waiting: dict[WorkloadId, Waiting] = field(default_factory=dict[WorkloadId, Waiting])
+    told: dict[str, waits.WaitRow] = field(default_factory=dict[str, waits.WaitRow])
+    _queued: dict[str, int] = field(default_factory=dict[str, int])
+    _running: dict[str, tuple[tuple[int, int], Running]] = field(
+        default_factory=dict[str, tuple[tuple[int, int], Running]]
+    )
+    _nodes: dict[NodeId, Node] = field(default_factory=dict[NodeId, Node])
+    _node_rows: dict[str, tuple[int, NodeRow]] = field(default_factory=dict[str, tuple[int, NodeRow]])
+
+    async def look(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
+        """The state as it is, equal to `load_state`; in a transaction that has read nothing yet."""
+        await versions.one_view(tx)
+        await self._look_at_queue(tx)
+        running = await self._look_at_running(tx, terms, now=now)
+        await self._look_at_nodes(tx)
+        return await state_of(tx, self._nodes, dict(self.waiting), running, terms, now=now)
+
+    async def _look_at_queue(self, tx: AsyncSession) -> None:
+        seen = await versions.queued(tx)
+        for id in self._queued.keys() - seen.keys():
+            del self.waiting[WorkloadId(id)], self.told[id]
+        changed = [id for id, version in seen.items() if self._queued.get(id) != version]
+        for row in await versions.workload_rows(tx, changed):
+            self.waiting[WorkloadId(row.id)] = as_waiting(row)
+            self.told[row.id] = waits.WaitRow(
+                row.id, row.fence, row.wait_reason or "", row.wait_detail, row.eta, row.eta_estimated
+            )
+        self._queued = {id: version for id, version in seen.items() if id in self.told}
+
+    async def _look_at_running(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> dict[WorkloadId, Running]:
+        live = await versions.live(tx)
+        known = self._running
+        changed = [one for one in live if one.attempt_id not in known or known[one.attempt_id][0] != one.version]
+        attempts = await versions.attempt_rows(tx, [one.attempt_id for one in changed])
+        placed = await versions.placement_rows(tx, list(attempts))
+        workloads = {row.id: row for row in await versions.workload_rows(tx, [one.workload_id for one in changed])}
+        fresh: dict[str, tuple[tuple[int, int], Running]] = {}
+        running: dict[WorkloadId, Running] = {}
+        for one in live:
+            if one.attempt_id in attempts:
+                attempt = attempts[one.attempt_id]
+                work = as_running(workloads[one.workload_id], attempt, placed[one.attempt_id], terms, now=now)
+                if attempt.started_at is not None:  # else its expected end moves on with the clock
+                    fresh[one.attempt_id] = one.version, work
+            else:
+                work = known[one.attempt_id][1]
+                fresh[one.attempt_id] = known[one.attempt_id]
+            running[work.id] = work
+        self._running = fresh
+        return running
+
+    async def _look_at_nodes(self, tx: AsyncSession) -> None:
+        seen = await versions.nodes(tx)
+        before = {id: _closes(row) for id, (_, row) in self._node_rows.items()}
+        changed = [id for id, version in seen.items() if id not in before or self._node_rows[id][0] != version]
+        rows = {id: row for id, row in self._node_rows.items() if id in seen}
+        rows |= {row.id: (seen[row.id], row) for row in await versions.node_rows(tx, changed)}
+        self._node_rows = rows
+        if len(before) != len(rows) or any(before.get(id) != _closes(rows[id][1]) for id in changed):
+            self._nodes = store.as_nodes([rows[id][1] for id in seen])
+
+
+def _closes(row: NodeRow) -> tuple[object, ...]:
+    """All that decisions see of a node, and whether it keeps its machine closed."""
+    haunts = row.state == NodeState.LOST and row.is_used
+    return (
+        row.pool, row.address, row.gpu_milli, row.cpu_milli, row.memory_mib, row.topology, row.state,
+        row.cordon_reason, row.draining, haunts,
+    )  # fmt: skip

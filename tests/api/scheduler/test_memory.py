@@ -1,0 +1,80 @@
+"""What a leader remembers is what the database says, whatever happened since it looked last."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from kit.auth import SYSTEM
+from quotas import api as quotas
+from scheduler import fleet
+from scheduler.facts import load_state
+from scheduler.memory import Memory
+from scheduler.snapshot import State
+from scheduler.vocabulary import WorkloadId
+from tests.support.money import POOL
+from tests.support.scheduling import City
+
+
+async def read_whole(city: City) -> State:
+    async with city.db.transaction() as tx:
+        return await load_state(tx, city.terms, now=city.clock.now())
+
+
+async def remembered(city: City, memory: Memory) -> State:
+    async with city.db.transaction() as tx:
+        return await memory.look(tx, city.terms, now=city.clock.now())
+
+
+async def test_a_leader_that_remembers_sees_what_one_that_reads_everything_sees(city: City) -> None:
+    city.add_node("n2", slots=1)
+    firm, memory = await city.firm(quota=3), Memory()
+    jobs: list[str] = []
+
+    async def submits() -> None:
+        jobs.extend([await city.submit(firm) for _ in range(5)])
+
+    async def begins() -> None:
+        await (await city.runner(jobs[0])).begin()
+
+    async def beats() -> None:
+        await (await city.runner(jobs[0])).heartbeat(step=3)
+
+    async def fails_and_waits() -> None:
+        await (await city.runner(jobs[0])).finished(ran_ms=10, outcome="failed", cause="setup_failed")
+
+    async def is_cancelled() -> None:
+        assert (await firm.http.post(f"/api/jobs/{jobs[4]}/cancel")).status_code == 200
+
+    async def closes_a_node() -> None:
+        async with city.db.transaction() as tx:
+            await fleet.cordon(tx, "n2", "dust", drain=True, now=city.clock.now())
+
+    async def gets_more_quota() -> None:
+        async with city.db.transaction() as tx:
+            await quotas.set_quota(tx, firm.id, POOL, 5000, by=SYSTEM, now=city.clock.now())
+
+    async def loses_a_node() -> None:
+        city.runtime.machines.clear()
+        city.clock.advance(timedelta(seconds=60))
+
+    steps: list[Callable[[], Awaitable[None]]] = [
+        submits, city.step, begins, beats, city.step, fails_and_waits, city.step, is_cancelled, closes_a_node,
+        city.step, gets_more_quota, loses_a_node, city.step,
+    ]  # fmt: skip
+    for happens in steps:
+        await happens()
+        assert await remembered(city, memory) == await read_whole(city), happens
+    assert len((await read_whole(city)).waiting) >= 2, "something is left to remember"
+
+
+async def test_only_what_has_changed_is_read_again(city: City) -> None:
+    firm, memory = await city.firm(), Memory()
+    first, second = [WorkloadId(await city.submit(firm)) for _ in range(2)]
+    await remembered(city, memory)
+    before = dict(memory.waiting)
+    async with city.db.transaction() as tx:
+        await tx.execute(text("UPDATE scheduler.workload SET priority = 7 WHERE id = :id"), {"id": second})
+    await remembered(city, memory)
+    assert memory.waiting[first] is before[first]
+    assert memory.waiting[second].priority == 7
