@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
+from typing import TypeAlias
 
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.preemption import CLASS, Standings
@@ -96,6 +97,9 @@ def _take_turns(queues: Mapping[FirmId, list[tuple[Waiting, PoolName, float]]]) 
             heappush(heap, head(firm, at + 1))
 
 
+_Entry: TypeAlias = tuple[tuple[float, ...], datetime, str, FirmId, int]
+
+
 class _Borrowers:
     """Shares above nominal, growing as the work before in line is counted."""
 
@@ -117,13 +121,26 @@ class _Borrowers:
         self._depth = max((len(sharing.path(work.firm_id)) for work in state.waiting.values()), default=0)
 
     def take_turns(self, queues: Mapping[FirmId, list[tuple[Waiting, PoolName]]]) -> Iterable[Turn]:
-        """The heads of the firms' queues, again and again the one with the smallest share at each cohort on its way.
+        """Tree by tree, and in each the head of the firm with the smallest share at each cohort on its way.
 
-        A share only grows, so a key in the heap is at worst too small and is looked at again when it comes up.
+        A share only grows, so a key in a heap is at worst too small and is looked at again when it comes up.
         """
-        heap = [(*self._key(firm, queues[firm][0]), firm, 0) for firm in queues]
-        heapify(heap)
-        while heap:
+        trees: dict[Member, list[_Entry]] = {}
+        for firm, works in queues.items():
+            trees.setdefault(self._sharing.root(firm), []).append((*self._key(firm, works[0]), firm, 0))
+        for heap in trees.values():
+            heapify(heap)
+        tops = [self._top(root, heap) for root, heap in trees.items()]
+        heapify(tops)
+        while tops:
+            root = heappop(tops)[-1]
+            heap = trees[root]
+            yield self._next(heap, queues)
+            if heap:
+                heappush(tops, self._top(root, heap))
+
+    def _next(self, heap: "list[_Entry]", queues: Mapping[FirmId, list[tuple[Waiting, PoolName]]]) -> Turn:
+        while True:
             shares, _, _, firm, at = heappop(heap)
             work, pool = queues[firm][at]
             key = self._key(firm, (work, pool))
@@ -131,15 +148,22 @@ class _Borrowers:
                 heappush(heap, (*key, firm, at))
                 continue
             self._count(firm, pool, work.need)
-            yield Turn(work, pool, Standing.BORROWS, shares[-1])
             if at + 1 < len(queues[firm]):
                 heappush(heap, (*self._key(firm, queues[firm][at + 1]), firm, at + 1))
+            return Turn(work, pool, Standing.BORROWS, shares[-1])
+
+    def _top(self, root: Member, heap: "list[_Entry]") -> tuple[float, datetime, str, Member]:
+        """Trees lend nothing to each other: first comes the one that has borrowed less of what it lends."""
+        _, submitted, id, _, _ = heap[0]
+        of = self._pools[0] if self._pools else None
+        return (0.0 if of is None else self._share(root, root, of, 0)), submitted, id, root
 
     def _key(self, firm: FirmId, head: tuple[Waiting, PoolName]) -> tuple[tuple[float, ...], datetime, str]:
+        """Shares below the top, where there is somebody to compare with; the top's would count the job's size alone."""
         work, pool = head
         path = self._sharing.path(firm)
-        shares = [self._share(path[0], member, pool, work.need) for member in path]
-        shares += [shares[-1]] * (self._depth - len(path))
+        shares = [self._share(path[0], member, pool, work.need) for member in path[1:] or path]
+        shares += [shares[-1]] * (self._depth - len(shares))
         return tuple(shares), work.submitted_at, work.id
 
     def _share(self, root: Member, member: Member, pool: PoolName, more: int) -> float:

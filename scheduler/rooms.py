@@ -50,6 +50,12 @@ class Ground:
         gpus = self.rooms.gpu_milli
         return Room(self, self.rooms.cpu_milli.copy(), self.rooms.memory_mib.copy(), gpus.copy(), np.zeros_like(gpus))
 
+    def empty_of(self, node: int) -> "Room":
+        """All of one node free: a room of that node alone, in which it comes first."""
+        one = self.rooms
+        gpus = one.gpu_milli[[node]]
+        return Room(self, one.cpu_milli[[node]], one.memory_mib[[node]], gpus, np.zeros_like(gpus))
+
 
 @dataclass(slots=True)
 class Room:

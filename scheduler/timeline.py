@@ -5,76 +5,23 @@ it; a later one may start early only in what is left, so it delays none before i
 this one timeline.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from quotas.vocabulary import FirmId, PoolName, QoS
+from scheduler.allotments import FOREVER as FOREVER
+from scheduler.allotments import Allotment
 from scheduler.bookings import Bookings
-from scheduler.placement import ask_of, place_gang
+from scheduler.placement import Seat, ask_of, place_gang
 from scheduler.rooms import Room, grounds
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement
 from scheduler.windows import Window, in_the_way
 
-FOREVER = datetime.max.replace(tzinfo=UTC)
 _AT_ONCE = timedelta(seconds=1)
-
-
-class Profile:
-    """An amount over time, a step function from `now` on: what a firm has in use, or what is left to lend."""
-
-    def __init__(self, now: datetime, level: int) -> None:
-        self._times = [now]
-        self._levels = [level]
-
-    def add(self, start: datetime, end: datetime, amount: int) -> None:
-        """Raise (or lower) the level by `amount` in `[start, end)`."""
-        first, last = self._cut(start), self._cut(end) if end < FOREVER else len(self._times)
-        for i in range(first, last):
-            self._levels[i] += amount
-
-    def steps(self, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime, int]]:
-        """The pieces of `[start, end)` on which the level is constant: from, to, level."""
-        i = max(bisect_right(self._times, start) - 1, 0)
-        while i < len(self._times) and (self._times[i] < end or i == 0):
-            until = self._times[i + 1] if i + 1 < len(self._times) else FOREVER
-            yield max(start, self._times[i]), min(end, until), self._levels[i]
-            i += 1
-
-    def lowest(self, start: datetime, end: datetime) -> int:
-        """The lowest level at any time in `[start, end)`."""
-        first = max(bisect_right(self._times, start) - 1, 0)
-        lowest = self._levels[first]
-        for i in range(first + 1, len(self._times)):
-            if self._times[i] >= end:
-                break
-            lowest = min(lowest, self._levels[i])
-        return lowest
-
-    def highest(self, start: datetime, end: datetime) -> int:
-        """The highest level at any time in `[start, end)`."""
-        return max(level for _, _, level in self.steps(start, end))
-
-    def rises(self) -> Iterator[datetime]:
-        """When the level is higher than just before."""
-        return (self._times[i] for i in range(1, len(self._times)) if self._levels[i] > self._levels[i - 1])
-
-    def falls(self) -> Iterator[datetime]:
-        """When the level is lower than just before."""
-        return (self._times[i] for i in range(1, len(self._times)) if self._levels[i] < self._levels[i - 1])
-
-    def _cut(self, at: datetime) -> int:
-        i = bisect_right(self._times, at) - 1
-        if i < 0:
-            return 0
-        if self._times[i] != at:
-            self._times.insert(i + 1, at)
-            self._levels.insert(i + 1, self._levels[i])
-            i += 1
-        return i
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +42,15 @@ class Timeline:
         self._windows, self._movable = state.windows, timedelta(seconds=movable_seconds)
         self._overdue = now + timedelta(seconds=overrun_seconds)
         self._pools = {pool: Bookings(ground, now) for pool, ground in grounds(state.nodes.values()).items()}
-        self._used: dict[QuotaKey, Profile] = {}  # what a firm has in use …
-        self._reserved: dict[QuotaKey, Profile] = {}  # … and of that its reserved work
-        self._lendable: dict[tuple[Member, PoolName], Profile] = {}  # what is free of what a tree lends together
+        works: dict[tuple[Member, PoolName], list[tuple[FirmId, QoS, datetime, int]]] = {}
         for work in sorted(state.running.values(), key=lambda r: r.id):
-            self._change(work.firm_id, work.qos, work.placement, now, self.end_of(work), +1)
-            if work.placement.pool in self._pools:
-                self._pools[work.placement.pool].add(now, self.end_of(work), work.placement, work.firm_id)
+            pool, end = work.placement.pool, self.end_of(work)
+            works.setdefault((sharing.root(work.firm_id), pool), []).append((work.firm_id, work.qos, end, work.need))
+            if pool in self._pools:
+                self._pools[pool].add(now, end, work.placement, work.firm_id)
+        self._quotas = {
+            tree: Allotment(sharing, tree[1], sharing.lent(*tree), rows, now) for tree, rows in works.items()
+        }
 
     def end_of(self, work: Running) -> datetime:
         """When running work is expected to end: overdue work soon, what has been told to stop at once."""
@@ -118,14 +67,7 @@ class Timeline:
 
         Reserved work has the nominal quota and no more: what cannot be taken back is never borrowed.
         """
-        quota, lendable = self._sharing.quota(key), self._lendable_of(key)
-        left = min(
-            min(quota.ceiling - used, max(0, quota.kept - used) + lendable.lowest(since, until))
-            for since, until, used in self._use_of(key).steps(start, end)
-        )
-        if qos is QoS.RESERVED:
-            left = min(left, quota.nominal - self._use_of(key, reserved=True).highest(start, end))
-        return left
+        return self._quota_of(key).left(key[0], qos, start, end)
 
     def earliest(self, workload: Waiting, *, not_before: datetime | None = None) -> Slot | None:
         """The first moment at which quota and nodes hold the whole gang for its duration.
@@ -149,10 +91,7 @@ class Timeline:
         if room and closed:
             room = room.without(closed)
         seats = place_gang(room, ask_of(workload)) if room else None
-        if room is None or seats is None:
-            return None
-        nodes, devices = tuple(room.ground.ids[seat.node] for seat in seats), tuple(seat.devices for seat in seats)
-        return Placement(pool, nodes, workload.gpu_milli, devices, workload.cpu_milli, workload.memory_mib)
+        return None if room is None or seats is None else _placement(pool, workload, room, seats)
 
     def closed(self, pool: PoolName, workload: Waiting, start: datetime) -> Mapping[NodeId, Window]:
         """The nodes of the pool that are kept from it at some time while it would run, each with a window."""
@@ -185,22 +124,52 @@ class Timeline:
             self._pools[work.placement.pool].end(work.placement, work.firm_id, sooner, self.end_of(work))
 
     def _earliest_in(self, pool: PoolName, workload: Waiting, not_before: datetime) -> Slot | None:
-        """Goes through the moments at which something becomes free, and looks closely only where enough may be."""
-        key, bookings = (workload.firm_id, pool), self._pools.get(pool)
+        """The first moment at which both quota and nodes hold it: from one of them to the other until they agree."""
+        bookings, ask = self._pools.get(pool), ask_of(workload)
         if bookings is None:
             return None
-        allowed = {not_before, *(t for profile in self._quota_profiles(key) for t in profile if t > not_before)}
+        if ask.workers > 1 or ask.topology is not None or self._windows:
+            return self._earliest_gang(pool, bookings, workload, not_before)
+        start = not_before
+        while True:
+            allowed = self._allowed(pool, workload, start)
+            found = None if allowed is None else bookings.earliest(ask, workload.seconds, allowed)
+            if found is None or allowed is None:
+                return None
+            if found[0] == allowed:
+                return self._slot(pool, bookings, workload, *found)
+            start = found[0]
+
+    def _slot(self, pool: PoolName, bookings: Bookings, workload: Waiting, start: datetime, node: int) -> Slot:
+        """On the best node if it starts now; a later start keeps room on the node that has it first."""
+        end = _end(start, workload.seconds)
+        if start <= self._now:
+            placement = self.fits_in(pool, workload, start)
+            assert placement is not None, "quota and a node hold it"
+            return Slot(start, placement)
+        room = bookings.on(node, start, end)
+        seats = place_gang(room, ask_of(workload))
+        assert seats is not None, "this node has room for it then"
+        placed = [replace(seat, node=node) for seat in seats]
+        return Slot(start, _placement(pool, workload, room, placed))
+
+    def _allowed(self, pool: PoolName, workload: Waiting, not_before: datetime) -> datetime | None:
+        """The first moment from which on the firm's quota holds it for its time."""
+        quota = self._quota_of((workload.firm_id, pool))
+        return quota.earliest(workload.firm_id, workload.qos, workload.need, workload.seconds, not_before)
+
+    def _earliest_gang(
+        self, pool: PoolName, bookings: Bookings, workload: Waiting, not_before: datetime
+    ) -> Slot | None:
+        """Goes through the moments at which something becomes free, and looks closely only where enough may be."""
+        quota, ask = self._quota_of((workload.firm_id, pool)), ask_of(workload)
+        allowed = quota.moments(workload.firm_id, workload.qos, workload.need, not_before)
         opened = {window.end for window in self._windows if window.end > not_before}
-        moments, ask = sorted({*bookings.moments(not_before), *opened, *allowed}), ask_of(workload)
+        ends = {*bookings.moments(not_before), *opened, *allowed}
+        moments = sorted(moment for moment in ends if moment < FOREVER)
         first = bisect_left(moments, True, key=lambda moment: bookings.may_hold(ask, moment))
-        within, looked = False, False
-        for i, start in enumerate(moments):
-            looked = looked or start in allowed
-            if i < first or not (within or looked):
-                continue
-            left = self.quota_left(key, workload.qos, start, _end(start, workload.seconds))
-            within, looked = left >= workload.need, False
-            placement = self.fits_in(pool, workload, start) if within else None
+        for start in moments[first:]:
+            placement = self.fits_in(pool, workload, start)
             if placement:
                 return Slot(start, placement)
         return None
@@ -208,32 +177,21 @@ class Timeline:
     def _nodes_of(self, pool: PoolName) -> Sequence[NodeId]:
         return self._pools[pool].ground.ids if pool in self._pools else ()
 
-    def _quota_profiles(self, key: QuotaKey) -> Iterable[Iterator[datetime]]:
-        """When more quota becomes free for the firm."""
-        return self._use_of(key).falls(), self._use_of(key, reserved=True).falls(), self._lendable_of(key).rises()
-
     def _change(
         self, firm_id: FirmId, qos: QoS, placement: Placement, start: datetime, end: datetime, sign: int
     ) -> None:
-        key, amount = (firm_id, placement.pool), sign * placement.need
-        quota, lendable = self._sharing.quota(key), self._lendable_of(key)
-        for since, until, used in list(self._use_of(key).steps(start, end)):
-            lendable.add(since, until, quota.shared(used) - quota.shared(used + amount))
-        self._use_of(key).add(start, end, amount)
-        if qos is QoS.RESERVED:
-            self._use_of(key, reserved=True).add(start, end, amount)
+        self._quota_of((firm_id, placement.pool)).change(firm_id, qos, start, end, sign * placement.need)
 
-    def _use_of(self, key: QuotaKey, *, reserved: bool = False) -> Profile:
-        profiles = self._reserved if reserved else self._used
-        if key not in profiles:
-            profiles[key] = Profile(self._now, 0)
-        return profiles[key]
-
-    def _lendable_of(self, key: QuotaKey) -> Profile:
+    def _quota_of(self, key: QuotaKey) -> Allotment:
         tree = self._sharing.root(key[0]), key[1]
-        if tree not in self._lendable:
-            self._lendable[tree] = Profile(self._now, self._sharing.lent(*tree))
-        return self._lendable[tree]
+        if tree not in self._quotas:
+            self._quotas[tree] = Allotment(self._sharing, key[1], self._sharing.lent(*tree), (), self._now)
+        return self._quotas[tree]
+
+
+def _placement(pool: PoolName, workload: Waiting, room: Room, seats: Sequence[Seat]) -> Placement:
+    nodes, devices = tuple(room.ground.ids[seat.node] for seat in seats), tuple(seat.devices for seat in seats)
+    return Placement(pool, nodes, workload.gpu_milli, devices, workload.cpu_milli, workload.memory_mib)
 
 
 def _end(start: datetime, seconds: int | None) -> datetime:
