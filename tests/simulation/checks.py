@@ -1,12 +1,13 @@
 """The invariants of ARCHITECTURE.md, asked of the database and compared with what really ran."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.units import MILLI_PER_GPU
 from quotas import api as quotas
 from tests.simulation.programs import Program
 
@@ -24,6 +25,13 @@ FORGOTTEN = f"""
         ELSE NOT EXISTS (SELECT FROM ({LIVE}) AS live JOIN scheduler.attempt USING (id)
             WHERE workload_id = workload.id) END
     ORDER BY workload.id"""
+
+DEVICES = f"""
+    SELECT device.node_id, device.index, device.placed_milli, coalesce(sum(taken.milli), 0) AS placed
+    FROM scheduler.device AS device
+    LEFT JOIN (SELECT node_id, unnest(devices) AS index, least(gpu_milli, 1000) AS milli FROM scheduler.placement
+        WHERE attempt_id IN ({LIVE})) AS taken ON taken.node_id = device.node_id AND taken.index = device.index
+    GROUP BY device.node_id, device.index ORDER BY 1, 2"""
 
 HALF_PLACED = f"""
     SELECT attempt.id, workload.workers, count(placement.worker) AS placed
@@ -48,23 +56,27 @@ async def rows(tx: AsyncSession, query: str) -> list[Any]:
     return list(await tx.execute(text(query)))
 
 
-def one_runs_and_fits(programs: list[Program], capacity: dict[str, int], now: datetime) -> list[str]:
-    """S1 and S2 on the machines themselves: no program runs twice at once, no machine holds more than it has."""
+def one_runs_and_fits(programs: Sequence[Program], now: datetime) -> list[str]:
+    """S1 and S2 on the machines themselves: no job runs twice at once, no accelerator has too much or two firms."""
     holding = [program for program in programs if program.holds_room(now)]
     jobs = [program.workload_id for program in holding]
     found = [f"S2: two runners of {job} at once" for job in sorted({job for job in jobs if jobs.count(job) > 1})]
-    used: dict[str, int] = {}
+    used: dict[tuple[str, int], int] = {}
+    firms: dict[tuple[str, int], set[str]] = {}
     for program in holding:
-        for node in program.nodes:
-            used[node] = used.get(node, 0) + program.order.gpu_milli
-    return found + [
-        f"S1: {node} runs {milli} of {capacity[node]}" for node, milli in used.items() if milli > capacity[node]
-    ]
+        for place in program.places:
+            for device in place.devices:
+                key = (place.node, device)
+                used[key] = used.get(key, 0) + place.milli_each
+                firms.setdefault(key, set()).add(program.firm_id)
+    found += [f"S1: accelerator {key} runs {milli} thousandths" for key, milli in used.items() if milli > MILLI_PER_GPU]
+    return found + [f"S1: accelerator {key} is shared by firms" for key, owners in firms.items() if len(owners) > 1]
 
 
 async def books(tx: AsyncSession, *, settled: bool) -> list[str]:
     """S1, S3 and the holds as the database has them. `settled`: the controller has just looked at everything."""
     found = [f"S1: {row}" for row in await rows(tx, ROOM) if not row.placed_milli == row.placed <= row.gpu_milli]
+    found += [f"S1: {row}" for row in await rows(tx, DEVICES) if row.placed_milli != row.placed]
     found += [f"S1: a gang half placed: {row}" for row in await rows(tx, HALF_PLACED)]
     found += [f"L2: hold without an attempt, or the other way round: {row.id}" for row in await rows(tx, HOLDS)]
     if settled:
@@ -77,12 +89,11 @@ async def ledger(tx: AsyncSession) -> list[str]:
     return [f"ledger: {finding}" for finding in await quotas.check_ledger(tx)]
 
 
-async def charged_no_more_than_ran(tx: AsyncSession, programs: list[Program], now: datetime) -> list[str]:
+async def charged_no_more_than_ran(tx: AsyncSession, programs: Sequence[Program], now: datetime) -> list[str]:
     """S2 in money: at one micro-yuan a slot's millisecond, no job is charged more than its programs really ran."""
     ran: dict[str, int] = {}
     for program in programs:
-        milli = program.order.gpu_milli * program.order.workers
-        ran[program.workload_id] = ran.get(program.workload_id, 0) + program.ran_ms(now) * milli // 1000
+        ran[program.workload_id] = ran.get(program.workload_id, 0) + program.ran_ms(now) * program.milli // 1000
     charged = await rows(
         tx, "SELECT id, charged_micro_yuan FROM scheduler.workload WHERE charged_micro_yuan > 0 ORDER BY id"
     )

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
 
+from kit.units import MILLI_PER_GPU
 from scheduler.adapters import store
 from scheduler.adapters.simulated_runtime import SimulatedRuntime
 from scheduler.ports import NodeReport, StartOrder
 from scheduler.vocabulary import AttemptId, NodeId, WorkloadId
-from tests.simulation.programs import Fate, Nodes, Program
+from tests.simulation.programs import Fate, Nodes, Place, Program
 from tests.support.scheduling import City, Runner
 
 
@@ -112,13 +113,15 @@ class Machines:
         self.cluster.machines.update(machines)
 
     async def _spawn(self, order: StartOrder) -> None:
-        nodes = await self._nodes_of(order)
-        if not set(nodes) <= set(self.cluster.machines):
-            return  # its machine died meanwhile
-        runner = Runner(self.city, order.attempt_id, order.token, f"runner-{len(self.nodes.programs)}")
-        self.nodes.programs.append(Program(order, nodes, runner, self.fates[order.workload_id]))
-
-    async def _nodes_of(self, order: StartOrder) -> tuple[NodeId, ...]:
         async with self.city.db.transaction() as tx:
+            attempt = await store.attempt(tx, order.attempt_id)
             rows = (await store.placements(tx, [order.attempt_id]))[order.attempt_id]
-        return tuple(NodeId(row.node_id) for row in rows)
+        assert attempt is not None, "only recorded attempts are ordered"
+        places = tuple(
+            Place(NodeId(row.node_id), tuple(row.devices), min(row.gpu_milli, MILLI_PER_GPU)) for row in rows
+        )
+        if not {place.node for place in places} <= set(self.cluster.machines):
+            return  # a machine died meanwhile
+        runner = Runner(self.city, order.attempt_id, order.token, f"runner-{len(self.nodes.programs)}")
+        fate = self.fates[order.workload_id]
+        self.nodes.programs.append(Program(order, attempt.firm_id, places, runner, fate))

@@ -45,6 +45,15 @@ class Fate:
     verdict: Verdict = Verdict.DONE
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one worker has of a machine: these accelerators, each with so many thousandths."""
+
+    node: NodeId
+    devices: tuple[int, ...]
+    milli_each: int
+
+
 @dataclass
 class Letter:
     """A message that is still on its way."""
@@ -61,7 +70,8 @@ class Program:
     """One runner's process on a node, from its spawn to its end."""
 
     order: StartOrder
-    nodes: tuple[NodeId, ...]
+    firm_id: str
+    places: tuple[Place, ...]
     runner: Runner
     fate: Fate
     stage: Stage = Stage.SPAWNED
@@ -80,6 +90,16 @@ class Program:
     def workload_id(self) -> WorkloadId:
         """Which job's program it is."""
         return self.order.workload_id
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        """Where its workers are."""
+        return tuple(place.node for place in self.places)
+
+    @property
+    def milli(self) -> int:
+        """Thousandths of accelerators that all its workers have."""
+        return sum(len(place.devices) * place.milli_each for place in self.places)
 
     def holds_room(self, now: datetime) -> bool:
         """Whether it occupies its GPUs: claimed, not gone, and its own clock has not ended it."""

@@ -135,10 +135,10 @@ class Storm:
 
     async def _submit(self, firm: Firm) -> None:
         """Of any shape, some for longer than their maximum, some broken."""
-        most = self.random.choice((10, 40, 100, 200))
+        most = self.random.choice((10, 20, 40, 80))
         seconds = self.random.uniform(0.5, most * 1.1)
         verdict = self.random.choices(list(Verdict), (85, 10, 5))[0]
-        shape = self.random.choice(({}, {}, {"gpus": 2}, {"workers": 2}, {"workers": 3}))
+        shape = self.random.choice(({}, {"gpus": 2}, {"gpus": 0.5}, {"gpus": 0.3}, {"workers": 2}, {"workers": 3}))
         job_id = await self.city.submit(
             firm,
             key=f"{self.seed}-{len(self.jobs)}",
@@ -233,8 +233,7 @@ class Storm:
         self.machines.reap()
 
     def _compare_machines(self) -> None:
-        capacity = {name: slots * 1000 for name, slots in SLOTS.items()}
-        self.hold(checks.one_runs_and_fits(self.nodes.programs, capacity, self.city.clock.now()))
+        self.hold(checks.one_runs_and_fits(self.nodes.programs, self.city.clock.now()))
 
     async def _look(self, *, settled: bool, ledger: bool) -> None:
         self._compare_machines()
@@ -263,14 +262,12 @@ class Storm:
         now = self.city.clock.now()
         for node in list(self.machines.away):
             self.machines.bring_back(node)
-        async with self.city.db.transaction() as tx:
-            for node in SLOTS:
-                await uncordon(tx, node, now=now)
         for firm in self.firms:
             await self._top_up(firm, yuan(100))
         deadline = now + timedelta(seconds=CALM_SECONDS_MAX)
         while open_jobs := await self._open_jobs():
             self.hold([f"S3: starved: {job}" for job in open_jobs] if self.city.clock.now() > deadline else [])
+            await self._open_machines()
             await self.a_controller_looks()
             await self._look(settled=True, ledger=False)
             await self._pass(timedelta(seconds=15))
@@ -279,6 +276,12 @@ class Storm:
             await self.a_controller_looks()
         await self._look(settled=True, ledger=True)
         self.hold([f"it still runs: {program.attempt_id}" for program in self.nodes.alive])
+
+    async def _open_machines(self) -> None:
+        """Their centres look after them: what was closed, by hand or for failures, is opened."""
+        async with self.city.db.transaction() as tx:
+            for node in SLOTS:
+                await uncordon(tx, node, now=self.city.clock.now())
 
     async def _open_jobs(self) -> list[str]:
         over = ", ".join(f"'{state}'" for state in sorted(JOB_OVER))

@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.storm import ride
 from tests.support.databases import TestServer
 
-EVENTS = 40
+EVENTS = 30
 
 
 @pytest.mark.timeout(300)
