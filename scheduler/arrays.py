@@ -237,7 +237,8 @@ async def _advance(tx: AsyncSession, array_id: str, *, now: datetime) -> int:
     row = await array_of(tx, array_id, lock=True)
     if await quotas.halted_firms(tx, [FirmId(row.firm_id)]):
         row.cancelled_at = row.cancelled_at or now  # what is under way is stopped with the firm's other work
-    busy = len(await _open(tx, row.id))
+    open_tasks = text("SELECT count(*) FROM scheduler.workload WHERE array_id = :array AND ended_at IS NULL")
+    busy = int((await tx.execute(open_tasks, {"array": row.id})).scalar_one())
     turns: list[int] = []
     if row.cancelled_at is None:
         room = max(0, row.at_most - busy)

@@ -129,7 +129,7 @@ async def resolve(db: Database, clock: Clock) -> int:
                 JOIN scheduler.dependency d ON d.workload_id = w.id
                 LEFT JOIN scheduler.workload a ON a.id = d.after_id
                 LEFT JOIN scheduler.job_array r ON r.id = d.after_id
-                WHERE w.state = 'blocked' AND (a.ended_at IS NOT NULL OR r.ended_at IS NOT NULL)
+                WHERE w.state = 'blocked' AND w.ended_at IS NULL AND (a.ended_at IS NOT NULL OR r.ended_at IS NOT NULL)
                 ORDER BY d.workload_id""")
         )
         ids = list(rows.scalars())

@@ -83,6 +83,7 @@ class WorkloadRow(_Table, table=True):
         Index("workload_live", "state", postgresql_where=text("ended_at IS NULL")),
         Index("workload_firm", "firm_id", "submitted_at"),
         Index("workload_task", "array_id", "array_index", "array_run", unique=True),
+        Index("workload_open_task", "array_id", postgresql_where=text("ended_at IS NULL AND array_id IS NOT NULL")),
         {"schema": SCHEMA},
     )
 
