@@ -11,6 +11,7 @@ from typing import cast
 
 import httptools
 
+from serving.gateway.http_answers import Answers
 from serving.gateway.http_messages import HEADS, Handler, HttpLimits, Listener, Request, head_refusal
 from serving.gateway.openai_errors import error_body
 
@@ -28,6 +29,7 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.draining = False
+        self.receiving = 0  # bytes of bodies that are not complete
         self.date = b""
         self._server: asyncio.Server | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -64,12 +66,12 @@ class HttpServer:
         self._watch = self.loop.call_later(0.5, self._tick)
 
 
-class Connection(asyncio.Protocol):
-    """One client connection. Its public methods are how a handler answers the current request."""
+class Connection(Answers, asyncio.Protocol):
+    """One client connection."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_broken", "_continue", "_head_bytes", "_headers", "_in_head", "_in_message",
-        "_known", "_known_bytes", "_known_head", "_paused", "_pumping", "_queue", "_reading", "_target",
+        "_body", "_body_bytes", "_broken", "_chunked", "_continue", "_head_bytes", "_headers", "_in_head",
+        "_in_message", "_known", "_known_bytes", "_known_head", "_paused", "_pumping", "_queue", "_reading", "_target",
         "current", "deadline", "limits", "listener", "parser", "peer", "server", "started", "transport",
     )  # fmt: skip
 
@@ -81,6 +83,7 @@ class Connection(asyncio.Protocol):
         self.listener: Listener | None = None
         self.current: Request | None = None
         self.started = False
+        self._chunked = True
         self.deadline = 0.0
         self.peer = ""
         self._queue: deque[Request] = deque()
@@ -113,6 +116,7 @@ class Connection(asyncio.Protocol):
         self.server.connections.discard(self)
         self.transport = None
         self.deadline = 0.0
+        self._received()
         self._queue.clear()
         listener, self.listener, self.current = self.listener, None, None
         if listener is not None:
@@ -228,12 +232,21 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        self.server.receiving += len(body)
         if self._body_bytes > self.limits.body_bytes_max:
             self._break(413, "body_too_large", f"the body exceeds {self.limits.body_bytes_max} bytes")
+        elif self.server.receiving > self.limits.receiving_bytes_max:
+            self._break(503, "receiving_too_much", "this gateway receives as much as it may; try again")
         elif self._broken is None:
             self._body.append(body)
 
+    def _received(self) -> None:
+        """What was being received is complete, or will not be."""
+        self.server.receiving -= self._body_bytes
+        self._body_bytes = 0
+
     def on_message_complete(self) -> None:
+        self._received()
         self._in_message = self._continue = False
         if self._broken is not None:
             return
@@ -241,6 +254,8 @@ class Connection(asyncio.Protocol):
         request = Request(self.parser.get_method(), path, query, self._headers, self.parser.should_keep_alive())
         request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
+        if self.parser.get_http_version() == "1.0":  # it knows no chunks, and nothing of connections that stay
+            request.chunks = request.keep_alive = False
         self._queue.append(request)
 
     # --- the order of answers -------------------------------------------------------------------------------------
@@ -309,49 +324,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self.server.loop.time() + self.limits.write_stall_seconds_max
         transport.close()
 
-    # --- how a handler answers ------------------------------------------------------------------------------------
-
-    def respond(self, status: int, body: bytes, extra: bytes = b"", content_type: bytes = b"application/json") -> None:
-        """The whole answer at once. `extra`: more header lines, each ending in CRLF."""
-        request, transport = self.current, self.transport
-        if request is None or transport is None:
-            return
-        close = self._closes(request)
-        head = b"%s%scontent-type: %s\r\n%s%scontent-length: %d\r\n\r\n" % (
-            HEADS[status],
-            self.server.date,
-            content_type,
-            extra,
-            b"connection: close\r\n" if close else b"",
-            len(body),
-        )
-        transport.write(head if request.method == b"HEAD" else head + body)
-        self._ended(close)
-
-    def start(self, status: int, extra: bytes, content_type: bytes) -> None:
-        """Begin a streamed answer."""
-        request, transport = self.current, self.transport
-        if request is None or transport is None:
-            return
-        self.started = True
-        transport.write(
-            b"%s%scontent-type: %s\r\n%s%scache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
-            % (HEADS[status], self.server.date, content_type, extra,
-               b"connection: close\r\n" if self._closes(request) else b"")
-        )  # fmt: skip
-
-    def write(self, data: bytes) -> None:
-        """A part of a streamed answer; empty parts are left out, since one would end it."""
-        if data and self.transport is not None:
-            self.transport.write(b"%x\r\n%s\r\n" % (len(data), data))
-
-    def finish(self, data: bytes = b"") -> None:
-        """The last part of a streamed answer and its end."""
-        request, transport = self.current, self.transport
-        if request is None or transport is None:
-            return
-        transport.write((b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)) if data else b"0\r\n\r\n")
-        self._ended(self._closes(request))
+    # --- its end --------------------------------------------------------------------------------------------------
 
     def abort(self) -> None:
         """Cut the connection: the client sees that the answer is not complete."""
@@ -375,9 +348,6 @@ class Connection(asyncio.Protocol):
             self._refuse(408, "request_timeout", "the request did not arrive in time")
         else:
             self._close(transport)
-
-    def _closes(self, request: Request) -> bool:
-        return not request.keep_alive or self.server.draining
 
     def _ended(self, close: bool) -> None:
         self.current = self.listener = None

@@ -19,7 +19,7 @@ from serving.gateway.gate import Denied, Subjects, Taken
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.metrics import NO_MODEL
-from serving.gateway.openai_errors import Refusal, refusal_for
+from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, Refusal, refusal_for
 from serving.gateway.tracing import Ended, Traces
 from serving.limits import give_back
 from serving.metering import NOTHING, Subject, Tokens
@@ -207,7 +207,7 @@ class Intake(ABC):
 
     def _check(self, grant: KeyGrant) -> Refusal | None:
         if grant.ip_ranges is not None and not ip_allowed(grant.ip_ranges, self._reply.peer):
-            return Refusal(403, "ip_not_allowed", "this key may not be used from this address")
+            return ADDRESS_NOT_ALLOWED
         if Scope.INFERENCE not in grant.scopes:
             return Refusal(403, "missing_scope", f"this key lacks the scope `{Scope.INFERENCE}`")
         request = self._request

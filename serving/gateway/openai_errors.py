@@ -51,6 +51,8 @@ class Refusal:
 
 INTERNAL = Refusal(500, "internal_error", "the gateway failed on this request, and has noted where; try again")
 
+ADDRESS_NOT_ALLOWED = Refusal(403, "ip_not_allowed", "this key may not be used from this address")
+
 
 def error_body(status: int, code: str, message: str, *, param: str | None = None, type: str | None = None) -> bytes:
     """The JSON body of a refusal with this status."""

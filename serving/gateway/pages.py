@@ -6,9 +6,10 @@ import msgspec
 
 from kit.clock import utc_now
 from kit.errors import HeliuError
+from quotas.api import ip_allowed
 from quotas.vocabulary import KeyGrant
 from serving.gateway.http_server import Connection, Request
-from serving.gateway.openai_errors import Refusal, refusal_for
+from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, Refusal, refusal_for
 from serving.gateway.ports import Spending
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Pages:
                 self._gateway.answer(
                     reply, Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked")
                 )
+            elif grant.ip_ranges is not None and not ip_allowed(grant.ip_ranges, reply.peer):
+                self._gateway.answer(reply, ADDRESS_NOT_ALLOWED)
             elif request.path == b"/v1/usage":
                 spent = await self._spending.spend(grant, utc_now())
                 reply.respond(200, msgspec.json.encode(spent))

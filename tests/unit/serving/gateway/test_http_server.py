@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ class Echo:
             while not (self.slow and self.slow[-1]):
                 reply.write(b"x" * 65_536)
             self.waiting.append((request, reply))
+        elif request.path == b"/stream":
+            reply.start(200, b"", b"text/plain")
+            for part in (b"one", b"two"):
+                reply.write(part)
+            reply.finish(b"three")
         elif request.path == b"/last":
             assert reply.transport is not None
             reply.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
@@ -131,6 +137,43 @@ async def test_http_1_0_is_answered_and_closed(client: RawClient) -> None:
     answer = await client.answer()
     assert (answer.status, answer.headers["connection"]) == (200, "close")
     assert await client.closed()
+
+
+async def test_a_stream_to_http_1_0_is_plain_bytes_until_the_connection_closes(client: RawClient) -> None:
+    client.send(b"GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    status, headers = await client.head()
+    assert (status, headers["connection"]) == (200, "close")
+    assert "transfer-encoding" not in headers
+    assert await asyncio.wait_for(client.reader.read(), 10) == b"onetwothree"
+
+
+async def test_bodies_that_never_end_hold_no_more_memory_than_there_is_for_all(server: Any) -> None:
+    server.limits = replace(server.limits, receiving_bytes_max=2_500)
+    clients = [await RawClient.to(server.port) for _ in range(4)]
+    for client in clients[:3]:
+        client.send(H + b"Content-Length: 1000\r\n\r\n" + b"x" * 800)
+
+    async def received() -> bool:
+        return server.receiving == 2_400
+
+    await until_async(received, seconds=5, what="the bodies")
+    clients[3].send(H + b"Content-Length: 1000\r\n\r\n" + b"x" * 800)
+    assert (await clients[3].answer()).json()["error"]["code"] == "receiving_too_much"
+    await clients[1].close()
+
+    async def less() -> bool:
+        return server.receiving == 1_600
+
+    await until_async(less, seconds=5, what="room")
+    clients[0].send(b"x" * 200)
+    assert (await clients[0].answer()).status == 200
+    for client in clients:
+        await client.close()
+
+    async def nothing() -> bool:
+        return server.receiving == 0
+
+    await until_async(nothing, seconds=5, what="the memory to be given back")
 
 
 async def test_head_has_the_length_but_no_body(client: RawClient) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from kit.errors import NoMoney, Refused
 from quotas.vocabulary import Scope
-from tests.support.gateways import FakePlane, chat, grant, post, running
+from tests.support.gateways import FakePlane, RawClient, chat, grant, post, running
 from tests.support.mock_engines import MockEngine, mock_engine
 
 
@@ -66,3 +66,16 @@ async def test_a_refusal_for_money_names_the_rule_in_openais_shape(
         answer = await post(gateway.port, chat(max_tokens=5), key="hl_a_key")
     error = answer.json()["error"]
     assert (answer.status, error["code"], error["type"]) == (status, code, kind)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/mock-model", "/v1/usage"])
+@pytest.mark.parametrize(("network", "status"), [("203.0.113.0/24", 403), ("127.0.0.0/8", 200)])
+async def test_a_key_tells_nothing_to_an_address_it_may_not_be_used_from(
+    engine: MockEngine, tmp_path: Path, path: str, network: str, status: int
+) -> None:
+    plane = FakePlane(engines=[engine.url], grants={"hl_a_key": grant(ip_ranges=(network,))})
+    async with running(plane, tmp_path) as gateway:
+        client = await RawClient.to(gateway.port)
+        client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hl_a_key\r\n\r\n".encode())
+        assert (await client.answer()).status == status
+        await client.close()
