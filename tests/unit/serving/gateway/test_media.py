@@ -124,7 +124,7 @@ async def test_an_address_of_our_own_network_is_not_called_and_not_told(plane: F
 
 
 async def test_a_redirect_into_our_own_network_is_not_followed(plane: FakePlane, tmp_path: Path) -> None:
-    own = {"image_schemes": ("http",), "image_networks": ("127.0.0.1/32",)}
+    own: dict[str, Any] = {"image_schemes": ("http",), "image_networks": ("127.0.0.1/32",)}
     async with pictures() as (inner, asked):
         aside = inner.replace("127.0.0.1", "127.0.0.2")
         async with (
