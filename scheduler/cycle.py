@@ -19,7 +19,8 @@ from typing import TypeAlias
 
 from quotas.vocabulary import PoolName, QoS
 from scheduler.ordering import in_order
-from scheduler.placement import ask_of, could_hold
+from scheduler.placement import Policy as Scoring
+from scheduler.placement import ask_of, best_fit, could_hold
 from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Standings
 from scheduler.rooms import ground_of, grounds, largest, occupied, workers_of
 from scheduler.sharing import QuotaKey, Sharing
@@ -49,6 +50,7 @@ class Policy:
     overrun_seconds: int = 30  # work past its expected end is expected to end this much from now
     grace_seconds: int = 10  # from the wish to stop to the kill
     minimum_seconds: int = 60  # work that began less than this ago is not stopped for others
+    scoring: Scoring = best_fit  # where work goes of all the places that have room; `mix.py` sets it by recent work
 
 
 def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: datetime) -> tuple[State, list[Decision]]:
@@ -151,7 +153,12 @@ class _Cycle:
         self._grace = max(1, policy.grace_seconds)  # nothing is free before what holds it has gone
         overrun = max(policy.overrun_seconds, self._grace + 1)  # to be late is no way to keep what was borrowed
         self._timeline = Timeline(
-            state, sharing, now=now, overrun_seconds=overrun, movable_seconds=policy.minimum_seconds + self._grace
+            state,
+            sharing,
+            now=now,
+            overrun_seconds=overrun,
+            movable_seconds=policy.minimum_seconds + self._grace,
+            scoring=policy.scoring,
         )
         self._facts = Facts(state, sharing)
         self._standings = Standings.of(state, sharing)

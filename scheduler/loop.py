@@ -39,6 +39,7 @@ from scheduler.attempts import finish_workload, request_stop
 from scheduler.batch_admission import admit_many
 from scheduler.cycle import decide
 from scheduler.memory import Memory
+from scheduler.mix import Mix
 from scheduler.ports import ClusterRuntime, NodeDirectory
 from scheduler.sharing import Sharing
 from scheduler.terms import Terms
@@ -78,6 +79,7 @@ class Controller:
     terms: Terms
     token_key: bytes
     memory: Memory = field(default_factory=Memory)
+    mix: Mix = field(default_factory=Mix)
 
 
 async def run(controller: Controller, stop: asyncio.Event) -> None:
@@ -94,6 +96,7 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
             if looks:
                 look_at = monotonic() + LOOK_SECONDS
             if monotonic() >= tidy_at:
+                await _guarded("mix", controller.mix.look, controller.db, controller.clock)
                 await _guarded("tidy", tidy, controller)
                 await _guarded("storage", storage_meter.measure, controller.db, controller.clock)
                 tidy_at = monotonic() + TIDY_SECONDS
@@ -125,7 +128,7 @@ async def cycle(controller: Controller) -> None:
     now = controller.clock.now()
     async with controller.db.transaction() as tx:
         state = await controller.memory.look(tx, controller.terms, now=now)
-    _, decisions = decide(state, (), controller.terms.policy, now=now)
+    _, decisions = decide(state, (), controller.mix.applied(controller.terms.policy), now=now)
     sharing, told, poor = Sharing(state.quotas, state.tree), list[Wait](), set[WorkloadId | None]()
     starts: list[Start] = []
     for decision in decisions:

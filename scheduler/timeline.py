@@ -14,7 +14,7 @@ from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.allotments import FOREVER as FOREVER
 from scheduler.allotments import Allotment
 from scheduler.bookings import Bookings
-from scheduler.placement import Seat, ask_of, place_gang
+from scheduler.placement import Policy, Seat, ask_of, best_fit, place_gang
 from scheduler.rooms import Room, grounds
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, State, Waiting
@@ -36,9 +36,17 @@ class Timeline:
     """The future of every pool. Mutable, made anew for one decision and gone with it."""
 
     def __init__(
-        self, state: State, sharing: Sharing, *, now: datetime, overrun_seconds: int, movable_seconds: int = 0
+        self,
+        state: State,
+        sharing: Sharing,
+        *,
+        now: datetime,
+        overrun_seconds: int,
+        movable_seconds: int = 0,
+        scoring: Policy = best_fit,
     ) -> None:
         self._now, self._sharing = now, sharing
+        self._scoring = scoring
         self._windows, self._movable = state.windows, timedelta(seconds=movable_seconds)
         self._overdue = now + timedelta(seconds=overrun_seconds)
         self._pools = {pool: Bookings(ground, now) for pool, ground in grounds(state.nodes.values()).items()}
@@ -90,7 +98,7 @@ class Timeline:
         room, closed = self.free(pool, start, end), self.closed(pool, workload, start)
         if room and closed:
             room = room.without(closed)
-        seats = place_gang(room, ask_of(workload)) if room else None
+        seats = place_gang(room, ask_of(workload), self._scoring) if room else None
         return None if room is None or seats is None else _placement(pool, workload, room, seats)
 
     def closed(self, pool: PoolName, workload: Waiting, start: datetime) -> Mapping[NodeId, Window]:

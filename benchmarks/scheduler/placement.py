@@ -8,11 +8,11 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.scheduler.policies import POLICIES, UNREPEATABLE, Candidates, Policy
+from benchmarks.scheduler.policies import POLICIES, UNREPEATABLE
 from benchmarks.scheduler.trace import Fleet, Task, arrivals, mix_of
 from kit.units import MILLI_PER_GPU
+from scheduler.placement import Policy, best_on_each, slots
 from scheduler.rooms import Ints, Rooms
-from scheduler.vocabulary import Shape
 
 LOAD = 1.30
 NEVER = np.iinfo(np.int64).min
@@ -84,43 +84,15 @@ class Cluster:
         scores.score[stale] = NEVER
         nodes = stale[self._fits(task, stale)]
         if len(nodes):
-            candidates, index, gpu = candidates_on(self.rooms, nodes, task.shape)
-            score = policy(candidates)
-            order = np.lexsort((gpu, -score, index))
-            best = order[np.unique(index[order], return_index=True)[1]]
-            scores.score[nodes[index[best]]] = score[best]
-            scores.gpu[nodes[index[best]]] = gpu[best]
+            scores.score[nodes], scores.gpu[nodes] = best_on_each(self.rooms, nodes, task.shape, policy)
         return scores
 
     def _fits(self, task: Task, nodes: Ints) -> np.ndarray:
-        shape, rooms = task.shape, self.rooms
-        fits = (rooms.cpu_milli[nodes] >= shape.cpu_milli) & (rooms.memory_mib[nodes] >= shape.memory_mib)
-        if shape.gpus:
-            each = shape.gpu_milli if shape.is_share else MILLI_PER_GPU
-            fits &= (rooms.gpu_milli[nodes] >= each).sum(axis=1) >= shape.gpus
+        rooms = Rooms(self.rooms.cpu_milli[nodes], self.rooms.memory_mib[nodes], self.rooms.gpu_milli[nodes])
+        fits = slots(rooms, task.shape) > 0
         if task.models:
             fits &= np.array([self.models[node] in task.models for node in nodes], dtype=bool)
         return fits
-
-
-def candidates_on(rooms: Rooms, nodes: Ints, shape: Shape) -> tuple[Candidates, Ints, Ints]:
-    """Every way to put the task on `nodes`: candidates, index into `nodes`, GPU (−1: not a share) [K]."""
-    if shape.is_share:
-        index, gpu = np.nonzero(rooms.gpu_milli[nodes] >= shape.gpu_milli)
-    else:
-        index, gpu = np.arange(len(nodes)), np.full(len(nodes), -1)
-    of = nodes[index]
-    before = Rooms(rooms.cpu_milli[of], rooms.memory_mib[of], rooms.gpu_milli[of])
-    gpus, left = before.gpu_milli.copy(), None
-    if shape.is_share:
-        row = np.arange(len(of))
-        left = before.gpu_milli[row, gpu]
-        gpus[row, gpu] -= shape.gpu_milli
-    elif shape.gpus:
-        whole = gpus == MILLI_PER_GPU
-        gpus[whole & (np.cumsum(whole, axis=1) <= shape.gpus)] = 0
-    after = Rooms(before.cpu_milli - shape.cpu_milli, before.memory_mib - shape.memory_mib, gpus)
-    return Candidates(shape, index, before, after, left), index, gpu
 
 
 def run(fleet: Fleet, tasks: list[Task], policy: str, seed: int) -> Outcome:

@@ -2,30 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from kit.units import MILLI_PER_GPU
 from scheduler.packing import prices_of
+from scheduler.placement import Candidates, Policy
 from scheduler.rooms import Floats, Ints, Rooms
+from scheduler.scoring import by_bid_prices
 from scheduler.vocabulary import Shape
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """K placements of one task of `shape` on M nodes: which node (0..M-1), that node before and after, and what the
-    shared GPU had left (shares only) [K]."""
-
-    shape: Shape
-    node: Ints
-    before: Rooms
-    after: Rooms
-    left: Ints | None
-
-
-Policy = Callable[[Candidates], Ints]
-"""Scores [K], higher is better; equal scores go to the earlier node of the seed's fixed random order."""
 
 TYPICAL_SHARE = 0.95
 
@@ -63,18 +48,8 @@ def fgd(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
 
 
 def bid_price(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
-    """Heliu's own: `scheduler.packing`."""
-    prices = prices_of(mix)
-
-    def score(candidates: Candidates) -> Ints:
-        return -prices.placement_cost(
-            candidates.before,
-            candidates.after,
-            left=candidates.left,
-            gpu_milli=candidates.shape.gpu_milli,
-        )
-
-    return score
+    """Heliu's own, as in production: `scheduler.scoring`."""
+    return by_bid_prices(prices_of(mix))
 
 
 POLICIES: dict[str, Callable[[Counter[Shape], np.random.Generator], Policy]] = {

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from scheduler.packing import Prices, prices_of
+from scheduler.packing import prices_of
 from scheduler.rooms import Rooms
+from scheduler.scoring import Prices
 from scheduler.vocabulary import Shape
 
 SHARE = Shape(cpu_milli=4_000, memory_mib=8_000, gpus=1, gpu_milli=600)

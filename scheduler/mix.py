@@ -1,0 +1,50 @@
+"""The mix of what was asked for lately, and the prices that it makes: worked out now and then, outside the cycle."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.clock import Clock
+from kit.db import Database
+from scheduler.cycle import Policy
+from scheduler.packing import prices_of
+from scheduler.scoring import by_bid_prices
+from scheduler.vocabulary import Shape
+
+LATELY = timedelta(days=7)
+SHAPES_AT_MOST = 200  # the most frequent ones; a programme over more of them costs much and changes little
+
+
+@dataclass(slots=True)
+class Mix:
+    """What is known of recent work. Until it is looked at, and while nothing was asked for, places go by best fit."""
+
+    _counts: Counter[Shape] = field(default_factory=Counter[Shape])
+    _policy: Policy | None = None
+
+    def applied(self, policy: Policy) -> Policy:
+        """The policy, scoring by the prices of the mix."""
+        return policy if self._policy is None else replace(policy, scoring=self._policy.scoring)
+
+    async def look(self, db: Database, clock: Clock) -> None:
+        """Count what was asked for lately; other counts make other prices."""
+        async with db.transaction() as tx:
+            counts = await recent_shapes(tx, now=clock.now())
+        if counts != self._counts and any(shape.gpus for shape in counts):
+            prices = await asyncio.to_thread(prices_of, counts)
+            self._counts, self._policy = counts, Policy(scoring=by_bid_prices(prices))
+
+
+async def recent_shapes(tx: AsyncSession, *, now: datetime) -> Counter[Shape]:
+    """How many workers of each shape were asked for in the last week."""
+    rows = await tx.execute(
+        text("""
+            SELECT gpu_milli, cpu_milli, memory_mib, sum(workers) AS workers FROM scheduler.workload
+            WHERE submitted_at > :since GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT :most"""),
+        {"since": now - LATELY, "most": SHAPES_AT_MOST},
+    )
+    return Counter({Shape.of(row.gpu_milli, row.cpu_milli, row.memory_mib): row.workers for row in rows})
