@@ -22,7 +22,7 @@ KEYS_CHANNEL = "heliu_keys"
 """PostgreSQL NOTIFY; the payload is a key id, or "*" when any key may have changed."""
 
 RATES_CHANNEL = "heliu_rates"
-PLACES_CHANNEL = "places"
+PLACES_CHANNEL = "heliu_places"
 """PostgreSQL NOTIFY; the payload is `<key id> <minute> <holder>`: that holder asks for what others do not use."""
 
 ALLOWANCES_CHANNEL = "heliu_allowances"

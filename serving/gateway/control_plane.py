@@ -232,10 +232,10 @@ class ControlPlane:
     async def limit_recalls(self) -> AsyncIterator[tuple[str, int | None]]:
         """See ports.Rates."""
         async for channel, payload in self._db.listen([RATES_CHANNEL, PLACES_CHANNEL]):
-            match channel, payload.split(" "):
-                case "rates", [subject, minute, asker] if asker != self._life:
+            match payload.split(" "):
+                case [subject, minute, asker] if channel == RATES_CHANNEL and asker != self._life:
                     yield subject, int(minute)
-                case "places", [subject, asker] if asker != self.holder:
+                case [subject, asker] if channel == PLACES_CHANNEL and asker != self.holder:
                     yield subject, None
                 case _:
                     pass
