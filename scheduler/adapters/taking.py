@@ -94,6 +94,7 @@ async def lock_rooms(tx: AsyncSession, gangs: Sequence[Gang], sharing: Sharing) 
         await tx.execute(
             text("SELECT pg_advisory_xact_lock(hashtextextended(:tree, 0))"), {"tree": f"quota:{root}:{pool}"}
         )
+    await _lock_quotas(tx, {(firm, placement.pool) for firm, placement in gangs})
     return Taking(sharing, free, firms, {tree: await _used(tx, sharing, *tree) for tree in trees})
 
 
@@ -124,6 +125,18 @@ async def give_back_many(tx: AsyncSession, gangs: Iterable[Gang]) -> None:
             UPDATE scheduler.quota_use AS u SET used_milli = u.used_milli - locked.milli
             FROM locked WHERE u.firm_id = locked.firm_id AND u.pool = locked.pool"""),
         _columns(quotas),
+    )
+
+
+async def _lock_quotas(tx: AsyncSession, keys: set[QuotaKey]) -> None:
+    """Before money: whoever ends work has these rows when it asks for the balances."""
+    ordered = sorted(keys)
+    await tx.execute(
+        text("""
+            SELECT FROM scheduler.quota_use AS q JOIN unnest(CAST(:firms AS text[]), CAST(:pools AS text[]))
+                AS w (firm_id, pool) ON w.firm_id = q.firm_id AND w.pool = q.pool
+            ORDER BY q.firm_id, q.pool FOR UPDATE OF q"""),
+        {"firms": [firm for firm, _ in ordered], "pools": [pool for _, pool in ordered]},
     )
 
 
