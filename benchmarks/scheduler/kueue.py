@@ -2,7 +2,7 @@
 
 Load, as in Kueue's test/performance/scheduler: 5 cohorts of 6 queues (firms) with 20 units each, borrowing up to 100;
 a queue gets 350 small (1 unit, 200 ms, priority 50), 100 medium (5, 500 ms, 100) and 50 large workloads (20, 1 s, 200).
-A unit is an accelerator. Work is written to the database by the load itself, at most
+A unit is 32 CPU cores, which count as one accelerator. Work is written to the database by the load itself, at most
 every 20 ms, as a submission writes it: taking submissions is not what is measured. Money is held and charged.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.results import Row
 from heliu.main import MIGRATIONS
@@ -38,12 +39,23 @@ from scheduler.loop import Controller
 from scheduler.node.protocol import Cause, FinishedIn, Outcome
 from scheduler.ports import NodeReport, Observation, RunnerState, StartOrder
 from scheduler.terms import Terms
-from scheduler.vocabulary import JOBS_CHANNEL, AttemptId, AttemptIdentity, JobState, NodeId, WaitReason, WorkloadKind
+from scheduler.vocabulary import (
+    CPU_MILLI_PER_GPU,
+    JOBS_CHANNEL,
+    AttemptId,
+    AttemptIdentity,
+    JobState,
+    NodeId,
+    Spread,
+    WaitReason,
+    WorkloadKind,
+)
 
 POOL = PoolName("city/gpu")
 COHORTS, QUEUES, NOMINAL, BORROWING = 5, 6, 20, 100
 BOUND_SECONDS, BOUND_TARGET, UNBOUND_TARGET = 66.0, 1.2, 1000.0
 TICK = 0.02
+UNIT_CPU_MILLI = CPU_MILLI_PER_GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +128,10 @@ class Waiter:
         return [one in begun for one in identities]
 
     async def _end(self, reported: Sequence[tuple[AttemptIdentity, FinishedIn]]) -> list[bool]:
-        async with self.db.transaction() as tx:
-            heard = await reports.finished_many(tx, dict(reported), terms=self.terms, now=datetime.now(UTC))
+        async def work(tx: AsyncSession) -> set[AttemptIdentity]:
+            return await reports.finished_many(tx, dict(reported), terms=self.terms, now=datetime.now(UTC))
+
+        heard = await self.db.retrying(work)
         return [identity in heard for identity, _ in reported]
 
 
@@ -177,7 +191,7 @@ async def _play(db: Database, folder: Path, share: int, *, zero: bool) -> Run:
     firms = await _city(db, nominal=10_000 if zero else NOMINAL)
     machines = [
         NodeReport(
-            NodeId(f"n{i:02}"), f"n{i:02}", {"GPU": 1000},
+            NodeId(f"n{i:02}"), f"n{i:02}", {"GPU": 1, "CPU": 32 * 1000, "memory": float(1 << 40)},
             {"heliu.io/centre": "city", "heliu.io/accelerator": "gpu"},
         )
         for i in range(COHORTS)
@@ -250,7 +264,9 @@ def _row(firm: FirmId, one: Class) -> WorkloadRow:
     return WorkloadRow(
         id=id, kind=WorkloadKind.JOB, name=one.name, firm_id=firm, project_id="prj_benchmark", submitted_by="benchmark",
         idempotency_key=id, request_hash=bytes(32), recipe="script", program="script", params={}, sandboxed=True,
-        pools=[POOL], workers=1, gpu_milli=1000 * one.units, qos="standard", priority=one.priority, expected_seconds=1,
+        pools=[POOL], workers=1, gpu_milli=0,
+        cpu_milli=UNIT_CPU_MILLI * one.units, memory_mib=0, spread=Spread.SAME_CENTRE, qos="standard",
+        priority=one.priority, expected_seconds=1,
         max_runtime_seconds=60, state=JobState.QUEUED, fence=0, failures=0, wait_reason=WaitReason.NEW,
         eta_estimated=False, charged_micro_yuan=0,
     )  # fmt: skip
@@ -290,7 +306,7 @@ async def _outcome(db: Database, seconds: float, cpu: float, *, units: int) -> R
     async with db.transaction() as tx:
         rows = await tx.execute(
             text("""SELECT w.name, avg(extract(epoch FROM a.placed_at - w.submitted_at)) AS waited, count(*) AS jobs,
-                    sum(w.gpu_milli / 1000 * extract(epoch FROM a.ended_at - a.placed_at)) AS held
+                    sum(w.cpu_milli / 32000 * extract(epoch FROM a.ended_at - a.placed_at)) AS held
                 FROM scheduler.workload AS w JOIN scheduler.attempt AS a ON a.workload_id = w.id GROUP BY w.name""")
         )
         found = rows.all()
