@@ -12,17 +12,18 @@ The cycle, in order:
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from quotas.vocabulary import PoolName, QoS
+from quotas.vocabulary import FirmId, PoolName, QoS
+from scheduler.decision_checks import check_decisions
 from scheduler.ordering import in_order
 from scheduler.placement import Policy as Scoring
 from scheduler.placement import ask_of, best_fit, could_hold
 from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Standings
-from scheduler.rooms import ground_of, grounds, largest, occupied, workers_of
+from scheduler.rooms import ground_of, largest
 from scheduler.sharing import QuotaKey, Sharing
 from scheduler.snapshot import Change, Running, State, Waiting, apply
 from scheduler.timeline import Slot, Timeline
@@ -63,8 +64,8 @@ def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: date
     sharing = Sharing(seen.quotas, seen.tree)
     cycle = _Cycle(seen, sharing, policy, now)
     decisions: list[Decision] = list(cycle.drain())
-    for turn in in_order(seen, sharing):
-        decisions += cycle.consider(turn.workload)
+    for workload in cycle.promised_first([turn.workload for turn in in_order(seen, sharing)]):
+        decisions += cycle.consider(workload)
     check_decisions(seen, decisions)
     return seen, decisions
 
@@ -90,54 +91,6 @@ def refusal(workload: Waiting, state: State) -> Reject | None:
     there = largest([node for node in state.nodes.values() if node.pool in workload.pools])
     detail = f"{_gang(workload)} fit on no set of nodes of {_either(workload.pools)}, even empty ones; {there}"
     return Reject(workload.id, RejectReason.TOO_LARGE, detail)
-
-
-def check_decisions(state: State, decisions: list[Decision]) -> None:
-    """S1, S3 and S4 on the outcome of a cycle; AssertionError when one of them is broken."""
-    decided = [d.workload_id for d in decisions if not isinstance(d, Preempt)]
-    assert sorted(decided) == sorted(state.waiting), "every waiting workload gets exactly one decision"
-    starts = [decision for decision in decisions if isinstance(decision, Start)]
-    for start in starts:
-        asked, workers = state.waiting[start.workload_id], len(start.placement.nodes)
-        assert asked.workers_least <= workers <= asked.workers, "a gang is placed whole"
-        assert all(state.nodes[node].is_open for node in start.placement.nodes), "closed nodes take no work"
-    _check_rooms(state, starts)
-    _check_quota(state, starts)
-
-
-def _check_rooms(state: State, starts: list[Start]) -> None:
-    """Starts take no accelerator, CPU or memory twice, and share an accelerator only with their own firm."""
-    rooms = {pool: occupied(ground, state.running.values()) for pool, ground in grounds(state.nodes.values()).items()}
-    for start in starts:
-        placement, firm = start.placement, state.waiting[start.workload_id].firm_id
-        shape, room = placement.shape, rooms[placement.pool]
-        seats = list(workers_of(placement, room.ground))
-        assert len(seats) == len(placement.nodes), "a start names nodes and accelerators that are there"
-        for node, devices in seats:
-            assert all(room.usable(firm)[node, list(devices)]), "an accelerator is shared by one firm only"
-            room.take(node, devices, shape, firm)
-            assert room.gpu_milli[node, list(devices)].min(initial=0) >= 0, "a cycle cannot mint GPUs"
-            assert not shape.cpu_milli or room.cpu_milli[node] >= 0, "a cycle cannot mint CPUs"
-            assert not shape.memory_mib or room.memory_mib[node] >= 0, "a cycle cannot mint memory"
-
-
-def _check_quota(state: State, starts: list[Start]) -> None:
-    """Starts leave every firm under its ceiling and every tree within what its firms lend."""
-    sharing = Sharing(state.quotas, state.tree)
-    used: dict[QuotaKey, int] = {}
-    for work in state.running.values():
-        key = work.firm_id, work.placement.pool
-        used[key] = used.get(key, 0) + work.need
-    for start in starts:
-        work = state.waiting[start.workload_id]
-        key = work.firm_id, start.placement.pool
-        used[key] = used.get(key, 0) + work.of(len(start.placement.nodes)).need
-    for start in starts:
-        key = state.waiting[start.workload_id].firm_id, start.placement.pool
-        tree = {firm: milli for (firm, pool), milli in used.items() if pool == key[1]}
-        root = sharing.root(key[0])
-        mine = {firm: milli for firm, milli in tree.items() if sharing.root(firm) == root}
-        assert sharing.left(key, mine) >= 0 or mine[key[0]] <= sharing.quota(key).kept, "nobody uses what nobody lends"
 
 
 def gpus(milli: int) -> str:
@@ -183,6 +136,29 @@ class _Cycle:
             if begun or draining.intersection(work.placement.nodes):
                 self._standings.stop(work)
                 yield Preempt(work.id, WINDOW if begun else DRAIN)
+
+    def promised_first(self, waiting: Sequence[Waiting]) -> Iterable[Waiting]:
+        """Everybody in order, but what its firm's quota promises before what would borrow.
+
+        The order weighs a firm by all that waits before a workload, the promise by what runs: behind work of its own
+        firm that does not fit, promised work would come after borrowers of other firms, who would take the room that
+        was cleared for it and be stopped again, for ever. It still waits for work of its own firm that fits now.
+        """
+        last = {w.firm_id: i for i, w in enumerate(waiting) if self._is_promised(w)}  # the last one of each firm
+        later: list[Waiting] = []
+        behind: set[FirmId] = set()
+        for i, workload in enumerate(waiting):
+            firm = workload.firm_id
+            if firm not in behind and self._is_promised(workload):
+                yield workload
+                continue
+            later.append(workload)
+            if i < last.get(firm, 0) and firm not in behind and self._timeline.fits(workload, self._now):
+                behind.add(firm)
+        yield from later
+
+    def _is_promised(self, workload: Waiting) -> bool:
+        return any(self._standings.is_promised(workload, pool) for pool in workload.pools)
 
     def consider(self, workload: Waiting) -> list[Decision]:
         """The decision for one workload, given those considered before it, and what is stopped for it."""

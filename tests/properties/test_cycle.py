@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kit.units import GpuMilli
 from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
-from scheduler.cycle import Policy, check_decisions, decide
+from scheduler.cycle import Policy, decide
+from scheduler.decision_checks import check_decisions
 from scheduler.ordering import in_order
 from scheduler.sharing import NO_QUOTA, Member, Quota, Seat, Sharing
 from scheduler.snapshot import Change, Node, Placed, Queued, QuotaSet, Running, State, Waiting, apply, changes_between
