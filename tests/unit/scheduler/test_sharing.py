@@ -221,13 +221,3 @@ def test_when_the_cohort_has_nothing_left_the_reason_says_how_much_it_has() -> N
     assert isinstance(wait, Wait)
     assert wait.reason is WaitReason.NOT_LENT
     assert wait.detail == "it needs 1; the quota in optics-valley/a100 is 0, 0 in use; city has 0 of 8 left"
-
-
-def test_room_for_promised_work_behind_a_gang_that_does_not_fit_is_not_lent() -> None:
-    """Else it would be lent and taken back, again and again: the gang hides its firm's promised work in the order."""
-    of = state(
-        runs("one"), runs("two"), waits("gang", gpus=3, priority=1), waits("mine"), waits("theirs", BLUE),
-        gpus=3, red=quota(3), blue=quota(0),
-    )  # fmt: skip
-    assert line(of).index("theirs") < line(of).index("mine")
-    assert [d.workload_id for d in decide(of, (), Policy(), now=NOW)[1] if isinstance(d, Start)] == ["mine"]
