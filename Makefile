@@ -30,7 +30,7 @@ down: ## Stop everything `make demo` or `heliu up` started, and only that
 
 test: ## Set up and pass every test
 	@$(PYTHON) heliu/bootstrap.py all
-	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder $(ARGS)
 
 check: lint types imports dependencies spelling ## Everything that needs no running part: lint, types, imports, …
 

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from kit.blobs import Blobs
 from kit.clock import FixedClock
@@ -13,8 +15,8 @@ from kit.db import Database
 from tests.support.databases import TestServer, running_server
 from tests.support.needs import need
 
-LANE_OF_THE_MACHINE = "machine"
-"""The tests that use a real Ray or a real engine: of the processes of `make test`, one runs all of them, first."""
+MACHINE_LANE = ("tests/e2e/", "tests/contract/")
+"""Here are the tests that use a real Ray or a real engine: of the processes of `make test`, one runs all of them."""
 
 MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 """Monday 10:00 in Wuhan."""
@@ -61,16 +63,22 @@ def blobs(blobs_folder: Path) -> Blobs:
     return Blobs(f"file://{blobs_folder}")
 
 
-@pytest.hookimpl(tryfirst=True)
+class Lanes(LoadScopeScheduling):
+    """How several processes share the tests: a file at a time, but one has all that use the machine's Ray or engine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "machine" if nodeid.startswith(MACHINE_LANE) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    """Called in the process that hands the tests out (`make test`)."""
+    return Lanes(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give what needs the machine's Ray or engine to one of several processes, first: it is long, and mostly waits."""
-    if hasattr(config, "workerinput"):
-        for item in items:
-            if needs_the_machine(item):
-                item.add_marker(pytest.mark.xdist_group(LANE_OF_THE_MACHINE))
-        items.sort(key=lambda item: not needs_the_machine(item))
-
-
-def needs_the_machine(item: pytest.Item) -> bool:
-    """Whether the test holds one of the machine's locks while it runs (`tests/support/machine_lock.py`)."""
-    return any(item.get_closest_marker(name) for name in ("ray", "engine"))
+    """Begin with the long lane, which mostly waits. Raises AssertionError for a test that belongs there and is not."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("ray", "engine")):
+            assert item.nodeid.startswith(MACHINE_LANE), f"{item.nodeid} needs the machine; move it to {MACHINE_LANE}"
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=lambda item: not item.nodeid.startswith(MACHINE_LANE))
