@@ -20,7 +20,7 @@ from kit.errors import HeliuError
 PANELS = {
     "This machine": ("demo", "up", "down", "status", "top", "admin-link", "version"),
     "People": ("login", "logout", "whoami", "firm", "document", "member", "key", "project"),
-    "Work": ("quote", "job", "upload", "artifact", "queue", "pool", "node", "simulate", "replay"),
+    "Work": ("quote", "job", "upload", "artifact", "queue", "array", "pool", "node", "window", "simulate", "replay"),
     "Models": ("model", "adapter", "deploy", "replica"),
     "Quotas": ("quota", "cohort", "limit"),
     "Money": (
