@@ -17,10 +17,11 @@ from tests.support.money import POOL
 _WORKLOAD = """
     INSERT INTO scheduler.workload (id, kind, name, firm_id, project_id, submitted_by, idempotency_key, request_hash,
         recipe, program, params, sandboxed, pools, workers, gpu_milli, spread, qos, priority,
-        expected_seconds, max_runtime_seconds, state, fence, failures, eta_estimated, charged_micro_yuan, submitted_at, started_at,
-        ended_at)
+        expected_seconds, max_runtime_seconds, state, fence, failures, eta_estimated, charged_micro_yuan, submitted_at,
+        started_at, ended_at)
     VALUES (:job, 'job', 'tune', :firm, :project, 'mem_x', :job, sha256('x'), :recipe, 'scheduler.node.recipes.x',
-        '{}', false, ARRAY[:pool], 1, 1000, 'same_node', 'standard', 0, 60, 600, 'succeeded', 1, 0, false, 0, :now, :now, :now)"""
+        '{}', false, ARRAY[:pool], 1, 1000, 'same_node', 'standard', 0, 60, 600, 'succeeded', 1, 0, false, 0, :now,
+        :now, :now)"""
 _ATTEMPT = """
     INSERT INTO scheduler.attempt (id, workload_id, firm_id, fence, state, pool, token_hash, hold_id, held_seconds,
         placed_at, claimed_at, lease_until, started_at, metered_ms, ended_at, cause, ran_ms)
