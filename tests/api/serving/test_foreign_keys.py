@@ -113,7 +113,7 @@ async def everything(city: City) -> Everything:
         "upload_id": upload["id"], "attempt_id": hosts[studio.firm_id].attempt_id,
     }  # fmt: skip
     victim.private += [deployment["id"], job, adapter["id"], adapter["sha256"], artifact["id"], upload["id"]]
-    issued = await city.world.key(mallory, scopes=[scope.value for scope in Scope])
+    issued = await city.world.key(mallory, scopes=[scope.value for scope in Scope if scope is not Scope.USAGE_INGEST])
     key = city.world.as_token(issued["token"])
     await key.get("/api/jobs")  # its first use is on record
     return Everything(victim, key, hosts[mallory.firm_id].http, city.db)

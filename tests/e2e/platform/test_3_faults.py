@@ -98,9 +98,9 @@ class Faults:
         until(look, seconds=seconds, what="an answer of the adapter")
 
     def charges(self, job_id: str) -> int:
-        """How many lines of the statement are about this job."""
+        """How many lines of the statement this job has to be paid for; lines of nothing say what was lost."""
         statement = self.telling.story.owner.money.statement(_period())
-        return sum(line.subject == job_id for line in statement.lines)
+        return sum(line.subject == job_id and line.amount_micro_yuan > 0 for line in statement.lines)
 
     def books_hold(self, *finished: str) -> None:
         """The ledger check passes, and what is on hold is for what lives: one hold each, and none for what is over."""
