@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +25,12 @@ PASSWORD = "correct horse 合流"
 def _quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     """argon2id is slow on purpose; its real parameters have a test of their own."""
     monkeypatch.setattr("kit.auth._HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
+
+
+@pytest.fixture(autouse=True)
+def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the checkout's: a demo may have left a ledger's heads and secrets there."""
+    monkeypatch.setenv("HELIU_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
