@@ -71,6 +71,7 @@ class Storm:
     fates: dict[WorkloadId, Fate]
     firms: list[Firm] = field(default_factory=list[Firm])
     jobs: list[tuple[Firm, str]] = field(default_factory=list[tuple[Firm, str]])
+    cancelled: set[str] = field(default_factory=set[str])
     told: list[str] = field(default_factory=list[str])
     used: list[int] = field(default_factory=list[int])
     ledger_every: int = 1
@@ -166,6 +167,7 @@ class Storm:
         """Any of them, over or not."""
         if self.jobs:
             firm, job_id = self.random.choice(self.jobs)
+            self.cancelled.add(job_id)
             answer = await firm.http.post(f"/api/jobs/{job_id}/cancel")
             assert answer.status_code in (200, 409), answer.text
 
@@ -276,6 +278,8 @@ class Storm:
             await self.a_controller_looks()
         await self._look(settled=True, ledger=True)
         self.hold([f"it still runs: {program.attempt_id}" for program in self.nodes.alive])
+        ran = {str(program.workload_id) for program in self.nodes.programs}
+        self.hold([f"S3: over without having run: {job}" for _, job in self.jobs if job not in ran | self.cancelled])
 
     async def _open_machines(self) -> None:
         """Their centres look after them: what was closed, by hand or for failures, is opened."""
