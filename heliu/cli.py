@@ -244,7 +244,8 @@ def _refusals(home: Path | None = None) -> Iterator[None]:
         if error.title not in ("Settings", "GatewaySettings"):
             raise
         first = error.errors()[0]
-        variable = f"HELIU_{'_'.join(map(str, first['loc'])).upper()}"
+        prefix = "HELIU_" if error.title == "Settings" else "HELIU_GATEWAY_"
+        variable = prefix + str(first["loc"][0]).upper()
         fail(
             f"{variable} is {first['input']!r}: {first['msg']}",
             hint=f"set {variable} right, or leave it unset",

@@ -73,6 +73,7 @@ def build_api(settings: Settings) -> FastAPI:
         routers,
         body_limit_bytes=settings.body_limit_bytes,
         unlimited_prefixes=UNLIMITED_PREFIXES,
+        proxies=settings.proxies,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -105,7 +106,10 @@ def run_api(settings: Settings) -> None:
     """Serve the control plane until told to end."""
     configure_logging("api", level=settings.log_level)
     app = build_api(settings)
-    uvicorn.run(app, host=settings.host, port=settings.api_port, log_config=None, timeout_graceful_shutdown=5)
+    uvicorn.run(
+        app, host=settings.host, port=settings.api_port, log_config=None, timeout_graceful_shutdown=5,
+        proxy_headers=False,  # it would believe anybody on this machine
+    )  # fmt: skip
 
 
 def run_gateway(settings: Settings) -> None:

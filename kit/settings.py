@@ -3,13 +3,27 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, IPvAnyNetwork, ValidationInfo, field_validator
+from pydantic_core import from_json
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from kit.proxies import ProxyHeader, TrustedProxies
 
 PORT_MAX = 65535
 Port = Annotated[int, Field(ge=0, le=PORT_MAX)]
 Seconds = Annotated[int, Field(ge=1)]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
+def _listed(value: object) -> object:
+    """What a variable lists, with commas between or as JSON."""
+    if not isinstance(value, str):
+        return value
+    return from_json(value) if value.startswith("[") else tuple(filter(None, map(str.strip, value.split(","))))
+
+
+Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)]
+"""Networks in CIDR, as `10.0.0.0/8,fd00::/8`."""
 
 
 class Settings(BaseSettings):
@@ -35,6 +49,10 @@ class Settings(BaseSettings):
     body_limit_bytes: int = Field(default=1 << 20, ge=1)
     upload_limit_bytes: int = Field(default=1 << 30, ge=1)
     database_pool_size: int = Field(default=10, ge=1)
+    trusted_proxies: Networks = Field(
+        default=(), description="networks (CIDR) of the ingress: only what these say of a client's address is believed"
+    )
+    proxy_header: ProxyHeader = Field(default=ProxyHeader.X_FORWARDED_FOR, description="the header they write it in")
     log_level: LogLevel = "INFO"
 
     @field_validator("heartbeat_seconds")
@@ -74,6 +92,11 @@ class Settings(BaseSettings):
     def models(self) -> Path:
         """Folder of prepared base models on this machine's node."""
         return self.models_dir or self.home / "models"
+
+    @property
+    def proxies(self) -> TrustedProxies:
+        """Who may say whose request it passes on."""
+        return TrustedProxies(self.trusted_proxies, self.proxy_header)
 
     def secret_file(self, name: str) -> Path:
         """Path of a secret kept by this installation (mode 0600)."""

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kit import errors
 from kit.db import is_conflict
 from kit.ids import new_id
+from kit.proxies import NOBODY, TrustedProxies
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def create_app(
     body_limit_bytes: int,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
     unlimited_prefixes: Sequence[str] = (),
+    proxies: TrustedProxies | None = None,
     **options: Any,
 ) -> FastAPI:
     """A FastAPI app with Heliu's manners. Routes under `unlimited_prefixes` bound their own bodies."""
@@ -108,6 +110,8 @@ def create_app(
     app.add_exception_handler(DBAPIError, _on_database_error)
     app.add_exception_handler(Exception, _on_surprise)
     app.add_middleware(RequestEnvelope, body_limit_bytes=body_limit_bytes, unlimited=tuple(unlimited_prefixes))
+    if proxies is not None:
+        app.add_middleware(BehindProxies, proxies=proxies)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
@@ -218,6 +222,24 @@ async def _on_surprise(request: Request, error: Exception) -> Response:
     repeatable = request.method in ("GET", "HEAD") or "idempotency-key" in request.headers
     hint = "send it again" if repeatable else "look whether it was done before you send it again"
     return problem(500, "internal", "something broke on our side", hint=hint, retryable=repeatable)
+
+
+class BehindProxies:
+    """Names the client that a trusted proxy passes on in the place of the proxy."""
+
+    def __init__(self, app: ASGIApp, *, proxies: TrustedProxies) -> None:
+        self._app = app
+        self._proxies = proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on whatever comes."""
+        peer = scope.get("client")
+        if peer is not None and "headers" in scope:
+            said = b", ".join(value for name, value in scope["headers"] if name == self._proxies.header)
+            client = self._proxies.client_of(peer[0], said)
+            if client != peer[0]:
+                scope = {**scope, "client": None if client == NOBODY else (client, 0)}
+        await self._app(scope, receive, send)
 
 
 class RequestEnvelope:

@@ -11,6 +11,9 @@ from kit.clock import utc_now
 from kit.errors import HeliuError, Unavailable
 from kit.fetch import FetchPolicy
 from kit.ids import new_id
+from kit.proxies import TrustedProxies
+from quotas.api import ip_allowed
+from quotas.vocabulary import KeyGrant
 from serving.gateway.directory import Destination, Directory
 from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.exchange import Exchange
@@ -49,6 +52,7 @@ class Gateway:
         gate: Gate,
         shipper: Shipper,
         spending: Spending,
+        proxies: TrustedProxies,
         traces: Traces | None = None,
     ) -> None:
         self.settings = settings
@@ -63,7 +67,7 @@ class Gateway:
         self.images = ImageFetcher(
             FetchPolicy(
                 settings.image_bytes_max, redirects_max=3, schemes=settings.image_schemes,
-                allowed=settings.image_networks,
+                allowed=tuple(map(str, settings.image_networks)),
             ),
             settings.images_bytes_max, asyncio.Semaphore(settings.image_fetches_max),
         )  # fmt: skip
@@ -75,6 +79,7 @@ class Gateway:
         self.routes_known = asyncio.Event()
         self._routes = routes
         self._pages = Pages(self, spending)
+        self._proxies = proxies
         self._adapters_wanted: dict[str, datetime] = {}
         self._boot = new_id("req")
         self._count = 0
@@ -103,6 +108,13 @@ class Gateway:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(done)
+
+    def allows_address(self, grant: KeyGrant, request: Request, reply: Connection) -> bool:
+        """Whether the key may be used from where the request comes from."""
+        if grant.ip_ranges is None:
+            return True
+        client = self._proxies.client_of(reply.peer, request.headers.get(self._proxies.header))
+        return ip_allowed(grant.ip_ranges, client)
 
     def adapter_wanted(self, adapter_id: str) -> None:
         """An adapter was asked for; said to the control plane within a second, at once when nobody has it loaded."""

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from kit.errors import HeliuError
-from quotas.api import ip_allowed
 from quotas.vocabulary import KeyGrant, Scope
 from serving.admission import Hold, Reserve, TopUp, cost, reserve, settle
 from serving.gateway.answers import EventStream
@@ -206,11 +205,11 @@ class Intake(ABC):
             self.dispatch()
 
     def _check(self, grant: KeyGrant) -> Refusal | None:
-        if grant.ip_ranges is not None and not ip_allowed(grant.ip_ranges, self._reply.peer):
+        request = self._request
+        if not self._gateway.allows_address(grant, request, self._reply):
             return ADDRESS_NOT_ALLOWED
         if Scope.INFERENCE not in grant.scopes:
             return Refusal(403, "missing_scope", f"this key lacks the scope `{Scope.INFERENCE}`")
-        request = self._request
         asked = decode(self._endpoint, request.body, request.headers.get(b"content-type", b""))
         if isinstance(asked, Refusal):
             return asked

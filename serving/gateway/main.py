@@ -42,7 +42,7 @@ async def serve(
     ledger = LedgerProcess(control, settings.database_url)
     running = build(
         gateway_settings, folder, keys=control, routes=control, treasury=control, rates=control, places=control,
-        ledger=ledger, spending=control,
+        ledger=ledger, spending=control, proxies=settings.proxies,
     )  # fmt: skip
     dead = await _left_behind(control)
     returning = asyncio.get_running_loop().create_task(_return_dead_leases(running, control, dead))

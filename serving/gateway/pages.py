@@ -6,7 +6,6 @@ import msgspec
 
 from kit.clock import utc_now
 from kit.errors import HeliuError
-from quotas.api import ip_allowed
 from quotas.vocabulary import KeyGrant
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, Refusal, refusal_for
@@ -54,7 +53,7 @@ class Pages:
                 self._gateway.answer(
                     reply, Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked")
                 )
-            elif grant.ip_ranges is not None and not ip_allowed(grant.ip_ranges, reply.peer):
+            elif not self._gateway.allows_address(grant, request, reply):
                 self._gateway.answer(reply, ADDRESS_NOT_ALLOWED)
             elif request.path == b"/v1/usage":
                 spent = await self._spending.spend(grant, utc_now())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import HeliuError
+from kit.proxies import TrustedProxies
 from serving.gateway.engine_watch import replica_gauges, watch
 from serving.gateway.gate import Gate
 from serving.gateway.gateway import Gateway
@@ -134,6 +135,7 @@ def build(
     places: PlaceSource,
     ledger: Ledger,
     spending: Spending,
+    proxies: TrustedProxies | None = None,
 ) -> RunningGateway:
     """A gateway over these ports, with its usage log in `folder`."""
     usage_log = UsageLog(folder)
@@ -148,6 +150,7 @@ def build(
         gate=Gate(windows, at_once_here=settings.concurrency_per_key),
         shipper=shipper,
         spending=spending,
+        proxies=proxies or TrustedProxies(),
         traces=from_environment(),
     )
     limits = HttpLimits(body_bytes_max=settings.body_limit_bytes, head_seconds_max=settings.head_seconds_max)

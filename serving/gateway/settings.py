@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kit.settings import Networks
+
 
 class GatewaySettings(BaseSettings):
     """How one gateway behaves. Times in seconds unless the name says otherwise."""
@@ -44,4 +46,4 @@ class GatewaySettings(BaseSettings):
     images_bytes_max: int = Field(default=16 << 20, description="of all such images of a request")
     image_fetches_max: int = Field(default=16, description="images fetched at the same time")
     image_schemes: tuple[str, ...] = ("https",)
-    image_networks: tuple[str, ...] = Field(default=(), description="networks (CIDR) images may come from, not public")
+    image_networks: Networks = Field(default=(), description="networks (CIDR) images may come from, not public")

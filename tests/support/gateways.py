@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import Refused, Unavailable
+from kit.proxies import TrustedProxies
 from quotas.vocabulary import (
     FirmId,
     FirmState,
@@ -248,7 +249,9 @@ class FakePlane:
 
 
 @asynccontextmanager
-async def running(plane: FakePlane, folder: Path, *, port: int = 0, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def running(
+    plane: FakePlane, folder: Path, *, port: int = 0, proxies: TrustedProxies | None = None, **settings: Any
+) -> AsyncIterator[RunningGateway]:
     """A listening gateway over `plane`, stopped afterwards."""
     chosen = GatewaySettings(**{"metrics_port": 0, "drain_seconds": 2, "ship_every_seconds": 0.02} | settings)
     gateway = build(
@@ -261,6 +264,7 @@ async def running(plane: FakePlane, folder: Path, *, port: int = 0, **settings: 
         places=plane,
         ledger=plane,
         spending=plane,
+        proxies=proxies,
     )
     await gateway.start("127.0.0.1", port)
     try:

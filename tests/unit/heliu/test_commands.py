@@ -157,6 +157,12 @@ def test_a_setting_that_is_none_is_refused_by_the_name_of_its_variable(variable:
     assert refusal["hint"] == f"set {variable} right, or leave it unset"
 
 
+def test_a_gateways_setting_that_is_none_is_refused_by_the_name_of_its_variable() -> None:
+    told = heliu("gateway", HELIU_DATABASE_URL="postgresql:///none", HELIU_GATEWAY_IMAGE_NETWORKS="everywhere")
+    assert told.returncode == 1
+    assert "HELIU_GATEWAY_IMAGE_NETWORKS is 'everywhere'" in " ".join(told.stderr.split())
+
+
 def test_the_shell_completes_commands_and_their_options() -> None:
     def completed(typed: str) -> list[str]:
         words = typed.split(" ")

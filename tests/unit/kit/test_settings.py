@@ -79,3 +79,19 @@ def test_a_heartbeat_that_is_not_shorter_than_the_lease_is_refused(
         monkeypatch.setenv("HELIU_HEARTBEAT_SECONDS", heartbeat)
     with pytest.raises(ValidationError, match=f"shorter than HELIU_LEASE_SECONDS, which is {lease}"):
         Settings()
+
+
+@pytest.mark.parametrize("listed", ["10.0.0.0/8, fd00::/8", '["10.0.0.0/8", "fd00::/8"]'])
+def test_networks_are_listed_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, listed: str) -> None:
+    monkeypatch.setenv("HELIU_TRUSTED_PROXIES", listed)
+    monkeypatch.setenv("HELIU_PROXY_HEADER", "forwarded")
+    settings = Settings()
+    assert tuple(map(str, settings.trusted_proxies)) == ("10.0.0.0/8", "fd00::/8")
+    assert settings.proxies.header == b"forwarded"
+
+
+@pytest.mark.parametrize("listed", ["10.0.0.1/8", "ingress", '["10.0.0.0/8"'])
+def test_a_network_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, listed: str) -> None:
+    monkeypatch.setenv("HELIU_TRUSTED_PROXIES", listed)
+    with pytest.raises(ValidationError, match="trusted_proxies"):
+        Settings()

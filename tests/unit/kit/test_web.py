@@ -1,6 +1,7 @@
 """What every HTTP answer of the platform has in common, seen from outside."""
 
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from psycopg import errors as pg
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from kit import errors
+from kit.proxies import TrustedProxies
 from kit.web import Body, bearer_of, chunks_of, create_app, status_of
 
 LIMIT = 64
@@ -41,6 +43,11 @@ async def refuse(kind: str) -> None:
 @router.get("/whoami")
 async def whoami(request: Request) -> dict[str, str | None]:
     return {"bearer": bearer_of(request)}
+
+
+@router.get("/origin")
+async def origin(request: Request) -> str | None:
+    return request.client.host if request.client else None
 
 
 @router.put("/uploads/{name}")
@@ -190,3 +197,20 @@ async def test_requests_are_counted_by_route_and_never_by_what_was_in_the_addres
 def test_an_error_has_the_status_of_its_nearest_known_kind(error: errors.HeliuError, status: int) -> None:
     assert status_of(error) == status
     assert status_of(type("Special", (type(error),), {})("x")) == status
+
+
+@pytest.mark.parametrize(
+    ("peer", "said", "client"),
+    [
+        ("10.1.2.3", ["1.1.1.1", "203.0.113.7"], "203.0.113.7"),
+        ("10.1.2.3", [], "10.1.2.3"),
+        ("10.1.2.3", ["unknown"], None),
+        ("203.0.113.50", ["198.51.100.1"], "203.0.113.50"),
+    ],
+)
+async def test_a_request_comes_from_whom_a_trusted_proxy_names(peer: str, said: list[str], client: str | None) -> None:
+    app = create_app("t", "1", [router], body_limit_bytes=64, proxies=TrustedProxies([ip_network("10.0.0.0/8")]))
+    transport = httpx.ASGITransport(app, client=(peer, 4711))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        answer = await http.get("/origin", headers=[("X-Forwarded-For", one) for one in said])
+    assert answer.json() == client

@@ -1,12 +1,14 @@
 """What a key allows is what the gateway lets through: scopes, models, addresses, limits, budgets."""
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit.errors import NoMoney, Refused
+from kit.proxies import TrustedProxies
 from quotas.vocabulary import Scope
 from tests.support.gateways import FakePlane, RawClient, chat, grant, post, running
 from tests.support.mock_engines import MockEngine, mock_engine
@@ -79,3 +81,27 @@ async def test_a_key_tells_nothing_to_an_address_it_may_not_be_used_from(
         client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hl_a_key\r\n\r\n".encode())
         assert (await client.answer()).status == status
         await client.close()
+
+
+@pytest.mark.parametrize(
+    ("proxies", "said", "status"),
+    [
+        ("127.0.0.0/8", "203.0.113.7", 200),
+        ("127.0.0.0/8", "203.0.113.7, 198.51.100.1", 403),  # the client made the first one up
+        ("127.0.0.0/8", "203.0.113.7\r\nX-Forwarded-For: 198.51.100.1", 403),
+        ("127.0.0.0/8", "198.51.100.1, 203.0.113.7, 127.0.0.9", 200),
+        ("10.0.0.0/8", "203.0.113.7", 403),  # whoever calls is no proxy of ours
+    ],
+)
+async def test_an_ingress_is_believed_about_an_address_and_nobody_else(
+    engine: MockEngine, tmp_path: Path, proxies: str, said: str, status: int
+) -> None:
+    plane = FakePlane(engines=[engine.url], grants={"hl_a_key": grant(ip_ranges=("203.0.113.0/24",))})
+    async with running(plane, tmp_path, proxies=TrustedProxies([ip_network(proxies)])) as gateway:
+        answer = await post(gateway.port, chat(), key="hl_a_key", extra=f"X-Forwarded-For: {said}\r\n")
+        client = await RawClient.to(gateway.port)
+        head = f"Host: x\r\nAuthorization: Bearer hl_a_key\r\nX-Forwarded-For: {said}\r\n\r\n"
+        client.send(f"GET /v1/models HTTP/1.1\r\n{head}".encode())
+        listed = await client.answer()
+        await client.close()
+    assert (answer.status, listed.status) == (status, status)
