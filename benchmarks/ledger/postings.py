@@ -16,12 +16,11 @@ LOADED = 10_000_000
 STEP = 500_000
 REQUEST = r"'\x" + "00" * 32 + "'::bytea"
 HOLD = f"""
-select transfer_id as held from quotas.post_one('hold', 'b' || :key, {REQUEST}, now(), null, 'pending', :firm,
-    {FIRMS + 1}, 1000, null, now() + interval '1 day') \\gset
+select quotas.take_one('hold', 'b' || :key, {REQUEST}, now(), null, 'pending', :firm, {FIRMS + 1}, 1000,
+    now() + interval '1 day') as held \\gset
 """
 POST = f"""
-select operation_id from quotas.post_one('post', 'b' || :key, {REQUEST}, now(), null, 'post', null, null, 900, :held,
-    null)
+select quotas.resolve_one('post', 'b' || :key, {REQUEST}, now(), null, 'post', :held, 900)
 """
 PAIR = f"\\set firm random(1, {FIRMS})\n\\set key random(1, 1000000000000000)" + (HOLD + POST).replace("\n    ", " ")
 HOT_PAIR = "\\set dice random(1, 10)\n" + PAIR.replace(

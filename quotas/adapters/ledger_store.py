@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import Conflict
 from quotas.chart import AccountSpec
-from quotas.ledger import Leg, Refusal
+from quotas.ledger import RESOLVING, Leg, Refusal
 from quotas.vocabulary import RefusalReason
 
 RACES = 5
@@ -98,34 +98,36 @@ async def post(
     return Posting(row.operation_id, tuple(row.transfer_ids), row.replayed, row.stored_reply)
 
 
-_POST_ONE = text("""
-    SELECT operation_id, transfer_id FROM quotas.post_one(:scope, :key, :hash, :at, CAST(:reply AS jsonb),
-        CAST(:kind AS quotas.transfer_kind), :debit, :credit, :amount, :pending, :expiry)""")
+_TAKE_ONE = text("""
+    SELECT quotas.take_one(:scope, :key, :hash, :at, CAST(:reply AS jsonb), CAST(:kind AS quotas.transfer_kind),
+        :debit, :credit, :amount, :expiry)""")
+_RESOLVE_ONE = text("""
+    SELECT quotas.resolve_one(:scope, :key, :hash, :at, CAST(:reply AS jsonb), CAST(:kind AS quotas.transfer_kind),
+        :pending, :amount)""")
 
 
 async def _post_one(
     tx: AsyncSession, scope: str, key: str, request: object, leg: Leg, at: datetime, reply: object
 ) -> Posting | None:
     """The short way for one leg; None when anything but plain success was met, and nothing has changed."""
-    row = (
-        await tx.execute(
-            _POST_ONE,
-            {
-                "scope": scope,
-                "key": key,
-                "hash": request_hash(request),
-                "at": at,
-                "reply": None if reply is None else json.dumps(reply, default=str),
-                "kind": leg.kind.value,
-                "debit": leg.debit,
-                "credit": leg.credit,
-                "amount": leg.amount,
-                "pending": leg.pending_id,
-                "expiry": leg.expires_at,
-            },
-        )
-    ).one()
-    return None if row.operation_id is None else Posting(row.operation_id, (row.transfer_id,), False, reply)
+    operation: dict[str, Any] = {
+        "scope": scope,
+        "key": key,
+        "hash": request_hash(request),
+        "at": at,
+        "reply": None if reply is None else json.dumps(reply, default=str),
+        "kind": leg.kind.value,
+        "amount": leg.amount,
+    }
+    if leg.kind in RESOLVING:
+        done = await tx.execute(_RESOLVE_ONE, {**operation, "pending": leg.pending_id})
+    elif leg.pending_id is None:
+        accounts = {"debit": leg.debit, "credit": leg.credit, "expiry": leg.expires_at}
+        done = await tx.execute(_TAKE_ONE, {**operation, **accounts})
+    else:
+        return None
+    number = done.scalar_one()
+    return None if number is None else Posting(number, (number,), False, reply)
 
 
 def key_reused(scope: str, key: str) -> Conflict:

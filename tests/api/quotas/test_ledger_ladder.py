@@ -1,5 +1,6 @@
 """The ladder of refusals in the database: each rung by name, in its order; a refusal changes nothing."""
 
+import asyncio
 from datetime import datetime, timedelta
 
 import pytest
@@ -15,12 +16,14 @@ from kit.units import MAX_AMOUNT
 from quotas.adapters import ledger_store
 from quotas.adapters.ledger_store import Posting
 from quotas.chart import AccountSpec
-from quotas.ledger import Leg, Refusal, TransferKind, expire, extend, pending, post, posted
+from quotas.ledger import Leg, Refusal, TransferKind, expire, extend, pending, post, posted, void
 from quotas.vocabulary import RefusalReason as Why
+from tests.support.until import until_async
 
-BANK, CASH, REVENUE, GPU, CLOSED = (
+BANK, CASH, OTHER, REVENUE, GPU, CLOSED = (
     AccountSpec("bank", "CNY", "test", bounded=False),
     AccountSpec("cash", "CNY", "test", bounded=True),
+    AccountSpec("other", "CNY", "test", bounded=True),
     AccountSpec("revenue", "CNY", "test", bounded=False),
     AccountSpec("gpu", "GPU_MS:a/x", "test", bounded=False),
     AccountSpec("closed", "CNY", "test", bounded=False),
@@ -133,3 +136,50 @@ async def test_what_no_posting_would_write_the_tables_refuse_too(db: Database, c
     with pytest.raises(IntegrityError, match="check constraint"):
         async with db.transaction() as tx:
             await tx.execute(text(sql))
+
+
+@pytest.mark.parametrize("what", ["a hold", "the end of a hold", "the end of a hold between two bounded accounts"])
+async def test_a_key_that_somebody_else_is_just_using_for_another_request_changes_nothing(
+    db: Database, clock: FixedClock, what: str
+) -> None:
+    now, later = clock.now(), clock.now() + timedelta(hours=1)
+    async with db.transaction() as tx:
+        ids = await ledger_store.accounts(tx, [BANK, CASH, OTHER, REVENUE], at=now)
+        bank, cash, other, revenue = (ids[spec] for spec in (BANK, CASH, OTHER, REVENUE))
+        await ledger_store.post(tx, scope="test", key="in", request=[], legs=[posted(bank, cash, 100)], at=now)
+        numbers: list[int] = []
+        for credit in (revenue, other):
+            legs = [pending(cash, credit, 20, later)]
+            held = await ledger_store.post(tx, scope="test", key=f"held {credit}", request=[], legs=legs, at=now)
+            assert isinstance(held, Posting)
+            numbers += held.transfer_ids
+        before = await _state(tx)
+    leg = {
+        "a hold": pending(cash, revenue, 5, later),
+        "the end of a hold": post(numbers[0], 15),
+        "the end of a hold between two bounded accounts": void(numbers[1]),
+    }[what]
+
+    async def second() -> Posting | Refusal:
+        async with db.transaction() as tx:
+            return await ledger_store.post(tx, scope="test", key="k", request="second", legs=[leg], at=now)
+
+    async with db.transaction() as first:  # its key is taken and not committed while the second comes this far
+        done = await ledger_store.post(
+            first, scope="test", key="k", request="first", legs=[posted(bank, revenue, 1)], at=now
+        )
+        assert isinstance(done, Posting)
+        waiting = asyncio.create_task(second())
+        await until_async(lambda: _somebody_waits(db), seconds=20, what="the second waits for the first")
+    with pytest.raises(Conflict) as caught:
+        await waiting
+    assert caught.value.code == "key_reused"
+    async with db.transaction() as tx:
+        after = await _state(tx)
+    assert after[2:] == before[2:], "balances and open holds are as they were"
+
+
+async def _somebody_waits(db: Database) -> bool:
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+    async with db.transaction() as tx:
+        return bool((await tx.execute(waits)).scalar_one())
