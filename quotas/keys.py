@@ -1,6 +1,6 @@
 """API keys: issued once, listed without their secret, rotated with an overlap, revoked everywhere within seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
@@ -88,6 +88,11 @@ async def issue_key(
 async def list_keys(tx: AsyncSession, firm_id: FirmId) -> Sequence[ApiKeyRow]:
     """A firm's keys, newest first; revoked and expired ones too."""
     return await store.keys(tx, firm_id)
+
+
+async def firms_of_keys(tx: AsyncSession, key_ids: Collection[KeyId]) -> dict[KeyId, FirmId]:
+    """Whose these keys are, revoked and expired ones too; one that does not exist is missing."""
+    return {KeyId(key): FirmId(firm) for key, firm in await store.firms_of_keys(tx, key_ids)} if key_ids else {}
 
 
 async def key_row(tx: AsyncSession, key_id: KeyId) -> ApiKeyRow:

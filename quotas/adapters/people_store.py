@@ -1,6 +1,6 @@
 """Questions to the tables of firms and people; decisions are made by the services."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, text, update
@@ -207,6 +207,12 @@ async def key_with_firm(tx: AsyncSession, key_id: str) -> tuple[ApiKeyRow, FirmR
     query = select(ApiKeyRow, FirmRow).join(FirmRow, col(FirmRow.id) == ApiKeyRow.firm_id).where(ApiKeyRow.id == key_id)
     row = (await tx.execute(query)).one_or_none()
     return (row[0], row[1]) if row else None
+
+
+async def firms_of_keys(tx: AsyncSession, key_ids: Collection[str]) -> Sequence[tuple[str, str]]:
+    """(key, its firm) of those that exist."""
+    query = select(ApiKeyRow.id, ApiKeyRow.firm_id).where(col(ApiKeyRow.id).in_(key_ids))
+    return [(key, firm) for key, firm in await tx.execute(query)]
 
 
 async def line_of(tx: AsyncSession, key_id: str) -> str | None:

@@ -1,9 +1,9 @@
 """What budgets and alerts look like on the wire."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from kit.web import Body, View
 from quotas.vocabulary import ChannelKind
@@ -43,6 +43,12 @@ class ChannelIn(Body):
     firm_id: Id | None = None
     kind: ChannelKind
     target: Annotated[str, StringConstraints(min_length=3, max_length=500, pattern=r"^(https?://\S+|[^@\s]+@[^@\s]+)$")]
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if (self.kind is ChannelKind.WEBHOOK) is not self.target.startswith(("http://", "https://")):
+            raise ValueError("a webhook has a web address as its target, an e-mail an e-mail address")
+        return self
 
 
 class ChannelOut(View):

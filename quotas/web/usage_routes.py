@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from kit.web import chunks_of
 from quotas import audit
 from quotas.access import Action, require
 from quotas.import_files import ImportTerms, check_file
+from quotas.keys import firms_of_keys
 from quotas.projects import project_of
 from quotas.usage import ingest_usage
 from quotas.usage_imports import import_jobs
-from quotas.vocabulary import PLATFORM_FIRM, FirmId, PoolName, ProjectId, QoS
+from quotas.vocabulary import PLATFORM_FIRM, FirmId, KeyId, PoolName, ProjectId, QoS
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
 from quotas.web.usage_schemas import ImportOut, IngestOut, UsageEvent
 
@@ -51,16 +53,26 @@ async def ingest(
     require(principal, Action.USAGE_INGEST, firm_id=None)
 
     async def take(tx: AsyncSession) -> IngestOut:
-        first = {(e.data.firm_id, e.data.project_id): e.id for e in reversed(events)}
-        for (firm, project), event in first.items():
-            try:
-                await project_of(tx, ProjectId(project), FirmId(firm))
-            except NotFound as missing:
-                raise InvalidInput(f"event {event!r}: {missing.message} of firm {firm}") from None
+        await _check_whose(tx, events)
         result = await ingest_usage(tx, [event.record(now) for event in events], now=now, refuse_unpriced=True)
         return IngestOut(accepted=result.accepted, duplicates=result.duplicates)
 
     return await db.retrying(take)
+
+
+async def _check_whose(tx: AsyncSession, events: Sequence[UsageEvent]) -> None:
+    """Raises InvalidInput naming an event of a project or a key that its firm does not have."""
+    first = {(e.data.firm_id, e.data.project_id): e.id for e in reversed(events)}
+    for (firm, project), event in first.items():
+        try:
+            await project_of(tx, ProjectId(project), FirmId(firm))
+        except NotFound:
+            raise InvalidInput(f"event {event!r}: firm {firm} has no project {project}") from None
+    owners = await firms_of_keys(tx, {KeyId(e.data.key_id) for e in events if e.data.key_id})
+    for event in events:
+        key = event.data.key_id
+        if key and owners.get(KeyId(key)) != event.data.firm_id:
+            raise InvalidInput(f"event {event.id!r}: firm {event.data.firm_id} has no key {key}")
 
 
 @router.post("/usage-imports")

@@ -199,6 +199,9 @@ async def test_channels_show_their_secret_and_refuse_private_addresses(world: Wo
     assert (await studio.owner.post("/api/alert-channels", json=private)).json()["code"] == "address_private"
     mail = (await studio.owner.post("/api/alert-channels", json={"kind": "email", "target": "f@s.example"})).json()
     assert mail["secret"] is None
+    for kind, target in (("email", "https://hooks.example/x"), ("webhook", "f@s.example")):
+        refused = await studio.owner.post("/api/alert-channels", json={"kind": kind, "target": target})
+        assert (refused.status_code, "as its target" in refused.json()["detail"]) == (422, True), refused.text
     assert (await studio.owner.delete(f"/api/alert-channels/{mail['id']}")).status_code == 204
     assert [row["id"] for row in (await studio.owner.get("/api/alert-channels")).json()] == [made.json()["id"]]
 

@@ -78,6 +78,11 @@ async def test_a_batch_of_events_is_charged_once_by_source_and_id(
     month = (await studio.owner.get("/api/statements", params={"period": "2026-11"})).json()
     assert [(line["kind"], line["amount_micro_yuan"]) for line in month["lines"]] == [("tokens", 360)]
     assert (await studio.owner.post("/api/usage-events", json=batch)).status_code == 403
+    own, foreign = [(await world.key(whose))["key"]["id"] for whose in (studio, await world.studio())]
+    named = await world.admin.post("/api/usage-events", json=[event(studio, project, 4, data={"key_id": own})])
+    assert named.json() == {"accepted": 1, "duplicates": 0}, named.text
+    another = await world.admin.post("/api/usage-events", json=[event(studio, project, 5, data={"key_id": foreign})])
+    assert (another.status_code, f"has no key {foreign}" in another.json()["detail"]) == (422, True), another.text
 
 
 @pytest.mark.parametrize(
@@ -90,8 +95,9 @@ async def test_a_batch_of_events_is_charged_once_by_source_and_id(
         ({"data": {"cached_input": 101}}, "cached within input"),
         ({"data": {"input": -1}}, "input"),
         ({"data": {"input": 1.5}}, "input"),
-        ({"data": {"project_id": "prj_none"}}, "There is no project prj_none"),
-        ({"data": {"firm_id": "firm_none"}}, "of firm firm_none"),
+        ({"data": {"project_id": "prj_none"}}, "has no project prj_none"),
+        ({"data": {"firm_id": "firm_none"}}, "event 'e2': firm firm_none has no project"),
+        ({"data": {"key_id": "key_none"}}, "has no key key_none"),
         ({"time": "2026-11-02T09:00:00"}, "time"),
         ({"time": "2026-11-03T09:00:00+08:00"}, "still to come"),
         ({"id": ""}, "id"),
