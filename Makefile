@@ -1,7 +1,7 @@
 # Every target is safe to run again. PYTHON names the interpreter that makes the environments (3.11 or 3.12).
 PYTHON ?= python3
 ARGS ?=
-WORKERS ?= 0
+WORKERS ?= 2
 BIN := .venv/bin
 SOURCES := kit quotas scheduler serving heliu benchmarks tests
 export PYTHONUNBUFFERED := 1
@@ -15,7 +15,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS=…        what `make demo` and `make test` pass on, e.g. ARGS=--exit, ARGS="-k ledger"'
-	@echo '  WORKERS=2             share `make test` out to two processes, on a machine with cores to spare'
+	@echo '  WORKERS=0     `make test` in one process instead of two'
 	@echo '  HELIU_ENGINE=cuda   vLLM for GPUs instead of its CPU build;  HELIU_HOME=…  where state lives (.heliu)'
 
 setup: ## Make both environments and the model (first time about 3 min, 6 GB)
@@ -28,7 +28,7 @@ demo: ## Set up, start the platform, play the story, leave it running
 down: ## Stop everything `make demo` or `heliu up` started, and only that
 	@if [ -x $(BIN)/heliu ]; then $(BIN)/heliu down; else echo 'nothing runs: Heliu is not set up here'; fi
 
-test: ## Set up and pass every test
+test: ## Set up and pass every test, in two processes
 	@$(PYTHON) heliu/bootstrap.py all
 	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder $(ARGS)
 

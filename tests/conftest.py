@@ -1,11 +1,13 @@
 """Fixtures every test may use. Real parts only: the database is PostgreSQL, the blobs are files."""
 
 import importlib.util
+import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -15,11 +17,34 @@ from kit.db import Database
 from tests.support.databases import TestServer, running_server
 from tests.support.needs import need
 
-MACHINE_LANE = ("tests/e2e/", "tests/contract/")
-"""Here are the tests that use a real Ray or a real engine: of the processes of `make test`, one runs all of them."""
+# Readline, which pytest imports, writes a terminal's size into the environment of the processes it starts; rich takes
+# that for the width of all it prints. Tests that ask for a width say so.
+for _size in ("COLUMNS", "LINES"):
+    os.environ.pop(_size, None)
+
+LANES = {
+    "tests/contract/": "ray",
+    "tests/e2e/scheduler/": "ray",
+    "tests/e2e/node/test_gang.py": "ray",
+    "tests/e2e/gateway/": "ray",
+    "tests/e2e/platform/": "ray",
+    "tests/e2e/node/": "models",
+}
+"""What uses a real Ray or a real model, in the order it runs: of the processes of `make test`, one runs a whole lane.
+
+What needs Ray alone comes before what needs an engine too: until then the other lane has done with its own engine.
+"""
 
 MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 """Monday 10:00 in Wuhan."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_passwords() -> Iterator[None]:
+    """argon2id is slow on purpose, and every firm has an owner; its real parameters have a test of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kit.auth._HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -63,11 +88,16 @@ def blobs(blobs_folder: Path) -> Blobs:
     return Blobs(f"file://{blobs_folder}")
 
 
+def lane_of(nodeid: str) -> str | None:
+    """The lane of a test that may not run just anywhere."""
+    return next((lane for folder, lane in LANES.items() if nodeid.startswith(folder)), None)
+
+
 class Lanes(LoadScopeScheduling):
-    """How several processes share the tests: a file at a time, but one has all that use the machine's Ray or engine."""
+    """How several processes share the tests: a file at a time, but a lane is one process's."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "machine" if nodeid.startswith(MACHINE_LANE) else nodeid.partition("::")[0]
+        return lane_of(nodeid) or nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
@@ -76,9 +106,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the long lane, which mostly waits. Raises AssertionError for a test that belongs there and is not."""
+    """Begin with the lanes, which are long. Raises AssertionError for a test that belongs into one and is not."""
     for item in items:
-        if any(item.get_closest_marker(name) for name in ("ray", "engine")):
-            assert item.nodeid.startswith(MACHINE_LANE), f"{item.nodeid} needs the machine; move it to {MACHINE_LANE}"
+        lane = lane_of(item.nodeid)
+        assert item.get_closest_marker("ray") is None or lane == "ray", f"{item.nodeid} belongs into the lane of Ray"
+        assert item.get_closest_marker("engine") is None or lane, f"{item.nodeid} belongs into a lane"
     if hasattr(config, "workerinput"):  # one of several processes
-        items.sort(key=lambda item: not item.nodeid.startswith(MACHINE_LANE))
+        items.sort(
+            key=lambda item: next((at for at, one in enumerate(LANES) if item.nodeid.startswith(one)), len(LANES))
+        )

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from argon2 import PasswordHasher
 from rich.console import Console
 
 from heliu.client import Client
@@ -54,7 +53,6 @@ class CutOnce(Transport):
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr("kit.auth._HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
     monkeypatch.setattr(CutOnce, "done", set())
     return Settings(home=tmp_path, database_url=database_url, database_pool_size=3)
 

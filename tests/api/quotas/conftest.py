@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-from argon2 import PasswordHasher
 from fastapi import FastAPI
 
 from kit.clock import FixedClock
@@ -19,12 +18,6 @@ from quotas.members import issue_admin_link
 from quotas.uscc import check_character
 
 PASSWORD = "correct horse 合流"
-
-
-@pytest.fixture(autouse=True)
-def _quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """argon2id is slow on purpose; its real parameters have a test of their own."""
-    monkeypatch.setattr("kit.auth._HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
 
 
 @pytest.fixture(autouse=True)

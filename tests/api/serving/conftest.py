@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-from argon2 import PasswordHasher
 from fastapi import FastAPI
 from sqlalchemy import text
 
@@ -142,12 +141,6 @@ class ReplicaHost:
         answer = await self.http.post(f"/internal/v1/attempts/{self.attempt_id}/finished", json=body)
         assert answer.status_code == 200, answer.text
         self.city.cluster.exit(self.attempt_id)
-
-
-@pytest.fixture(autouse=True)
-def _quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """argon2id is slow on purpose."""
-    monkeypatch.setattr("kit.auth._HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 import re
+import subprocess
+import sys
 
 from kit import auth
+from tests.support.sources import ROOT
 
 
 def test_secrets_are_random_and_long_enough_to_be_stored_as_a_plain_hash() -> None:
@@ -24,6 +27,12 @@ def test_a_password_is_kept_as_argon2id_with_a_salt_of_its_own() -> None:
     assert one != two
     assert auth.verify_password("correct horse", one)
     assert not auth.verify_password("Correct horse", one)
+
+
+def test_outside_of_tests_a_password_costs_what_rfc_9106_recommends() -> None:
+    look = "from kit import auth; print(auth.hash_password('correct horse'))"
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert told.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
 
 
 def test_a_malformed_password_hash_matches_nothing() -> None:
