@@ -9,6 +9,7 @@ import functools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -17,6 +18,7 @@ import httpx
 from kit.addresses import check_address, check_url
 from kit.errors import InvalidInput, TooLarge, Unavailable
 
+LOOKUPS_MAX = 32
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """Host and port → addresses; raises OSError when there are none."""
@@ -50,7 +52,8 @@ class Fetched:
 
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a host, as this machine's resolver tells them."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_lookups(), look_up)
     return list(dict.fromkeys(str(one[4][0]) for one in found))
 
 
@@ -164,6 +167,12 @@ async def _body(answer: httpx.Response, policy: FetchPolicy, parts: SplitResult)
         else:
             return bytes(body)
     raise TooLarge(f"{parts.hostname} answers with more than {policy.bytes_max} bytes.", code="fetch_too_large")
+
+
+@functools.cache
+def _lookups() -> ThreadPoolExecutor:
+    """Threads of their own: a customer's name server that does not answer keeps them for longer than any deadline."""
+    return ThreadPoolExecutor(LOOKUPS_MAX, "lookup")
 
 
 @functools.cache

@@ -291,6 +291,8 @@ class Exchange(Intake):
             connection.slow(False)
             bound = time.monotonic() + self._gateway.settings.finish_seconds
             self.deadline = min(self.deadline or bound, bound)
+        elif self._fetching is not None:
+            self._fetching.cancel()
         elif self._engine is None and self._gateway.waiting.leave(self):
             self._over = True
             self._release(NOTHING)

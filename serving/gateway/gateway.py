@@ -20,8 +20,8 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.faults import where
 from serving.gateway.gate import Gate
 from serving.gateway.http_server import Connection, Request
+from serving.gateway.images import ImageBounds, ImageFetcher
 from serving.gateway.keys import KeyRing
-from serving.gateway.media import ImageFetcher
 from serving.gateway.metrics import NO_MODEL, GatewayMetrics
 from serving.gateway.openai_errors import INTERNAL, Refusal
 from serving.gateway.pages import Pages, bearer_of
@@ -69,7 +69,10 @@ class Gateway:
                 settings.image_bytes_max, redirects_max=3, schemes=settings.image_schemes,
                 allowed=tuple(map(str, settings.image_networks)),
             ),
-            settings.images_bytes_max, asyncio.Semaphore(settings.image_fetches_max),
+            ImageBounds(
+                settings.images_bytes_max, settings.images_seconds_max, settings.image_fetches_per_firm_max,
+                settings.image_fetches_max,
+            ),
         )  # fmt: skip
         self.active: set[Exchange] = set()
         self.streams: set[Exchange] = set()

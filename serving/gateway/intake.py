@@ -4,6 +4,7 @@ Everything that can be decided from memory is decided in the callback that broug
 and an empty purse wait for the database.
 """
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ class Intake(ABC):
         "_destination",
         "_endpoint",
         "_engine",
+        "_fetching",
         "_gateway",
         "_grant",
         "_head",
@@ -103,6 +105,7 @@ class Intake(ABC):
         self._reserve = NO_RESERVE
         self._hold: Hold | None = None
         self._engine: Engine | None = None
+        self._fetching: asyncio.Task[dict[str, str] | Refusal] | None = None
         self._connection: EngineConnection | None = None
         self._blocks: list[int] | None = None
         self._prompt_head = b""
@@ -195,7 +198,18 @@ class Intake(ABC):
             self.dispatch()
 
     async def _fetch_images(self, asked: Asked) -> None:
-        fetched = await self._gateway.images.fetch(asked.remote_images)
+        work = self._gateway.images.fetch(self.firm_id, asked.remote_images)
+        fetching = self._fetching = asyncio.get_running_loop().create_task(work)
+        try:
+            fetched = await fetching
+        except asyncio.CancelledError:
+            if not self.gone:
+                raise
+            self._over = True
+            self._release(NOTHING)
+            return
+        finally:
+            self._fetching = None
         if isinstance(fetched, Refusal):
             self.refuse(fetched)
         elif self.gone:

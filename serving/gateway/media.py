@@ -1,18 +1,13 @@
 """Images (and sounds, and films) inside a request: found, counted, bounded; remote images brought in as data.
 
-The engine never sees an address: an image's address is fetched here, by way of checked and pinned connections
-(`kit.fetch`), and replaced by what was there. What an address may not stand for is refused where it stands.
+The engine never sees an address: an image's is fetched (`images.py`) and replaced by what was there. What an address
+may not stand for is refused where it stands.
 """
 
-import asyncio
-import base64
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from kit.errors import HeliuError, TooLarge
-from kit.fetch import Fetched, FetchPolicy, fetch
 from serving.gateway.openai_errors import Refusal
 
 IMAGES_MAX = 32
@@ -26,7 +21,7 @@ _SIGNATURES = (
     ("image/webp", b"RIFF", b"WEBP"),
 )
 IMAGE_TYPES = tuple(name for name, _, _ in _SIGNATURES)
-_NAMES = ", ".join(name.partition("/")[2].upper() for name in IMAGE_TYPES)
+IMAGE_NAMES = ", ".join(name.partition("/")[2].upper() for name in IMAGE_TYPES)
 
 
 class Media(NamedTuple):
@@ -66,7 +61,7 @@ def scan(value: Any, where: str) -> Media | Refusal:
                 return _not_fetched(where)
             kind = _DATA.match(value[:64])
             if kind is not None and kind[1].startswith("image/") and kind[1].lower() not in IMAGE_TYPES:
-                return Refusal(400, "image_type", f"an image is one of {_NAMES}, not {kind[1]}", where)
+                return Refusal(400, "image_type", f"an image is one of {IMAGE_NAMES}, not {kind[1]}", where)
             count += 1
             size += len(value)
     if count > IMAGES_MAX:
@@ -109,43 +104,6 @@ def with_images(value: Any, images: Mapping[str, str]) -> Any:
         return part | {"source": {"type": "base64", "media_type": kind, "data": content}}
     inner = part["image_url"]
     return part | {"image_url": {**inner, "url": data} if isinstance(inner, dict) else data}
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFetcher:
-    """Fetches images for requests, a bounded number at once."""
-
-    policy: FetchPolicy
-    total_bytes_max: int
-    turns: asyncio.Semaphore
-    get: Callable[[str, FetchPolicy], Awaitable[Fetched]] = fetch
-
-    async def fetch(self, addresses: tuple[str, ...]) -> dict[str, str] | Refusal:
-        """Address → data URL, or why one of them could not be had."""
-        found: dict[str, str] = {}
-        left = self.total_bytes_max
-        for address in dict.fromkeys(addresses):
-            try:
-                async with self.turns:
-                    answer = await self.get(address, self.policy)
-            except TooLarge as error:
-                return Refusal(400, "image_too_large", error.message)
-            except HeliuError as error:
-                # What a name stands for inside our network is nobody's business.
-                private = error.code == "address_private"
-                why = "it is not on the public internet" if private else error.message
-                return Refusal(400, "image_not_fetched", f"an image could not be fetched: {why}")
-            if not answer.ok:
-                return Refusal(400, "image_not_fetched", f"an image's server answered with status {answer.status}")
-            kind = image_type(answer.body)
-            if kind is None:
-                return Refusal(400, "image_type", f"what was fetched is no image; an image is one of {_NAMES}")
-            left -= len(answer.body)
-            if left < 0:
-                why = f"the images of a request are together larger than {self.total_bytes_max} bytes"
-                return Refusal(400, "image_too_large", why)
-            found[address] = f"data:{kind};base64,{base64.b64encode(answer.body).decode()}"
-        return found
 
 
 def image_type(content: bytes) -> str | None:
