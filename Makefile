@@ -75,8 +75,8 @@ fuzz: .venv-control ## The gateway's HTTP and JSON under a million odd inputs, f
 	@$(BIN)/python -m tests.fuzz.protocol -runs=$${HELIU_FUZZ_RUNS:-1000000}
 
 nightly: fuzz ## What takes hours: a million inputs, both schemas, the counting run, 2,000 storms
-	@HELIU_FUZZ_EXAMPLES=350000 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/serving/gateway/test_fuzz.py
-	@HELIU_SCHEMA_EXAMPLES=20000 $(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/serving/gateway/test_v1_schema.py tests/api/serving/test_api_schema.py
+	@HELIU_FUZZ_EXAMPLES=350000 $(BIN)/python -m pytest -q --timeout=0 -p no:cacheprovider tests/unit/serving/gateway/test_fuzz.py
+	@HELIU_SCHEMA_EXAMPLES=20000 $(BIN)/python -m pytest -q --timeout=0 -p no:cacheprovider tests/unit/serving/gateway/test_v1_schema.py tests/api/serving/test_api_schema.py
 	@$(BIN)/python -m benchmarks.counting
 	@$(BIN)/python -m tests.simulation --seeds $${HELIU_STORMS:-2000} --events 500
 

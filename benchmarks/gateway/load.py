@@ -66,7 +66,8 @@ def run_wrk(target: Target, connections: int, seconds: int, script: Path) -> Loa
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
     failed = int(refused[1]) if refused else 0
     every = int(count[1])
-    return Load(float(rate[1]), float(middle[1]) * _MS[middle[2]], cpu / every * 1e6, idle, every - failed, failed)
+    each = cpu / max(1, every) * 1e6
+    return Load(float(rate[1]), float(middle[1]) * _MS[middle[2]], each, idle, every - failed, failed)
 
 
 def _waited(core: Any) -> float:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from serving.gateway.answer_room import FREE_BYTES
 from serving.gateway.answers import EventStream, error_event, whole
 from serving.gateway.cache_events import prompt_header
 from serving.gateway.directory import Engine
@@ -13,7 +14,7 @@ from serving.gateway.engine_errors import EngineAnswer, judge
 from serving.gateway.faults import where
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.intake import Intake
-from serving.gateway.openai_errors import INTERNAL, Refusal
+from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, Refusal
 from serving.metering import NOTHING, Closed, Outcome, Tokens
 from serving.prefix_index import BLOCK_BYTES, BYTES_PER_TOKEN, prompt_blocks
 from serving.routing import Ask, NoRoute
@@ -130,6 +131,8 @@ class Exchange(Intake):
         assert self._engine is not None and self._asked is not None
         self._status, self._content_type, self.heard = status, content_type, True
         self.deadline = 0.0
+        if status == 200 and self._request.held:
+            self._let_go_of_body()
         if status == 200 and content_type.startswith(b"text/event-stream"):
             self._engine.target.breaker.succeeded()
             self._stream = EventStream(self._asked)
@@ -156,8 +159,35 @@ class Exchange(Intake):
             return
         self._answer.append(data)
         self._answer_bytes += len(data)
+        if self._answer_bytes > self._answer_room:
+            self._find_room()
+
+    def _let_go_of_body(self) -> None:
+        """It will not be sent again."""
+        assert self._asked is not None
+        self._asked.fields = {}
+        self._reply.server.memory.let_go(self._request)
+
+    def _find_room(self) -> None:
+        """The answer grows beyond what it may have: more of it is read once there is room."""
         if self._answer_bytes > ANSWER_BYTES_MAX:
             self._cut_engine()
+            return
+        room = self._gateway.answers.extend(self, self._answer_bytes)
+        if room is not None:
+            self._answer_room = room
+            return
+        self._parked = True
+        self.deadline = time.monotonic() + self._gateway.settings.stall_seconds
+        if self._connection is not None:
+            self._connection.slow(True)
+
+    def room_found(self, bytes_now: int) -> None:
+        self._answer_room, self._parked, self.deadline = bytes_now, False, 0.0
+        if self.gone:
+            self.deadline = time.monotonic() + self._gateway.settings.finish_seconds
+        if self._connection is not None:
+            self._connection.slow(self.slow)
 
     def engine_done(self) -> None:
         self._connection = None
@@ -173,7 +203,7 @@ class Exchange(Intake):
         engine = self._engine
         assert engine is not None
         self._connection = None
-        if self.gone:
+        if self.gone or self._parked:
             engine.target.breaker.abandoned()
         elif not (reused and not began):
             engine.target.breaker.failed(self._gateway.now_ms())
@@ -181,6 +211,8 @@ class Exchange(Intake):
             self._end_stream(self._left() if self.gone else Outcome.ENGINE_FAILED)
         elif self.gone:
             self._finish(NOTHING, self._left())
+        elif self._parked:
+            self.refuse(HOLDS_TOO_MUCH)
         elif self._answer or self._status:
             self.refuse(Refusal(502, "engine_failed", "the model's replica broke off its answer; try again"))
         else:
@@ -192,6 +224,7 @@ class Exchange(Intake):
         assert engine is not None
         self._gateway.metrics.retries[engine.route.id] += 1
         self._leave_engine()
+        self._leave_room()
         self._resend = fresh
         self._answer, self._answer_bytes, self._status = [], 0, 0
         if self._tries >= self._gateway.settings.tries_max:
@@ -205,18 +238,18 @@ class Exchange(Intake):
         asked, engine = self._asked, self._engine
         assert asked is not None and engine is not None
         body = self._answer[0] if len(self._answer) == 1 else b"".join(self._answer)
+        self._answer = []
+        if self._parked or self._answer_room > FREE_BYTES:
+            self._answer_room = self._gateway.answers.whole(self, self._answer_bytes)
+            self._parked, self.deadline = False, 0.0
         if self._status == 200:
             engine.target.breaker.succeeded()
             engine.target.prefills.done(self.id)
             passed, tokens = whole(body, asked)
             outcome = self._left() if self.gone else Outcome.COMPLETED
-            if tokens is None:
-                if asked.endpoint.family is not Family.FREE:
-                    self._uncounted(engine)
-                self._finish(NOTHING, outcome)
-                self._reply.respond(200, passed, self._headers(), self._content_type or b"application/json")
-            else:
-                self._finish(tokens, outcome, partial(self._reply_whole, passed))
+            if tokens is None and asked.endpoint.family is not Family.FREE:
+                self._uncounted(engine)
+            self._finish(tokens or NOTHING, outcome, partial(self._reply_whole, passed))
             return
         verdict = judge(self._status, body, asked.model, engine_name=self._engine_name())
         match verdict:
@@ -235,7 +268,9 @@ class Exchange(Intake):
         return self._engine.route.served_name if adapter is None else adapter.id
 
     def _reply_whole(self, body: bytes) -> None:
-        self._reply.respond(200, body, self._headers())
+        self._reply.respond(200, body, self._headers(), self._content_type or b"application/json")
+        if self._answer_room > FREE_BYTES:
+            self._reply.once_sent(self._leave_room)
 
     def _end_stream(self, outcome: Outcome) -> None:
         stream = self._stream
@@ -273,6 +308,8 @@ class Exchange(Intake):
             self._release(NOTHING)
             if then is not None:
                 then()
+        if then is None:
+            self._leave_room()
         gateway.observe(self, self._destination, tokens, outcome)
         if gateway.traces is not None:
             error = "" if outcome is Outcome.COMPLETED else outcome.value
@@ -288,7 +325,7 @@ class Exchange(Intake):
         if connection is not None and (self._counts_as_it_goes() or self._gateway.cutting):
             connection.give_up()  # the engine stops; what it sent until then is still counted
         elif connection is not None:
-            connection.slow(False)
+            connection.slow(self._parked)
             bound = time.monotonic() + self._gateway.settings.finish_seconds
             self.deadline = min(self.deadline or bound, bound)
         elif self._fetching is not None:
@@ -304,14 +341,14 @@ class Exchange(Intake):
 
     def stalled(self, now: float, seconds: float) -> bool:
         """Whether the engine began an answer and has said nothing for so long, though its client was listening."""
-        if self.heard or self.slow or not self._status or self._engine is None or not self.quiet_since:
+        if self.heard or self.slow or self._parked or not self._status or self._engine is None or not self.quiet_since:
             self.heard, self.quiet_since = False, now
         return now - self.quiet_since > seconds
 
     def client_slow(self, slow: bool) -> None:
         self.slow = slow
         if self._connection is not None:
-            self._connection.slow(slow)
+            self._connection.slow(slow or self._parked)
 
     def overdue(self) -> None:
         """The engine has not begun to answer in time, or not finished an answer that nobody waits for any more."""

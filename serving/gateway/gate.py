@@ -11,6 +11,9 @@ from serving.gateway.windows import Windows
 from serving.limits import WINDOW_MS, Limited, Limits, Meter, Short, undo
 
 METERS_MAX = 100_000
+_LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
+_REQUESTS_LEFT = _LEFT % ((b"requests",) * 3)
+_TOKENS_LEFT = _LEFT % ((b"tokens",) * 3)
 Subjects = tuple[tuple[str, Limits], ...]
 Taken = tuple[tuple[Meter, int], ...]  # meters that counted a request, and in which minute
 
@@ -89,6 +92,17 @@ class Gate:
             if tokens_left is not None and (tokens is None or tokens_left < tokens[1]):
                 tokens = limits.tokens_per_minute or 0, tokens_left
         return requests, tokens, ends_ms
+
+    def headers(self, subjects: Subjects, *, now_ms: int) -> bytes:
+        """Header lines of what is left of the limits, where least is left; none where nothing is limited by minute."""
+        requests, tokens, ends_ms = self.left(subjects, now_ms=now_ms)
+        seconds = -(-ends_ms // 1_000)
+        head = b""
+        if requests is not None:
+            head = _REQUESTS_LEFT % (*requests, seconds)
+        if tokens is not None:
+            head += _TOKENS_LEFT % (*tokens, seconds)
+        return head
 
     def _known(self, requests: int | None, tokens: int | None, at_once: int | None, here: int | None) -> Limits:
         name = (requests, tokens, at_once, here)

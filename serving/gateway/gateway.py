@@ -14,6 +14,7 @@ from kit.ids import new_id
 from kit.proxies import TrustedProxies
 from quotas.api import ip_allowed
 from quotas.vocabulary import KeyGrant
+from serving.gateway.answer_room import AnswerRoom
 from serving.gateway.directory import Destination, Directory
 from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.exchange import Exchange
@@ -74,6 +75,7 @@ class Gateway:
                 settings.image_fetches_max,
             ),
         )  # fmt: skip
+        self.answers = AnswerRoom(settings.answers_bytes_max)
         self.active: set[Exchange] = set()
         self.streams: set[Exchange] = set()
         self.draining = False
@@ -269,6 +271,8 @@ class Gateway:
             "requests_running": len(self.active),
             "streams_open": len(self.streams),
             "requests_waiting": len(self.waiting),
+            "answers_bytes": self.answers.used,
+            "answers_waiting": self.answers.waiting,
             "usage_backlog": self.shipper.backlog,
             "usage_quarantined": self.shipper.quarantined,
             "usage_shipped_total": self.shipper.shipped,

@@ -2,6 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from serving.gateway.http_messages import HEADS, Request
@@ -20,6 +21,8 @@ class Answers:
     current: Request | None
     started: bool
     _chunked: bool
+    _paused: bool
+    _once_sent: list[Callable[[], None]]
 
     @abstractmethod
     def _ended(self, close: bool) -> None:
@@ -71,6 +74,29 @@ class Answers:
         if data:
             transport.write(data)
         self._ended(self._closes(request))
+
+    def abort(self) -> None:
+        """Cut the connection: the client sees that the answer is not complete."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def once_sent(self, then: Callable[[], None]) -> None:
+        """Have `then` called when what was answered has left, but for a small rest; at once when it has already."""
+        if self._paused:
+            self._once_sent.append(then)
+        else:
+            then()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much of its answers waits for its client."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    def _sent(self) -> None:
+        self.server.memory.caught_up(self)
+        waiting, self._once_sent = self._once_sent, []
+        for then in waiting:
+            then()
 
     def _closes(self, request: Request) -> bool:
         return not request.keep_alive or self.server.draining

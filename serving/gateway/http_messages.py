@@ -27,7 +27,8 @@ class HttpLimits:
     headers_max: int = 100
     target_bytes_max: int = 8_192
     body_bytes_max: int = 16 << 20
-    receiving_bytes_max: int = 256 << 20  # of all connections' bodies that are not complete
+    bodies_bytes_max: int = 256 << 20  # of all bodies that are not complete, and of large ones until they are answered
+    sending_bytes_max: int = 256 << 20  # of all answers that clients are slow to read
     head_seconds_max: float = 15
     body_seconds_max: float = 120
     idle_seconds_max: float = 75
@@ -39,7 +40,7 @@ class HttpLimits:
 class Request:
     """One complete request. Header names are lower case."""
 
-    __slots__ = ("body", "chunks", "headers", "keep_alive", "method", "path", "query")
+    __slots__ = ("body", "chunks", "headers", "held", "keep_alive", "method", "path", "query")
 
     def __init__(self, method: bytes, path: bytes, query: bytes, headers: dict[bytes, bytes], keep_alive: bool) -> None:
         self.method = method
@@ -49,6 +50,7 @@ class Request:
         self.keep_alive = keep_alive
         self.chunks = True  # whether it may be answered in chunks
         self.body = b""
+        self.held = 0  # bytes of it that count among all bodies (see `HttpServer.let_go`)
 
 
 def head_refusal(

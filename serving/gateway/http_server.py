@@ -12,11 +12,13 @@ from typing import cast
 import httptools
 
 from serving.gateway.http_answers import Answers
+from serving.gateway.http_memory import LARGE_BYTES, HttpMemory
 from serving.gateway.http_messages import HEADS, Handler, HttpLimits, Listener, Request, head_refusal
 from serving.gateway.openai_errors import error_body
 
 BURST = 64
 """So many pipelined requests are answered in one turn of the loop; then other connections have theirs."""
+LINGER_SECONDS = 2.0
 _SINGLE = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"expect", b"x-api-key"})
 
 
@@ -29,7 +31,7 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.draining = False
-        self.receiving = 0  # bytes of bodies that are not complete
+        self.memory = HttpMemory(limits)
         self.date = b""
         self._server: asyncio.Server | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -63,6 +65,7 @@ class HttpServer:
         for connection in list(self.connections):
             if connection.deadline and connection.deadline <= now:
                 connection.time_out()
+        self.memory.shed()
         self._watch = self.loop.call_later(0.5, self._tick)
 
 
@@ -71,7 +74,8 @@ class Connection(Answers, asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_bytes", "_broken", "_chunked", "_continue", "_head_bytes", "_headers", "_in_head",
-        "_in_message", "_known", "_known_bytes", "_known_head", "_paused", "_pumping", "_queue", "_reading", "_target",
+        "_in_message", "_known", "_known_bytes", "_known_head", "_once_sent", "_paused", "_pumping", "_queue",
+        "_reading", "_refused", "_target",
         "current", "deadline", "limits", "listener", "parser", "peer", "server", "started", "transport",
     )  # fmt: skip
 
@@ -94,6 +98,8 @@ class Connection(Answers, asyncio.Protocol):
         self._in_head = self._in_message = self._continue = False
         self._paused = self._pumping = False
         self._reading = True
+        self._refused = False
+        self._once_sent = []
         self._broken: tuple[int, str, str] | None = None
         self._known: Request | None = None
         self._known_head = b""
@@ -117,10 +123,15 @@ class Connection(Answers, asyncio.Protocol):
         self.transport = None
         self.deadline = 0.0
         self._received()
+        for request in self._queue:
+            self.server.memory.let_go(request)
         self._queue.clear()
+        if self.listener is None and self.current is not None:
+            self.server.memory.let_go(self.current)
         listener, self.listener, self.current = self.listener, None, None
         if listener is not None:
             listener.client_gone()
+        self._sent()
 
     def data_received(self, data: bytes) -> None:
         if self._broken is not None or self.transport is None:
@@ -174,12 +185,14 @@ class Connection(Answers, asyncio.Protocol):
     def pause_writing(self) -> None:
         # Until there is room again nothing more is answered or begun, and only this deadline counts.
         self._paused = True
+        self.server.memory.slow(self)
         self.deadline = self.server.loop.time() + self.limits.write_stall_seconds_max
         if self.listener is not None:
             self.listener.client_slow(True)
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._sent()
         if self.transport is None or self.transport.is_closing():
             return
         self.deadline = 0.0 if self.current is not None else self._idle_deadline()
@@ -232,20 +245,21 @@ class Connection(Answers, asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
-        self.server.receiving += len(body)
+        self.server.memory.bodies += len(body)
         if self._body_bytes > self.limits.body_bytes_max:
             self._break(413, "body_too_large", f"the body exceeds {self.limits.body_bytes_max} bytes")
-        elif self.server.receiving > self.limits.receiving_bytes_max:
+        elif self.server.memory.full:
             self._break(503, "receiving_too_much", "this gateway receives as much as it may; try again")
         elif self._broken is None:
             self._body.append(body)
 
     def _received(self) -> None:
         """What was being received is complete, or will not be."""
-        self.server.receiving -= self._body_bytes
+        self.server.memory.bodies -= self._body_bytes
         self._body_bytes = 0
 
     def on_message_complete(self) -> None:
+        large = self._body_bytes if self._body_bytes > LARGE_BYTES else 0
         self._received()
         self._in_message = self._continue = False
         if self._broken is not None:
@@ -254,6 +268,8 @@ class Connection(Answers, asyncio.Protocol):
         request = Request(self.parser.get_method(), path, query, self._headers, self.parser.should_keep_alive())
         request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
+        if large:
+            self.server.memory.hold(request, large)
         if self.parser.get_http_version() == "1.0":  # it knows no chunks, and nothing of connections that stay
             request.chunks = request.keep_alive = False
         self._queue.append(request)
@@ -291,10 +307,13 @@ class Connection(Answers, asyncio.Protocol):
         if self._broken is not None:
             self._refuse(*self._broken)
             return
+        self._resume_reading()
+        self._send_continue()
+
+    def _resume_reading(self) -> None:
         if not self._reading and self.transport is not None:
             self._reading = True
             self.transport.resume_reading()
-        self._send_continue()
 
     def _send_continue(self) -> None:
         if self._continue and self.current is None and not (self._queue or self._paused) and self.transport is not None:
@@ -308,8 +327,9 @@ class Connection(Answers, asyncio.Protocol):
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         transport = self.transport
-        if transport is None:
+        if transport is None or self._refused:
             return
+        self._refused = True
         self._broken = self._broken or (status, code, message)
         body = error_body(status, code, message)
         transport.write(
@@ -317,7 +337,15 @@ class Connection(Answers, asyncio.Protocol):
             + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
             + body
         )
-        self._close(transport)
+        if self._in_message and self in self.server.connections:
+            # Closed while it sends, it would be reset before it reads this: for a while what comes is thrown away.
+            transport.write_eof()
+            self._received()
+            self._body = []
+            self._resume_reading()
+            self.deadline = self.server.loop.time() + LINGER_SECONDS
+        else:
+            self._close(transport)
 
     def _close(self, transport: asyncio.Transport) -> None:
         """Close once all is sent; a client that does not read it is cut (see `time_out`)."""
@@ -325,11 +353,6 @@ class Connection(Answers, asyncio.Protocol):
         transport.close()
 
     # --- its end --------------------------------------------------------------------------------------------------
-
-    def abort(self) -> None:
-        """Cut the connection: the client sees that the answer is not complete."""
-        if self.transport is not None:
-            self.transport.abort()
 
     def close_if_idle(self) -> None:
         """Close when nothing is being answered or received; otherwise it closes after the current answer."""
@@ -342,7 +365,7 @@ class Connection(Answers, asyncio.Protocol):
         transport = self.transport
         if transport is None:
             return
-        if self._paused or transport.is_closing():
+        if self._paused or self._refused or transport.is_closing():
             transport.abort()
         elif self._in_message and self.current is None:
             self._refuse(408, "request_timeout", "the request did not arrive in time")
@@ -350,6 +373,8 @@ class Connection(Answers, asyncio.Protocol):
             self._close(transport)
 
     def _ended(self, close: bool) -> None:
+        if self.current is not None and self.current.held:
+            self.server.memory.let_go(self.current)
         self.current = self.listener = None
         self.started = False
         if close and self.transport is not None:

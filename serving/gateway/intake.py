@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kit.errors import HeliuError
 from quotas.vocabulary import KeyGrant, Scope
 from serving.admission import Hold, Reserve, TopUp, cost, reserve, settle
+from serving.gateway.answer_room import FREE_BYTES
 from serving.gateway.answers import EventStream
 from serving.gateway.directory import Destination, Engine
 from serving.gateway.endpoints import Asked, Endpoint, Family, decode
@@ -19,7 +20,7 @@ from serving.gateway.gate import Denied, Subjects, Taken
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.metrics import NO_MODEL
-from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, Refusal, refusal_for
+from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, HOLDS_TOO_MUCH, Refusal, refusal_for
 from serving.gateway.tracing import Ended, Traces
 from serving.limits import give_back
 from serving.metering import NOTHING, Subject, Tokens
@@ -32,9 +33,6 @@ _NO_LIMITS = Refusal(
     503, "limits_unavailable", "a rate limit is shared with other gateways and cannot be asked for now",
     retry_after_seconds=2,
 )  # fmt: skip
-_LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
-_REQUESTS_LEFT = _LEFT % ((b"requests",) * 3)
-_TOKENS_LEFT = _LEFT % ((b"tokens",) * 3)
 
 
 class Intake(ABC):
@@ -43,6 +41,7 @@ class Intake(ABC):
     __slots__ = (
         "_answer",
         "_answer_bytes",
+        "_answer_room",
         "_asked",
         "_avoid",
         "_blocks",
@@ -59,6 +58,7 @@ class Intake(ABC):
         "_logged",
         "_matched",
         "_over",
+        "_parked",
         "_prompt_head",
         "_reply",
         "_request",
@@ -119,6 +119,8 @@ class Intake(ABC):
         self._content_type = b""
         self._answer: list[bytes] = []
         self._answer_bytes = 0
+        self._answer_room = FREE_BYTES
+        self._parked = False
         self._stream: EventStream | None = None
         self._logged = NOTHING
         self._over = False
@@ -126,6 +128,10 @@ class Intake(ABC):
     @abstractmethod
     def dispatch(self) -> None:
         """Go on with an admitted request."""
+
+    @abstractmethod
+    def room_found(self, bytes_now: int) -> None:
+        """Its answer may be read on, up to so many bytes."""
 
     @abstractmethod
     def fault(self, error: BaseException) -> None:
@@ -214,6 +220,8 @@ class Intake(ABC):
             self.refuse(fetched)
         elif self.gone:
             self._release(NOTHING)
+        elif not self._reply.server.memory.hold(self._request, sum(map(len, fetched.values()))):
+            self.refuse(HOLDS_TOO_MUCH)
         else:
             asked.bring_in(fetched)
             self.dispatch()
@@ -304,6 +312,7 @@ class Intake(ABC):
         if self._over:
             return
         self._over = True
+        self._leave_room()
         model = NO_MODEL if self._destination is None else self._destination.service.model.name
         self._gateway.metrics.refusals[model, refusal.code] += 1
         self._release(NOTHING)
@@ -330,6 +339,8 @@ class Intake(ABC):
                 self._destination.service, self.firm_id, used.input + used.output - self.charged_tokens
             )
         self._leave_engine()
+        if self._request.held:
+            self._reply.server.memory.let_go(self._request)
         for meter, minute in self._taken:
             give_back(meter, minute=minute, reserved=self._reserve.tokens, used=used.input + used.output)
         self._taken = ()
@@ -342,6 +353,11 @@ class Intake(ABC):
             self._hold = None
         self._gateway.active.discard(self)
         return charge, counted
+
+    def _leave_room(self) -> None:
+        if self._parked or self._answer_room > FREE_BYTES:
+            self._parked, self._answer_room = False, FREE_BYTES
+            self._gateway.answers.leave(self)
 
     def _leave_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -367,18 +383,8 @@ class Intake(ABC):
         if not self._head:
             head = b"x-request-id: %s\r\n" % self.id.encode()
             if self._subjects:
-                head += self._limit_headers()
+                head += self._gateway.gate.headers(self._subjects, now_ms=self._gateway.now_ms())
             if self._destination is not None:
                 head += self._destination.service.notices
             self._head = head
         return self._head
-
-    def _limit_headers(self) -> bytes:
-        requests, tokens, ends_ms = self._gateway.gate.left(self._subjects, now_ms=self._gateway.now_ms())
-        seconds = -(-ends_ms // 1_000)
-        head = b""
-        if requests is not None:
-            head = _REQUESTS_LEFT % (*requests, seconds)
-        if tokens is not None:
-            head += _TOKENS_LEFT % (*tokens, seconds)
-        return head

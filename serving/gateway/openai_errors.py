@@ -51,6 +51,10 @@ class Refusal:
 
 INTERNAL = Refusal(500, "internal_error", "the gateway failed on this request, and has noted where; try again")
 
+HOLDS_TOO_MUCH = Refusal(
+    503, "overloaded", "this gateway holds as much in memory as it may; try again", retry_after_seconds=5
+)
+
 ADDRESS_NOT_ALLOWED = Refusal(403, "ip_not_allowed", "this key may not be used from this address")
 
 

@@ -153,7 +153,10 @@ def build(
         proxies=proxies or TrustedProxies(),
         traces=from_environment(),
     )
-    limits = HttpLimits(body_bytes_max=settings.body_limit_bytes, head_seconds_max=settings.head_seconds_max)
+    limits = HttpLimits(
+        body_bytes_max=settings.body_limit_bytes, bodies_bytes_max=settings.bodies_bytes_max,
+        sending_bytes_max=settings.sending_bytes_max, head_seconds_max=settings.head_seconds_max,
+    )  # fmt: skip
     return RunningGateway(
         gateway, HttpServer(gateway, limits), HttpServer(_MetricsPage(gateway), HttpLimits()), usage_log
     )

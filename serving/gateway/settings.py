@@ -21,6 +21,19 @@ class GatewaySettings(BaseSettings):
         "metrics port",
     )
     body_limit_bytes: int = 16 << 20
+    bodies_bytes_max: int = Field(
+        default=256 << 20, ge=1 << 20, description="of all large requests until they are answered; more is refused"
+    )
+    answers_bytes_max: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        description="of all large plain answers until they are sent; more waits at engines",
+    )
+    sending_bytes_max: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        description="of all answers that clients are slow to read; the slowest are cut off",
+    )
     output_tokens_max: int = Field(default=32_768, description="cap of max_tokens")
     concurrency_per_key: int | None = 256
     key_seconds: float = Field(default=1.0, description="a known key is looked up again after this long")

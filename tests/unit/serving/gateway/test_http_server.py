@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serving.gateway.http_memory import HttpMemory
 from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
 from serving.gateway.server import RunningGateway
 from tests.support.gateways import FakePlane, RawClient, chat, request, running
@@ -126,6 +127,16 @@ async def test_expect_100_continue_is_answered_before_the_body(client: RawClient
     assert (await client.answer()).body == b"POST /echo abc"
 
 
+async def test_who_still_sends_when_refused_reads_why_before_the_connection_ends(server: Any) -> None:
+    client = await RawClient.to(server.port)
+    client.send(H + b"Content-Length: 8000000\r\n\r\n" + b"x" * 7_000_000)
+    await client.writer.drain()
+    answer = await client.answer()
+    assert (answer.status, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert await client.closed() and server.memory.bodies == 0
+    await client.close()
+
+
 async def test_a_body_that_will_be_too_large_is_refused_instead_of_continued(client: RawClient) -> None:
     client.send(H + b"Content-Length: 5000\r\nExpect: 100-continue\r\n\r\n")
     assert (await client.answer()).status == 413
@@ -148,13 +159,13 @@ async def test_a_stream_to_http_1_0_is_plain_bytes_until_the_connection_closes(c
 
 
 async def test_bodies_that_never_end_hold_no_more_memory_than_there_is_for_all(server: Any) -> None:
-    server.limits = replace(server.limits, receiving_bytes_max=2_500)
+    server.memory = HttpMemory(replace(server.limits, bodies_bytes_max=2_500))
     clients = [await RawClient.to(server.port) for _ in range(4)]
     for client in clients[:3]:
         client.send(H + b"Content-Length: 1000\r\n\r\n" + b"x" * 800)
 
     async def received() -> bool:
-        return server.receiving == 2_400
+        return server.memory.bodies == 2_400
 
     await until_async(received, seconds=5, what="the bodies")
     clients[3].send(H + b"Content-Length: 1000\r\n\r\n" + b"x" * 800)
@@ -162,7 +173,7 @@ async def test_bodies_that_never_end_hold_no_more_memory_than_there_is_for_all(s
     await clients[1].close()
 
     async def less() -> bool:
-        return server.receiving == 1_600
+        return server.memory.bodies == 1_600
 
     await until_async(less, seconds=5, what="room")
     clients[0].send(b"x" * 200)
@@ -171,7 +182,7 @@ async def test_bodies_that_never_end_hold_no_more_memory_than_there_is_for_all(s
         await client.close()
 
     async def nothing() -> bool:
-        return server.receiving == 0
+        return server.memory.bodies == 0
 
     await until_async(nothing, seconds=5, what="the memory to be given back")
 
