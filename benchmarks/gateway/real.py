@@ -28,7 +28,7 @@ def real_vllm(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with (
-            real_engine(prepared_models() / MODEL, MODEL, log) as engine,
+            real_engine(prepared_models() / MODEL, [MODEL], log) as engine,
             heliu(engine.url, model=MODEL, engine_key=SECRET, alone=False) as through,
         ):
             direct = Target("direct", engine.url, {"authorization": f"Bearer {SECRET}"})

@@ -1,11 +1,11 @@
-"""A real vLLM on this machine's cores, started for a test module and ended with it."""
+"""A real vLLM on this machine's cores, started for some tests and ended with them."""
 
 import os
 import re
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,23 +27,23 @@ class Engine:
 
     def counted(self) -> tuple[int, int]:
         """(prompt tokens, generated tokens) since it started."""
-        page = urllib.request.urlopen(f"{self.url}/metrics", timeout=10).read().decode()
-        prompt, generated = (
-            sum(float(number) for number in re.findall(rf"^vllm:{name}_total{{[^\n]*}} (\S+)$", page, re.MULTILINE))
-            for name in ("prompt_tokens", "generation_tokens")
-        )
+        prompt, generated = (sum(self._shown(f"{name}_tokens_total")) for name in ("prompt", "generation"))
         return int(prompt), int(generated)
 
     def idle(self) -> bool:
-        page = urllib.request.urlopen(f"{self.url}/metrics", timeout=10).read().decode()
-        return not any(float(n) for n in re.findall(r"^vllm:num_requests_running{[^\n]*} (\S+)$", page, re.MULTILINE))
+        return not any(self._shown("num_requests_running"))
+
+    def _shown(self, metric: str) -> list[float]:
+        asked = urllib.request.Request(f"{self.url}/metrics", headers={"authorization": f"Bearer {SECRET}"})
+        page = urllib.request.urlopen(asked, timeout=10).read().decode()
+        return [float(value) for value in re.findall(rf"^vllm:{metric}{{[^\n]*}} (\S+)$", page, re.MULTILINE)]
 
 
 @contextmanager
 def real_engine(
-    folder: Path, name: str, log: Path, *arguments: str, module: str = PLAIN, path: str = ""
+    folder: Path, names: Sequence[str], log: Path, *arguments: str, module: str = PLAIN, path: str = ""
 ) -> Iterator[Engine]:
-    """vLLM with the model in `folder`. `path`: folders its Python looks for modules in, first."""
+    """vLLM with the model in `folder`, by these names. `path`: folders its Python looks for modules in, first."""
     need((folder / "config.json").is_file() and PYTHON.exists(), "the prepared model", "run `make setup`")
     port = free_ports(1)[0]
     environment = os.environ | {
@@ -51,7 +51,7 @@ def real_engine(
         "VLLM_API_KEY": SECRET, "PYTHONPATH": path,
     }  # fmt: skip
     command = [
-        str(PYTHON), "-m", module, "--model", str(folder), "--served-model-name", name,
+        str(PYTHON), "-m", module, "--model", str(folder), "--served-model-name", *names,
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--dtype", "bfloat16",
         "--enforce-eager", "--enable-prompt-tokens-details", "--max-num-seqs", "8", *arguments,
     ]  # fmt: skip

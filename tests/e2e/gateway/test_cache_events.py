@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import http.client
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,38 +13,15 @@ import pytest
 from serving.admission import Rate
 from serving.gateway.cache_events import prompt_header
 from serving.gateway.server import RunningGateway
-from serving.node import cache_relay, engine_guard
 from serving.prefix_index import prompt_blocks
 from serving.vocabulary import RouteTable
-from tests.support.databases import ROOT
 from tests.support.gateways import MODEL as NAME
 from tests.support.gateways import FakePlane, chat, post, running
 from tests.support.mock_engines import mock_engine
-from tests.support.real_engine import SECRET, Engine, real_engine
-from tests.support.running_platform import prepared_models
+from tests.support.real_engine import SECRET, Engine
 from tests.support.until import until_async
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600, func_only=True)]
-
-BLOCKS = 40
-"""Of 32 tokens: the cache holds hardly more than one conversation of the context's 1,024."""
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """vLLM as a replica host starts it, with a small cache."""
-    folder = tmp_path_factory.mktemp("vllm")
-    events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"ipc://{folder}/events"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(cache_relay.ENDPOINT, events["endpoint"])
-        guard = f"{engine_guard.__name__}.{engine_guard.OnlyWithKey.__name__}"
-        with real_engine(
-            prepared_models() / "smollm2-135m-instruct", NAME, folder / "log",
-            "--middleware", guard, "--kv-events-config", json.dumps(events),
-            "--num-gpu-blocks-override", str(BLOCKS), "--block-size", "32",
-            module="serving.node.engine", path=str(ROOT),
-        ) as started:  # fmt: skip
-            yield started
 
 
 class WithSecret(FakePlane):

@@ -1,6 +1,6 @@
 """The gateway before a real vLLM: what it bills is what the engine counted, plain, streamed and cut off."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +12,14 @@ from sqlalchemy import text
 
 from kit.db import Database
 from serving.gateway.bench_target import Furnished, furnish
+from tests.e2e.gateway.conftest import WORDS as MODEL
 from tests.support.coverage import covers
 from tests.support.gateway_process import GatewayProcess, gateway_process
 from tests.support.gateways import Answer, RawClient, chat, post, request
-from tests.support.real_engine import SECRET, Engine, real_engine
-from tests.support.running_platform import prepared_models
+from tests.support.real_engine import SECRET, Engine
 from tests.support.until import until, until_async
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600, func_only=True)]
-
-MODEL = "smollm2-135m-instruct"
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with real_engine(prepared_models() / MODEL, MODEL, tmp_path_factory.mktemp("vllm") / "log") as started:
-        yield started
 
 
 @dataclass

@@ -6,9 +6,8 @@ The model is tiny-random-vision-smollm2: SmolLM2 answers, the vision tower has r
 import asyncio
 import base64
 import struct
-import subprocess
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,45 +22,16 @@ from serving.catalogue import ModelSpec
 from serving.gateway.bench_target import furnish
 from serving.vocabulary import Capability, Modality
 from tests.support.coverage import covers
-from tests.support.databases import ROOT
 from tests.support.gateway_process import GatewayProcess, gateway_process
-from tests.support.needs import need
-from tests.support.real_engine import PYTHON, SECRET, Engine, real_engine
-from tests.support.running_platform import prepared_models
+from tests.support.real_engine import SECRET, Engine
 from tests.support.tiny_vision import IMAGE_SIDE, NAME
 from tests.support.until import until_async
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600, func_only=True)]
 
-TORCHVISION = "torchvision==0.28.0"
 CAN = frozenset({Capability.CHAT, Capability.VISION})
 SPEC = ModelSpec(NAME, NAME, "bench", "Apache-2.0", Modality.IMAGE_TEXT, 1024, CAN, NAME, "1")
 LONG = "The river runs through the city and the city lends its light to the river. " * 20
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    words = prepared_models() / "smollm2-135m-instruct"
-    need(words.is_dir() and PYTHON.exists(), "the prepared model", "run `make setup`")
-    folder = tmp_path_factory.mktemp("vision")
-    libraries = _image_libraries()
-    build = [str(PYTHON), "-m", "tests.support.tiny_vision", str(words), str(folder / NAME)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    path = f"{ROOT}:{libraries}"
-    module = "tests.support.vision_engine"
-    with real_engine(folder / NAME, NAME, folder / "log", module=module, path=path) as started:
-        yield started
-
-
-def _image_libraries() -> Path:
-    """What vLLM imports for models with images, beside the node's environment and not in it: see vision_engine.py."""
-    folder = PYTHON.parents[1] / "image-libraries"
-    if not (folder / "torchvision").is_dir():
-        command = [str(PYTHON), "-m", "pip", "install", "--no-deps", "--target", str(folder), TORCHVISION]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        need(done.returncode == 0, TORCHVISION, f"let pip reach its index ({done.stderr[-300:]})")
-    return folder
 
 
 @dataclass
