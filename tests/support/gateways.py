@@ -49,6 +49,8 @@ from tests.support.until import until_async
 BORN = datetime(2026, 11, 1, tzinfo=UTC)
 KEY = "hl_key1_secret"
 MODEL = "mock-model"
+ANSWER_SECONDS = 60
+"""Of silence until a test gives up; a real engine on a busy machine may take ten for a few tokens."""
 
 
 def grant(number: int = 1, *, firm: int = 1, **changes: Any) -> KeyGrant:
@@ -310,9 +312,10 @@ class RawClient:
 
     async def head(self) -> tuple[int, dict[str, str]]:
         """Status and headers of the next answer."""
-        raw = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1").split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in raw[1:] if line)
-        return int(raw[0].split(" ")[1]), headers
+        raw = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), ANSWER_SECONDS)
+        first, *lines = raw.decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines if line)
+        return int(first.split(" ")[1]), headers
 
     async def answer(self) -> Answer:
         """The next whole answer."""
@@ -321,7 +324,7 @@ class RawClient:
             return Answer(status, headers, b"")
         if headers.get("transfer-encoding") != "chunked":
             length = int(headers.get("content-length", "0"))
-            return Answer(status, headers, await asyncio.wait_for(self.reader.readexactly(length), 10))
+            return Answer(status, headers, await asyncio.wait_for(self.reader.readexactly(length), ANSWER_SECONDS))
         body = b""
         try:
             while chunk := await self.chunk():
@@ -332,12 +335,12 @@ class RawClient:
 
     async def chunk(self) -> bytes:
         """The next chunk of a chunked body; empty at its end."""
-        size = int((await asyncio.wait_for(self.reader.readuntil(b"\r\n"), 10)).strip(), 16)
-        return (await asyncio.wait_for(self.reader.readexactly(size + 2), 10))[:-2]
+        size = int((await asyncio.wait_for(self.reader.readuntil(b"\r\n"), ANSWER_SECONDS)).strip(), 16)
+        return (await asyncio.wait_for(self.reader.readexactly(size + 2), ANSWER_SECONDS))[:-2]
 
     async def closed(self) -> bool:
         """Whether the server has closed its side, with nothing more to read."""
-        return await asyncio.wait_for(self.reader.read(), 10) == b""
+        return await asyncio.wait_for(self.reader.read(), ANSWER_SECONDS) == b""
 
     async def close(self) -> None:
         self.writer.close()

@@ -42,10 +42,10 @@ class City:
                 rows, prompt, generated = (await tx.execute(query)).one()
             return (int(prompt), int(generated)) if rows >= count else None
 
-        return await until_async(shipped, seconds=20, what=f"{count} records")
+        return await until_async(shipped, seconds=60, what=f"{count} records")
 
     def counted(self) -> tuple[int, int]:
-        until(self.engine.idle, seconds=20, what="the engine to be idle")
+        until(self.engine.idle, seconds=60, what="the engine to be idle")
         prompt, generated = self.engine.counted()
         return prompt - self.before[0], generated - self.before[1]
 
