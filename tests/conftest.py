@@ -26,13 +26,13 @@ LANES = {
     "tests/contract/": "ray",
     "tests/e2e/scheduler/": "ray",
     "tests/e2e/node/test_gang.py": "ray",
-    "tests/e2e/gateway/": "ray",
     "tests/e2e/platform/": "ray",
+    "tests/e2e/gateway/": "models",
     "tests/e2e/node/": "models",
 }
 """What uses a real Ray or a real model, in the order it runs: of the processes of `make test`, one runs a whole lane.
 
-What needs Ray alone comes before what needs an engine too: until then the other lane has done with its own engine.
+What needs Ray alone comes before the platform, which needs an engine too: by then the other lane has done with its own.
 """
 
 MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
