@@ -77,6 +77,7 @@ from quotas.statements import period_of as period_of
 from quotas.storage import record_storage as record_storage
 from quotas.storage import storage_hours_due as storage_hours_due
 from quotas.tariffs import gpu_rate as gpu_rate
+from quotas.tariffs import gpu_rates as gpu_rates
 from quotas.tariffs import publish_tariff as publish_tariff
 from quotas.tariffs import token_rate as token_rate
 from quotas.usage import ingest_tokens as ingest_tokens

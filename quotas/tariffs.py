@@ -1,6 +1,6 @@
 """The price book: publish versions, find the one in force, and say what something costs per unit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
@@ -172,6 +172,15 @@ async def gpu_rate(tx: AsyncSession, *, pool: PoolName, qos: QoS, at: datetime) 
     if tariff is None or rate is None:
         raise no_tariff(f"pool {pool} at QoS {qos}", at)
     return GpuRate(tariff.id, MicroYuan(rate))
+
+
+async def gpu_rates(tx: AsyncSession, pools: Iterable[PoolName], *, at: datetime) -> dict[PoolName, MicroYuan]:
+    """What a GPU-hour of standard work costs at an instant, of those of the pools that have a price."""
+    tariff = tariff_at(await tariffs_between(tx, at, at), at)
+    if tariff is None:
+        return {}
+    found = {pool: tariff.rate(Meter.GPU_HOUR, pool, QoS.STANDARD, tariff.window_at(at)) for pool in pools}
+    return {pool: MicroYuan(rate) for pool, rate in found.items() if rate is not None}
 
 
 async def token_rate(tx: AsyncSession, *, model: ModelName, at: datetime) -> TokenRate:

@@ -39,7 +39,8 @@ _OWN = (
     "name", "recipe", "program", "params", "sandboxed", "pools", "workers", "gpu_milli", "cpu_milli",
     "memory_mib", "spread", "topology", "qos", "priority",
     "expected_seconds", "max_runtime_seconds", "cap_micro_yuan", "hard_cap_micro_yuan", "retries", "estimated_seconds",
-    "duration_basis", "checkpoints", "workers_min", "workers_max",
+    "duration_basis", "checkpoints", "workers_min", "workers_max", "model", "files",
+    "pool_ranks",
 )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ async def submit_array(
             expected = await durations.expect(
                 tx, template, firm_id=firm_id, name=spec.name, declared_seconds=spec.expected_seconds
             )
-            first = jobs.row_of(spec, expected, firm_id, ProjectId(project.id), by=by, now=now)
+            first = jobs.row_of(spec, expected, files, firm_id, ProjectId(project.id), by=by, now=now)
             state = await load_state(tx, terms, now=now)
             jobs.refuse_hopeless(jobs.as_candidate(spec, expected, firm_id, id=first.id, now=now), state)
             await require_room(tx, first, now=now)

@@ -5,7 +5,7 @@ The facts a decision rests on are checked again here, under locks: two leaders c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -91,12 +91,15 @@ async def _record(
     placed: list[PlacementRow] = []
     for case, hold in paid:
         workload, attempt_id = case.workload, case.attempt_id
-        attempts.append(attempt_of(workload, attempt_id, case.start.placement.pool, hold, key, terms, now))
+        attempt = attempt_of(workload, attempt_id, case.start.placement.pool, hold, key, terms, now)
+        attempt.told = None if case.start.told is None else asdict(case.start.told)
+        attempts.append(attempt)
         placed += placements_of(attempt_id, case.start.placement)
         workload.state, workload.fence = JobState.STARTING, workload.fence + 1
         clear_wait(workload)
         nodes = list(case.start.placement.nodes)
         body = {"attempt_id": attempt_id, "fence": workload.fence, "pool": case.start.placement.pool, "nodes": nodes}
+        body |= {"score": attempt.told} if attempt.told else {}
         await events.append(tx, topic(workload, "starting"), workload.id, body, now=now, firm_id=workload.firm_id)
     await store.insert(tx, *attempts)
     await store.insert(tx, *placed)

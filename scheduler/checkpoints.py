@@ -19,6 +19,7 @@ from scheduler import artifacts, attempts
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, CheckpointRow
 from scheduler.admission import topic
+from scheduler.inventories import with_checkpoint
 from scheduler.lifetimes import run_ms
 from scheduler.terms import Terms
 from scheduler.vocabulary import AttemptIdentity, AttemptState
@@ -121,7 +122,7 @@ async def _record(
         raise attempts.fence_lost()
     kept_ms = _kept_ms(attempt, ran_ms, now=now)
     row = await tx.get(CheckpointRow, workload.id, populate_existing=True)
-    before = row.blob if row else None
+    before, before_sha256 = (row.blob, row.sha256) if row else (None, None)
     others = await artifacts.stored_bytes(tx, identity.firm_id) - (row.size_bytes if row else 0)
     if others + size > terms.firm_storage_bytes:
         raise TooLarge(artifacts.storage_full(terms).message, code="storage_full")
@@ -132,6 +133,9 @@ async def _record(
     row.created_at = now
     attempt.kept_ms, attempt.kept_at = kept_ms, now
     workload.checkpoints = True
+    workload.files = with_checkpoint(
+        workload.files, workload.firm_id, before=before_sha256, sha256=sha256, size_bytes=size
+    )
     await tx.flush()
     row.gpu_ms = gpu_ms(workload.need_milli // workload.workers, await _kept_worker_ms(tx, workload.id))
     await tx.flush()

@@ -43,7 +43,7 @@ QUOTE_COLUMNS = {
 Recipe = Annotated[str, typer.Argument(help="What is done: lora-finetune, text-batch or script.")]
 Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value; a value may be JSON.")]
 Inputs = Annotated[list[str] | None, typer.Option("--input", "-i", help="file name=upload or artifact id.")]
-Pools = Annotated[list[str], typer.Option("--pool", help="Acceptable pools, the best first.")]
+Pools = Annotated[list[str], typer.Option("--pool", help="Acceptable pools, the best first; a,b are equally good.")]
 Workers = Annotated[str, typer.Option(help="Equal workers, placed all or none; 2..8 starts with what fits.")]
 QosOption = Annotated[str, typer.Option("--qos", help="reserved, standard or interruptible.")]
 Priority = Annotated[int, typer.Option(help="Higher goes first.")]
@@ -189,27 +189,6 @@ def cancel(job_id: JobId, as_json: JsonFlag = False) -> None:
     show(seen if as_json else priced(seen), as_json=as_json, columns=JOB_COLUMNS)
 
 
-@job.command("why")
-def why(job_id: JobId, as_json: JsonFlag = False) -> None:
-    """Which rule holds a job, what would let it start, and when."""
-    told = call("GET", f"/api/jobs/{job_id}/why")
-    if as_json:
-        show(told, as_json=True)
-        return
-    console.print(escape(told["sentence"]), highlight=False)
-    if told["reason"]:
-        about = "an estimate" if told["estimated"] else "from the timeline"
-        start = f"{told['expected_start']} ({about})" if told["expected_start"] else "nothing known lets it start"
-        facts = {
-            "Rule": told["reason"],
-            "It would start with": told["would_start"],
-            "Expected start": start,
-            "Place in the queue": f"{told['position']} of {told['waiting']}",
-            "It stands": told["standing"],
-        }
-        show(facts, as_json=False)
-
-
 def _pages(job_id: str, *, follow: bool) -> Iterator[Mapping[str, Any]]:
     cursor = "0-0"
     while True:
@@ -239,7 +218,7 @@ def request(
         "recipe": recipe,
         "params": {name: _value(text) for name, text in (_pair(text, "param") for text in params or ())},
         "inputs": inputs,
-        "pools": list(pools),
+        "pools": [names if len(names) > 1 else names[0] for names in (text.split(",") for text in pools)],
         **_gang(workers),
         **shape,
         "qos": qos,

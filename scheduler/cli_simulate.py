@@ -118,7 +118,15 @@ def _tell(outcomes: Mapping[str, Outcome], *, as_json: bool) -> None:
         console.print(text + f"Jain index of slowdown {told.jain:.3f}", highlight=False)
 
 
+def _scored(score: Mapping[str, Any] | None) -> str:
+    if not score:
+        return ""
+    best, second = score["best"], score["second"]
+    parts = f"; score {best['total']} (packing {best['packing']}, model {best['model']:g}, data {best['data']:g})"
+    return f"{parts}, next best {second['node']} with {second['total']}" if second else parts
+
+
 def _because(body: Mapping[str, Any]) -> str:
     if "nodes" in body:
-        return f"room in {body['pool']} on {', '.join(body['nodes'])}"
+        return f"room in {body['pool']} on {', '.join(body['nodes'])}{_scored(body.get('score'))}"
     return str(body.get("detail") or body.get("rule") or body.get("message") or body.get("cause") or "")

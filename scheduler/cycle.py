@@ -20,9 +20,9 @@ from typing import TypeAlias
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.decision_checks import check_decisions
 from scheduler.ordering import in_order
-from scheduler.placement import Policy as Scoring
-from scheduler.placement import ask_of, best_fit, could_hold
+from scheduler.placement import BEST_FIT, Scoring, ask_of, could_hold
 from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Standings
+from scheduler.preferences import told as told_of
 from scheduler.rooms import ground_of, largest
 from scheduler.sharing import QuotaKey, Sharing
 from scheduler.snapshot import Change, Running, State, Waiting, apply
@@ -51,7 +51,7 @@ class Policy:
     overrun_seconds: int = 30  # work past its expected end is expected to end this much from now
     grace_seconds: int = 10  # from the wish to stop to the kill
     minimum_seconds: int = 60  # work that began less than this ago is not stopped for others
-    scoring: Scoring = best_fit  # where work goes of all the places that have room; `mix.py` sets it by recent work
+    scoring: Scoring = BEST_FIT  # where work goes of all the places that have room; `mix.py` sets it by recent work
 
 
 def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: datetime) -> tuple[State, list[Decision]]:
@@ -201,7 +201,9 @@ class _Cycle:
         self._facts.start(workload, placement)
         self._standings.start(workload, placement.pool)
         self._told.clear()
-        return Start(workload.id, placement)
+        price = self._timeline.low_price(workload, placement.pool)
+        why = told_of(placement, workload, self._state.nodes, self._policy.scoring.weights, price)
+        return Start(workload.id, placement, why)
 
     def _reclaim(self, workload: Waiting) -> list[Decision]:
         """Stop the borrowed work whose loss is least and whose room lets this promised workload start; or nothing."""

@@ -1,7 +1,9 @@
 """Why a job stands where it stands, what would move it, and the queue with a reason for each place."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -40,6 +42,8 @@ class Explanation:
     standing: str | None
     position: int | None
     waiting: int
+    pool: str | None  # where it is placed …
+    told: Mapping[str, Any] | None  # … and how that place scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,11 @@ async def queue(tx: AsyncSession, terms: Terms, *, now: datetime) -> list[Place]
 
 
 async def why(tx: AsyncSession, job: WorkloadRow, terms: Terms, *, now: datetime) -> Explanation:
-    """The rule that holds a job, what would let it start and its place; for other states, what happened."""
+    """The rule that holds a job, what would let it start and its place; what is placed, with the score of its place."""
     places = await queue(tx, terms, now=now)
     mine = next((place for place in places if place.workload.id == job.id), None)
     reason = WaitReason(job.wait_reason) if job.wait_reason else None
+    live = await store.live_attempt(tx, job.id)
     return Explanation(
         job,
         _sentence(job, reason),
@@ -72,6 +77,8 @@ async def why(tx: AsyncSession, job: WorkloadRow, terms: Terms, *, now: datetime
         mine.standing if mine else None,
         mine.position if mine else None,
         len(places),
+        live.pool if live else None,
+        live.told if live else None,
     )
 
 

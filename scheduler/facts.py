@@ -1,6 +1,6 @@
 """The state a decision sees, read from the database in one transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,7 +27,7 @@ async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
     placed = await store.placements(tx, [attempt.id for attempt, _ in live])
     running = [as_running(w, a, placed[a.id], terms, now=now) for a, w in live]
     waiting = [as_waiting(row) for row in await store.queued(tx)]
-    nodes = store.as_nodes(await store.nodes(tx))
+    nodes = store.as_nodes(await store.nodes(tx), await store.holdings(tx))
     return await state_of(tx, nodes, {w.id: w for w in waiting}, {r.id: r for r in running}, terms, now=now)
 
 
@@ -51,7 +51,14 @@ async def state_of(
         tree={node: Seat(seat.parent, seat.weight_milli) for node, seat in tree.items()},
         lately=_lately(await store.usage_lately(tx), list(running.values()), terms, now=now),
         windows=tuple(as_window(row) for row in await open_windows(tx, now=now)),
+        rates=await rates_for(tx, waiting.values(), now=now),
     )
+
+
+async def rates_for(tx: AsyncSession, waiting: Iterable[Waiting], *, now: datetime) -> dict[PoolName, int]:
+    """Prices of the pools between which price decides: those that somebody likes equally."""
+    pools = {pool for work in waiting if work.ranks for pool in work.pools}
+    return dict(await quotas.gpu_rates(tx, sorted(pools), at=now)) if pools else {}
 
 
 def as_waiting(row: WorkloadRow) -> Waiting:
@@ -76,6 +83,9 @@ def as_waiting(row: WorkloadRow) -> Waiting:
         spread=Spread(row.spread),
         topology=row.topology,
         checkpoints=row.checkpoints,
+        model=row.model,
+        files=tuple(sorted(row.files.items())),
+        ranks=tuple(row.pool_ranks or ()),
     )
 
 

@@ -24,6 +24,7 @@ from scheduler.artifacts import artifact_view
 from scheduler.cycle import refusal
 from scheduler.facts import load_state
 from scheduler.firm_limits import require_budget, require_room
+from scheduler.inventories import useful_files
 from scheduler.recipes import DataFile, Prepared, prepare
 from scheduler.snapshot import State, Waiting
 from scheduler.specs import InputRef as InputRef
@@ -83,7 +84,7 @@ async def submit_job(
         prepared = await durations.expect(
             tx, prepared, firm_id=firm_id, name=spec.name, declared_seconds=spec.expected_seconds
         )
-    job = row_of(spec, prepared, firm_id, project.id, by=by, now=now)
+    job = row_of(spec, prepared, files, firm_id, project.id, by=by, now=now)
     job.idempotency_key, job.request_hash = idempotency_key, request_hash
     try:
         async with db.transaction() as tx:
@@ -154,6 +155,7 @@ def as_candidate(spec: JobSpec, prepared: Prepared, firm_id: FirmId, *, id: str,
         topology=spec.topology,
         checkpoints=prepared.recipe.checkpoints,
         workers_min=spec.workers_min,
+        ranks=spec.ranks,
     )
 
 
@@ -248,7 +250,14 @@ def fresh(*, now: datetime) -> dict[str, Any]:
 
 
 def row_of(
-    spec: JobSpec, prepared: Prepared, firm_id: FirmId, project_id: ProjectId, *, by: Principal, now: datetime
+    spec: JobSpec,
+    prepared: Prepared,
+    files: Sequence[InputRow],
+    firm_id: FirmId,
+    project_id: ProjectId,
+    *,
+    by: Principal,
+    now: datetime,
 ) -> WorkloadRow:
     """The row of a job as it is submitted."""
     return WorkloadRow(
@@ -264,7 +273,10 @@ def row_of(
         workers_min=spec.workers_min,
         workers_max=None if spec.workers_min is None else spec.workers,
         checkpoints=prepared.recipe.checkpoints,
+        model=prepared.model,
+        files=useful_files(firm_id, files),
         pools=list(spec.pools),
+        pool_ranks=list(spec.ranks) or None,
         workers=spec.workers,
         gpu_milli=spec.gpu_milli,
         cpu_milli=spec.cpu_milli,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, Request
@@ -15,6 +16,9 @@ from kit.settings import Settings
 from scheduler import loop
 from scheduler.adapters.ray_runtime import RayCluster, RayRuntime
 from scheduler.cycle import Policy
+from scheduler.node.environment import CACHE_BYTES
+from scheduler.placement import BEST_FIT
+from scheduler.preferences import USUAL, Weights
 from scheduler.terms import Terms
 from scheduler.web import (
     array_routes,
@@ -39,6 +43,10 @@ class SchedulerSettings(BaseSettings):
     firm_storage_bytes: int = 20 << 30
     half_life_seconds: int = 86_400  # of what firms used, when they borrow
     minimum_runtime_seconds: int = 60  # borrowed work that began less than this ago is not stopped for others
+    weight_model: int = USUAL.model  # thousandths of an accelerator that a warm model is worth when a place is chosen
+    weight_data: int = USUAL.data  # … that data on the node is worth
+    weight_tariff: int = USUAL.tariff  # … that the lowest price is worth, between pools that are liked equally
+    node_cache_bytes: int = 32 << 30  # of inputs and checkpoints, kept on each node for the next attempt
     node_python: Path | None = None  # the node environment's interpreter, as nodes see it
 
 
@@ -54,7 +62,11 @@ def terms_from(settings: Settings) -> Terms:
         upload_bytes_max=settings.upload_limit_bytes,
         firm_storage_bytes=own.firm_storage_bytes,
         half_life_seconds=own.half_life_seconds,
-        policy=Policy(grace_seconds=own.grace_seconds, minimum_seconds=own.minimum_runtime_seconds),
+        policy=Policy(
+            grace_seconds=own.grace_seconds,
+            minimum_seconds=own.minimum_runtime_seconds,
+            scoring=replace(BEST_FIT, weights=Weights(own.weight_model, own.weight_data, own.weight_tariff)),
+        ),
     )
 
 
@@ -97,8 +109,9 @@ async def run_background(db: Database, blobs: Blobs, clock: Clock, settings: Set
 
 def ray_cluster(settings: Settings) -> RayCluster:
     """The cluster of this installation and what its runners are told."""
-    python = SchedulerSettings().node_python or settings.node_venv / "bin" / "python"
-    environment = {"HELIU_CONTROL_URL": settings.node_control_url}
+    own = SchedulerSettings()
+    python = own.node_python or settings.node_venv / "bin" / "python"
+    environment = {"HELIU_CONTROL_URL": settings.node_control_url, CACHE_BYTES: str(own.node_cache_bytes)}
     if settings.ray_url is None:  # the cluster is on this machine and shares its folders
         environment |= {
             "HELIU_HOME": str(settings.home.resolve()),

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from scheduler.adapters import store, versions, waits
 from scheduler.adapters.tables import NodeRow
 from scheduler.facts import as_running, as_waiting, state_of
-from scheduler.snapshot import Node, Running, State, Waiting
+from scheduler.snapshot import Holdings, Node, Running, State, Waiting
 from scheduler.terms import Terms
 from scheduler.vocabulary import NodeId, NodeState, WorkloadId
 
@@ -28,6 +28,7 @@ class Memory:
     )
     _nodes: dict[NodeId, Node] = field(default_factory=dict[NodeId, Node])
     _node_rows: dict[str, tuple[int, NodeRow]] = field(default_factory=dict[str, tuple[int, NodeRow]])
+    _holdings: dict[str, tuple[int, Holdings]] = field(default_factory=dict[str, tuple[int, Holdings]])
 
     async def look(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
         """The state as it is, equal to `load_state`; in a transaction that has read nothing yet."""
@@ -74,12 +75,19 @@ class Memory:
     async def _look_at_nodes(self, tx: AsyncSession) -> None:
         seen = await versions.nodes(tx)
         before = {id: _closes(row) for id, (_, row) in self._node_rows.items()}
-        changed = [id for id, version in seen.items() if id not in before or self._node_rows[id][0] != version]
+        changed = [id for id, (version, _) in seen.items() if id not in before or self._node_rows[id][0] != version]
         rows = {id: row for id, row in self._node_rows.items() if id in seen}
-        rows |= {row.id: (seen[row.id], row) for row in await versions.node_rows(tx, changed)}
+        rows |= {row.id: (seen[row.id][0], row) for row in await versions.node_rows(tx, changed)}
         self._node_rows = rows
-        if len(before) != len(rows) or any(before.get(id) != _closes(rows[id][1]) for id in changed):
-            self._nodes = store.as_nodes([rows[id][1] for id in seen])
+        restocked = [id for id, (_, version) in seen.items() if version and self._held_version(id) != version]
+        for row in await versions.inventory_rows(tx, restocked):
+            self._holdings[row.node_id] = seen[row.node_id][1], store.as_holdings(row)
+        if restocked or len(before) != len(rows) or any(before.get(id) != _closes(rows[id][1]) for id in changed):
+            held = {id: holdings for id, (_, holdings) in self._holdings.items()}
+            self._nodes = store.as_nodes([rows[id][1] for id in seen], held)
+
+    def _held_version(self, node_id: str) -> int:
+        return self._holdings[node_id][0] if node_id in self._holdings else 0
 
 
 def _closes(row: NodeRow) -> tuple[object, ...]:

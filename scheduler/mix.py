@@ -12,6 +12,8 @@ from kit.clock import Clock
 from kit.db import Database
 from scheduler.cycle import Policy
 from scheduler.packing import prices_of
+from scheduler.placement import Policy as Packing
+from scheduler.placement import Scoring
 from scheduler.scoring import by_bid_prices
 from scheduler.vocabulary import Shape
 
@@ -24,11 +26,13 @@ class Mix:
     """What is known of recent work. Until it is looked at, and while nothing was asked for, places go by best fit."""
 
     _counts: Counter[Shape] = field(default_factory=Counter[Shape])
-    _policy: Policy | None = None
+    _packing: Packing | None = None
 
     def applied(self, policy: Policy) -> Policy:
         """The policy, scoring by the prices of the mix."""
-        return policy if self._policy is None else replace(policy, scoring=self._policy.scoring)
+        if self._packing is None:
+            return policy
+        return replace(policy, scoring=Scoring(self._packing, weights=policy.scoring.weights))
 
     async def look(self, db: Database, clock: Clock) -> None:
         """Count what was asked for lately; other counts make other prices."""
@@ -36,7 +40,7 @@ class Mix:
             counts = await recent_shapes(tx, now=clock.now())
         if counts != self._counts and any(shape.gpus for shape in counts):
             prices = await asyncio.to_thread(prices_of, counts)
-            self._counts, self._policy = counts, Policy(scoring=by_bid_prices(prices))
+            self._counts, self._packing = counts, by_bid_prices(prices)
 
 
 async def recent_shapes(tx: AsyncSession, *, now: datetime) -> Counter[Shape]:

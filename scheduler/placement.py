@@ -1,7 +1,7 @@
 """A gang on nodes: filter those with room, score every way to put a worker there, pick the best; all or none.
 
-Each step is a function of arrays over the K nodes (or candidate placements) at hand. What makes a placement good is
-the caller's `Policy`; how the parts of the production policy weigh is `scheduler/scoring.py`'s.
+Each step is a function of arrays over the K nodes (or candidate placements) at hand. What makes a place good is the
+caller's `Scoring`: how it packs (in production `scheduler/scoring.py`), and what its node has (`preferences.py`).
 """
 
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ import numpy as np
 
 from kit.units import MILLI_PER_GPU
 from quotas.vocabulary import FirmId
+from scheduler.preferences import USUAL, Files, Weights
 from scheduler.rooms import Flags, Ground, Ints, Room, Rooms
 from scheduler.snapshot import Waiting
 from scheduler.vocabulary import Shape, Spread
@@ -38,28 +39,46 @@ Policy: TypeAlias = Callable[[Candidates], Ints]
 
 
 @dataclass(frozen=True, slots=True)
+class Scoring:
+    """What makes a place good: how it packs, and what the node has. `unit` points of `packing` are a thousandth."""
+
+    packing: Policy
+    unit: int = 1
+    weights: Weights = USUAL
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
-    """A gang to be placed: equal workers of one firm."""
+    """A gang to be placed: equal workers of one firm. `model` and `files`: what each of them reads."""
 
     firm: FirmId
     shape: Shape
     workers: int = 1
     spread: Spread = Spread.SAME_CENTRE
     topology: str | None = None
+    model: str | None = None
+    files: Files = ()
 
 
 def ask_of(workload: Waiting) -> Ask:
     """What waiting work asks of a pool."""
-    return Ask(workload.firm_id, workload.shape, workload.workers, workload.spread, workload.topology)
+    return Ask(
+        workload.firm_id, workload.shape, workload.workers, workload.spread, workload.topology,
+        workload.model, workload.files,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One worker's node (its index on the ground) and accelerators, and how good that was."""
+    """One worker's node (its index on the ground) and accelerators, and how good that was.
+
+    `second`: the next best node and its score.
+    """
 
     node: int
     devices: tuple[int, ...]
     score: int
+    second: tuple[int, int] | None = None
 
 
 def slots(rooms: Rooms, shape: Shape, usable: Flags | None = None) -> Ints:
@@ -123,20 +142,25 @@ def pick(scores: Ints, allowed: Flags) -> int | None:
 
 def best_fit(candidates: Candidates) -> Ints:
     """The node on which least stays free, and on it the fullest accelerator."""
-    free = candidates.after.gpu_milli.sum(axis=1)
-    return -free if candidates.left is None else -free * (MILLI_PER_GPU + 1) - candidates.left
+    free = candidates.after.gpu_milli.sum(axis=1) * (MILLI_PER_GPU + 1)
+    return -free if candidates.left is None else -free - candidates.left
 
 
-def place_gang(room: Room, ask: Ask, policy: Policy = best_fit) -> tuple[Seat, ...] | None:
+BEST_FIT = Scoring(best_fit, MILLI_PER_GPU + 1)
+
+
+def place_gang(room: Room, ask: Ask, scoring: Scoring = BEST_FIT) -> tuple[Seat, ...] | None:
     """A seat for each worker, or None when not all of them fit at once. `room` stays as it is."""
     usable = room.usable(ask.firm) if ask.shape.is_share else None
     fit = slots(as_rooms(room), ask.shape, usable)
     allowed = _together(fit, room.ground, ask)
     if allowed is None:
         return None
+    near = room.ground.shelves.points(ask.model, ask.files, scoring.weights)
+    near = np.zeros(len(allowed), dtype=np.int64) if near is None else near * scoring.unit
     if ask.spread is Spread.SAME_NODE and ask.workers > 1:
-        return _on_one_node(room, np.flatnonzero(allowed), ask, policy)
-    return _one_by_one(room, allowed, ask, policy)
+        return _on_one_node(room, np.flatnonzero(allowed), ask, scoring.packing, near)
+    return _one_by_one(room, allowed, ask, scoring.packing, near)
 
 
 def could_hold(room: Room, ask: Ask) -> bool:
@@ -182,8 +206,8 @@ def _groups(ground: Ground, label: str) -> Iterable[tuple[str, Flags]]:
     return ((str(value), values == value) for value in np.unique(values) if value)
 
 
-def _one_by_one(room: Room, allowed: Flags, ask: Ask, policy: Policy) -> tuple[Seat, ...]:
-    """One worker after the other; after each only its node is looked at again."""
+def _one_by_one(room: Room, allowed: Flags, ask: Ask, policy: Policy, near: Ints) -> tuple[Seat, ...]:
+    """One worker after the other; after each only its node is looked at again. `near`: points of the nodes [N]."""
     room, allowed = (room.copy() if ask.workers > 1 else room), allowed.copy()
     usable = room.usable(ask.firm) if ask.shape.is_share else None
     scores, device = np.zeros(len(allowed), dtype=np.int64), np.full(len(allowed), -1)
@@ -191,9 +215,11 @@ def _one_by_one(room: Room, allowed: Flags, ask: Ask, policy: Policy) -> tuple[S
     for worker in range(ask.workers):
         if len(fresh):
             scores[fresh], device[fresh] = best_on_each(as_rooms(room), fresh, ask.shape, policy, usable)
+            scores[fresh] += near[fresh]
         node = pick(scores, allowed)
         assert node is not None, "the filter counted a seat for every worker"
-        seat = Seat(node, devices_for(room, node, int(device[node]), ask.shape), int(scores[node]))
+        second = None if worker else _second(scores, allowed, node)
+        seat = Seat(node, devices_for(room, node, int(device[node]), ask.shape), int(scores[node]), second)
         seats.append(seat)
         if worker + 1 < ask.workers:
             room.take(node, seat.devices, ask.shape, ask.firm)
@@ -204,17 +230,27 @@ def _one_by_one(room: Room, allowed: Flags, ask: Ask, policy: Policy) -> tuple[S
     return tuple(seats)
 
 
-def _on_one_node(room: Room, nodes: Ints, ask: Ask, policy: Policy) -> tuple[Seat, ...]:
+def _second(scores: Ints, allowed: Flags, best: int) -> tuple[int, int] | None:
+    """The node that would have been picked without the best one, and its score."""
+    others = allowed.copy()
+    others[best] = False
+    node = pick(scores, others)
+    return None if node is None else (node, int(scores[node]))
+
+
+def _on_one_node(room: Room, nodes: Ints, ask: Ask, policy: Policy, near: Ints) -> tuple[Seat, ...]:
     """All workers on the node where they are best together."""
-    gangs = [_alone(room, int(node), ask, policy) for node in nodes]
-    return max(gangs, key=lambda seats: (sum(seat.score for seat in seats), -seats[0].node))
+    gangs = [_alone(room, int(node), ask, policy, near[[node]]) for node in nodes]
+    best, *others = sorted(gangs, key=lambda seats: (-sum(seat.score for seat in seats), seats[0].node))
+    second = (others[0][0].node, others[0][0].score) if others else None
+    return (replace(best[0], second=second), *best[1:])
 
 
-def _alone(room: Room, node: int, ask: Ask, policy: Policy) -> tuple[Seat, ...]:
+def _alone(room: Room, node: int, ask: Ask, policy: Policy, near: Ints) -> tuple[Seat, ...]:
     """All workers on this node."""
     rows = _rows(room, np.array([node]))
     one = Room(room.ground, rows.cpu_milli, rows.memory_mib, rows.gpu_milli, room.firm[[node]])
-    seats = _one_by_one(one, np.ones(1, dtype=bool), ask, policy)
+    seats = _one_by_one(one, np.ones(1, dtype=bool), ask, policy, near)
     return tuple(replace(seat, node=node) for seat in seats)
 
 

@@ -1,6 +1,6 @@
 """A quote: the price, who pays, when it starts and ends. It holds for 15 minutes and its maximum caps the charge."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId
 from scheduler import durations, jobs
 from scheduler.adapters import store
 from scheduler.adapters.tables import QuoteRow
-from scheduler.facts import load_state
+from scheduler.facts import load_state, rates_for
 from scheduler.quote import Forecast, forecast
 from scheduler.recipes import Prepared
 from scheduler.terms import Terms
@@ -69,6 +69,7 @@ async def quote_job(
         )
         state = await load_state(tx, terms, now=now)
         candidate = jobs.as_candidate(spec, prepared, firm_id, id=new_id("job"), now=now)
+        state = replace(state, rates=await rates_for(tx, [*state.waiting.values(), candidate], now=now))
         jobs.refuse_hopeless(candidate, state)
         offers = {pool: await jobs.price(tx, spec, prepared, firm_id, pool, now=now) for pool in spec.pools}
         quote = _quote(project.id, prepared, offers, forecast(state, candidate, terms.policy, now=now), terms, now)

@@ -28,6 +28,7 @@ class Prepared:
     max_runtime_seconds: int
     basis: str
     estimated_seconds: int = 1  # by the recipe alone
+    model: str | None = None  # the base model that its program reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ async def prepare(
         max_runtime_seconds=limit,
         basis=f"the estimate of {recipe.name}, between {estimate.seconds_min} and {estimate.seconds_max} s",
         estimated_seconds=max(1, min(expected, limit)),
+        model=checked.model_read,
     )
 
 

@@ -52,6 +52,7 @@ async def submit_replica(tx: AsyncSession, spec: ReplicaSpec, *, now: datetime) 
         request_hash=request_hash,
         program=spec.program,
         params=dict(spec.params),
+        model=spec.model,
         sandboxed=False,
         pools=list(spec.pools),
         workers=spec.workers,

@@ -12,7 +12,7 @@ from kit import events
 from kit.units import MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, PoolName, QoS
-from scheduler import attempts, checkpoints
+from scheduler import attempts, checkpoints, inventories
 from scheduler.adapters import store
 from scheduler.adapters.tables import AttemptRow, InputRow, WorkloadRow
 from scheduler.admission import topic
@@ -84,6 +84,8 @@ async def plan(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, term
         task_index=workload.array_index,
         checkpoint=CheckpointFile(step=kept.step, sha256=kept.sha256, bytes=kept.size_bytes) if kept else None,
         checkpoint_bytes_max=terms.checkpoint_bytes_max,
+        firm_id=workload.firm_id,
+        model=workload.model,
     )
 
 
@@ -98,6 +100,7 @@ async def heartbeat(
         raise attempts.fence_lost()
     lines = [(line.seq, _without_credentials(line.text)) for line in report.log]
     await store.add_log_lines(tx, identity.workload_id, identity.fence, lines, now)
+    await inventories.record(tx, identity.attempt_id, report.inventories, now=now)
     if report.progress is not None:
         await _keep_progress(tx, workload, identity, report, now=now)
     return HeartbeatOut(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kit.units import MILLI_PER_GPU
 from quotas.vocabulary import FirmId, PoolName
+from scheduler.preferences import Shelves
 from scheduler.snapshot import Node, Running
 from scheduler.vocabulary import NodeId, Placement, Shape
 
@@ -39,6 +40,7 @@ class Ground:
     index: Mapping[NodeId, int]
     rooms: Rooms
     topology: tuple[Mapping[str, str], ...]
+    shelves: Shelves
     firms: dict[FirmId, int] = field(default_factory=dict[FirmId, int])
 
     def number(self, firm: FirmId) -> int:
@@ -124,7 +126,8 @@ def ground_of(nodes: Sequence[Node]) -> Ground:
         gpus,
     )
     ids = tuple(node.id for node in ordered)
-    return Ground(ids, {id: i for i, id in enumerate(ids)}, rooms, tuple(node.topology for node in ordered))
+    topology, shelves = tuple(node.topology for node in ordered), Shelves([node.holds for node in ordered])
+    return Ground(ids, {id: i for i, id in enumerate(ids)}, rooms, topology, shelves)
 
 
 def workers_of(placement: Placement, ground: Ground) -> Iterable[tuple[int, tuple[int, ...]]]:

@@ -16,6 +16,18 @@ from scheduler.windows import Window
 
 
 @dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a node has that lets work begin sooner: files by their names there, models on its disk and in its memory."""
+
+    files: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+    warm: frozenset[str] = frozenset()
+
+
+NOTHING = Holdings()
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A machine of a pool: so many accelerators of 1000 thousandths each, CPU and memory.
 
@@ -31,6 +43,7 @@ class Node:
     cpu_milli: int = 0
     memory_mib: int = 0
     topology: Mapping[str, str] = field(default_factory=dict[str, str])
+    holds: Holdings = NOTHING
 
     @property
     def devices(self) -> int:
@@ -60,11 +73,22 @@ class Waiting:
     topology: str | None = None  # all workers on nodes with one value of this label
     workers_min: int | None = None  # elastic: it may start with fewer workers, down to these
     checkpoints: bool = False  # it keeps what it has done: it may be stopped for a window and go on elsewhere
+    model: str | None = None  # the base model it reads
+    files: tuple[tuple[str, int], ...] = ()  # what else it reads: the names nodes keep it under, and bytes
+    ranks: tuple[int, ...] = ()  # of its pools, rising; those of one rank are liked equally. None: all differ
 
     @property
     def shape(self) -> Shape:
         """What each worker needs."""
         return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
+
+    @property
+    def tiers(self) -> tuple[tuple[PoolName, ...], ...]:
+        """Its pools by how they are liked."""
+        if not self.ranks:
+            return tuple((pool,) for pool in self.pools)
+        ranked = list(zip(self.ranks, self.pools, strict=True))
+        return tuple(tuple(pool for of, pool in ranked if of == rank) for rank in sorted(set(self.ranks)))
 
     @property
     def workers_least(self) -> int:
@@ -105,6 +129,7 @@ class State:
     """Everything a decision may depend on. A workload is in `waiting` or in `running`, never in both.
 
     `lately` is what each firm held of each pool on average, in thousandths, the more recent the more it weighs.
+    `rates` is what an accelerator of each pool costs now, in micro-yuan an hour.
     """
 
     nodes: Mapping[NodeId, Node] = field(default_factory=dict[NodeId, Node])
@@ -114,6 +139,7 @@ class State:
     tree: Mapping[Member, Seat] = field(default_factory=dict[Member, Seat])
     lately: Mapping[QuotaKey, int] = field(default_factory=dict[QuotaKey, int])
     windows: tuple[Window, ...] = ()
+    rates: Mapping[PoolName, int] = field(default_factory=dict[PoolName, int])
 
     def with_waiting(self, extra: Waiting) -> "State":
         """A copy in which `extra` waits too: for quotes and what-ifs."""
@@ -170,13 +196,21 @@ class WindowsSet:
     windows: tuple[Window, ...]
 
 
-Change: TypeAlias = NodeSeen | NodeGone | Queued | Placed | Over | QuotaSet | SeatSet | LatelySet | WindowsSet
+@dataclass(frozen=True, slots=True)
+class RatesSet:
+    rates: Mapping[PoolName, int]
+
+
+Change: TypeAlias = (
+    NodeSeen | NodeGone | Queued | Placed | Over | QuotaSet | SeatSet | LatelySet | WindowsSet | RatesSet
+)
 
 
 def apply(state: State, changes: Iterable[Change]) -> State:
     """The state after `changes`, in their order; `state` itself stays as it is."""
     nodes, waiting, running = dict(state.nodes), dict(state.waiting), dict(state.running)
     quotas, tree, lately, windows = dict(state.quotas), dict(state.tree), dict(state.lately), state.windows
+    rates = state.rates
     for change in changes:
         match change:
             case NodeSeen(node):
@@ -202,9 +236,11 @@ def apply(state: State, changes: Iterable[Change]) -> State:
                 lately[firm_id, pool] = milli
             case WindowsSet(kept):
                 windows = kept
+            case RatesSet(valid):
+                rates = valid
             case _:
                 assert_never(change)
-    return State(nodes, waiting, running, quotas, tree, lately, windows)
+    return State(nodes, waiting, running, quotas, tree, lately, windows, rates)
 
 
 def changes_between(before: State, after: State) -> list[Change]:
@@ -223,4 +259,6 @@ def changes_between(before: State, after: State) -> list[Change]:
     changes += [LatelySet(*key, milli) for key, milli in lately.items() if before.lately.get(key) != milli]
     if before.windows != after.windows:
         changes.append(WindowsSet(after.windows))
+    if before.rates != after.rates:
+        changes.append(RatesSet(after.rates))
     return changes

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,7 +34,10 @@ class After:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a firm asks for. Accelerators, CPU and memory per worker; the first pool is liked best."""
+    """What a firm asks for. Accelerators, CPU and memory per worker; the first pool is liked best.
+
+    `ranks`, where given, has a number for each pool, rising: pools of one rank are liked equally.
+    """
 
     name: str
     recipe: str
@@ -55,6 +59,7 @@ class JobSpec:
     retries: int = 0  # after errors of its own
     after: tuple["After", ...] = ()
     workers_min: int | None = None  # elastic: it may start with fewer than `workers`
+    ranks: tuple[int, ...] = ()
 
     @property
     def need_milli(self) -> GpuMilli:
@@ -69,7 +74,8 @@ class JobSpec:
         shape += [self.workers, self.gpu_milli / MILLI_PER_GPU if share else gpus]
         shape += [self.qos, self.priority, self.max_runtime_seconds]
         more = [self.cpu_milli, self.memory_mib, self.spread, self.topology]
-        return content_hash(shape if more == [0, 0, Spread.SAME_CENTRE, None] else [*shape, *more])
+        shape += [] if more == [0, 0, Spread.SAME_CENTRE, None] else more
+        return content_hash([*shape, list(self.ranks)] if self.ranks else shape)
 
     def request_hash(self, project_id: str, quote_id: str | None) -> bytes:
         """Hash of the whole request; an idempotency key stands for this."""
@@ -80,6 +86,20 @@ class JobSpec:
         wishes = {"expected": self.expected_seconds, "retries": self.retries, "after": after, "least": self.workers_min}
         asked = {name: value for name, value in wishes.items() if value}
         return content_hash([*content, asked] if asked else content)
+
+
+def ranked(wished: Sequence[str | Sequence[str]]) -> tuple[tuple[PoolName, ...], tuple[int, ...]]:
+    """Pools in order of preference, with their ranks; an inner list holds pools that are liked equally.
+
+    Without such a list there are no ranks: the order says it all. A pool counts where it is named first.
+    """
+    tiers = [[one] if isinstance(one, str) else list(one) for one in wished]
+    first: dict[PoolName, int] = {}
+    for rank, tier in enumerate(tiers):
+        for pool in tier:
+            first.setdefault(PoolName(pool), rank)
+    ranks = tuple(first.values())
+    return tuple(first), ranks if len(set(ranks)) < len(ranks) else ()
 
 
 def gpu_milli_of(gpus: float, *, cpus: float) -> GpuMilli:

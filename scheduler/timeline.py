@@ -14,11 +14,12 @@ from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.allotments import FOREVER as FOREVER
 from scheduler.allotments import Allotment
 from scheduler.bookings import Bookings
-from scheduler.placement import Policy, Seat, ask_of, best_fit, place_gang
+from scheduler.placement import BEST_FIT, Scoring, Seat, ask_of, place_gang
+from scheduler.preferences import low_price, nearness
 from scheduler.rooms import Room, grounds
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, State, Waiting
-from scheduler.vocabulary import NodeId, Placement
+from scheduler.vocabulary import Choice, NodeId, Placement
 from scheduler.windows import Window, in_the_way
 
 _AT_ONCE = timedelta(seconds=1)
@@ -43,10 +44,10 @@ class Timeline:
         now: datetime,
         overrun_seconds: int,
         movable_seconds: int = 0,
-        scoring: Policy = best_fit,
+        scoring: Scoring = BEST_FIT,
     ) -> None:
         self._now, self._sharing = now, sharing
-        self._scoring = scoring
+        self._scoring, self._nodes, self._rates = scoring, state.nodes, state.rates
         self._windows, self._movable = state.windows, timedelta(seconds=movable_seconds)
         self._overdue = now + timedelta(seconds=overrun_seconds)
         self._pools = {pool: Bookings(ground, now) for pool, ground in grounds(state.nodes.values()).items()}
@@ -82,13 +83,35 @@ class Timeline:
 
         In the pool where that is soonest, the preferred one on a tie; None when no expected end makes room for it.
         """
-        slots = [self._earliest_in(pool, workload, not_before or self._now) for pool in workload.pools]
-        return min((slot for slot in slots if slot), key=lambda slot: slot.start, default=None)
+        tiers = ([self._earliest_in(p, workload, not_before or self._now) for p in tier] for tier in workload.tiers)
+        best = (self._best(workload, [slot for slot in tier if slot]) for tier in tiers)
+        return min((slot for slot in best if slot), key=lambda slot: slot.start, default=None)
 
     def fits(self, workload: Waiting, start: datetime) -> Placement | None:
-        """Its placement in the first acceptable pool that holds it from `start` on, or None."""
-        fitting = (self.fits_in(pool, workload, start) for pool in workload.pools)
-        return next((placement for placement in fitting if placement), None)
+        """Its placement in the best liked pool that holds it from `start` on, or None."""
+        for tier in workload.tiers:
+            fitting = [placement for pool in tier if (placement := self.fits_in(pool, workload, start))]
+            slot = self._best(workload, [Slot(start, placement) for placement in fitting])
+            if slot:
+                return slot.placement
+        return None
+
+    def low_price(self, workload: Waiting, pool: PoolName) -> float:
+        """The part that a pool's price has in the score: beside the pools that are liked as much."""
+        tier = next(tier for tier in workload.tiers if pool in tier)
+        return low_price(self._rates.get(pool), [self._rates.get(other) for other in tier])
+
+    def _best(self, workload: Waiting, slots: Sequence[Slot]) -> Slot | None:
+        """Of slots in pools that are liked equally the soonest, and of those the one with the best price and nodes."""
+        if len(slots) < 2:
+            return slots[0] if slots else None
+        weights = self._scoring.weights
+
+        def points(placement: Placement) -> float:
+            near = nearness(workload.model, workload.files, self._nodes[placement.nodes[0]].holds)
+            return near.points(weights) + weights.tariff * self.low_price(workload, placement.pool)
+
+        return min(slots, key=lambda slot: (slot.start, -points(slot.placement)))
 
     def fits_in(self, pool: PoolName, workload: Waiting, start: datetime) -> Placement | None:
         """Its placement in one pool from `start` on, or None."""
@@ -99,7 +122,7 @@ class Timeline:
         if room and closed:
             room = room.without(closed)
         seats = place_gang(room, ask_of(workload), self._scoring) if room else None
-        return None if room is None or seats is None else _placement(pool, workload, room, seats)
+        return None if room is None or seats is None else self._placement(pool, workload, room, seats)
 
     def closed(self, pool: PoolName, workload: Waiting, start: datetime) -> Mapping[NodeId, Window]:
         """The nodes of the pool that are kept from it at some time while it would run, each with a window."""
@@ -159,7 +182,7 @@ class Timeline:
         seats = place_gang(room, ask_of(workload))
         assert seats is not None, "this node has room for it then"
         placed = [replace(seat, node=node) for seat in seats]
-        return Slot(start, _placement(pool, workload, room, placed))
+        return Slot(start, self._placement(pool, workload, room, placed))
 
     def _allowed(self, pool: PoolName, workload: Waiting, not_before: datetime) -> datetime | None:
         """The first moment from which on the firm's quota holds it for its time."""
@@ -182,6 +205,14 @@ class Timeline:
                 return Slot(start, placement)
         return None
 
+    def _placement(self, pool: PoolName, workload: Waiting, room: Room, seats: Sequence[Seat]) -> Placement:
+        ids, unit, first = room.ground.ids, self._scoring.unit, seats[0]
+        second, second_score = (ids[first.second[0]], first.second[1]) if first.second else (None, 0)
+        choice = Choice(round(first.score / unit), second, round(second_score / unit))
+        nodes, devices = tuple(ids[seat.node] for seat in seats), tuple(seat.devices for seat in seats)
+        shape = workload.gpu_milli, devices, workload.cpu_milli, workload.memory_mib
+        return Placement(pool, nodes, *shape, choice)
+
     def _nodes_of(self, pool: PoolName) -> Sequence[NodeId]:
         return self._pools[pool].ground.ids if pool in self._pools else ()
 
@@ -195,11 +226,6 @@ class Timeline:
         if tree not in self._quotas:
             self._quotas[tree] = Allotment(self._sharing, key[1], self._sharing.lent(*tree), (), self._now)
         return self._quotas[tree]
-
-
-def _placement(pool: PoolName, workload: Waiting, room: Room, seats: Sequence[Seat]) -> Placement:
-    nodes, devices = tuple(room.ground.ids[seat.node] for seat in seats), tuple(seat.devices for seat in seats)
-    return Placement(pool, nodes, workload.gpu_milli, devices, workload.cpu_milli, workload.memory_mib)
 
 
 def _end(start: datetime, seconds: int | None) -> datetime:

@@ -1,7 +1,7 @@
 """The words of scheduling: workloads, attempts, placements, decisions and their reasons. No library but our words."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType, TypeAlias
@@ -208,6 +208,35 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What the node of the first worker scored, in thousandths of an accelerator, and the next best one, if any."""
+
+    score: int
+    second: NodeId | None = None
+    second_score: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A node's score in its parts: `total` and `packing` in thousandths of an accelerator, the others in [0, 1]."""
+
+    node: NodeId
+    total: int
+    packing: int
+    model: float
+    data: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Why work starts where it does: its first node's score, the next best one's, and how its pool's price counts."""
+
+    best: Score
+    second: Score | None
+    tariff: float
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Which node each worker of a gang gets, and which of its accelerators, in worker order; a node may come twice."""
 
@@ -217,6 +246,7 @@ class Placement:
     devices: tuple[tuple[int, ...], ...] = ()  # per worker: indexes of accelerators, one for a share
     cpu_milli: int = 0  # per worker
     memory_mib: int = 0  # per worker
+    choice: Choice | None = field(default=None, compare=False)  # known while it is being decided
 
     @property
     def shape(self) -> Shape:
@@ -235,6 +265,7 @@ class Start:
 
     workload_id: WorkloadId
     placement: Placement
+    told: Told | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +315,7 @@ class ReplicaSpec:
     qos: QoS
     priority: int = 0
     workers: int = 1
+    model: str | None = None  # the folder of the base model that it reads
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ async def _launch_one(tx: AsyncSession, deployment: DeploymentRow, model: ModelR
         program=REPLICA_PROGRAM,
         params=dict(replica_params(row, model)),
         qos=QoS(deployment.qos),
+        model=model.source,
     )
     row.workload_id = await scheduler.submit_replica(tx, spec, now=now)
     await tx.flush()

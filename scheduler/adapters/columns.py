@@ -51,9 +51,9 @@ def texts() -> Any:
     return Field(default=None, sa_column=Column(ARRAY(Text), nullable=False))
 
 
-def integers() -> Any:
+def integers(*, nullable: bool = False) -> Any:
     """A list of whole numbers."""
-    return Field(default=None, sa_column=Column(ARRAY(Integer), nullable=False))
+    return Field(default=None, sa_column=Column(ARRAY(Integer), nullable=nullable))
 
 
 def hash_column(*, nullable: bool = False) -> Any:
@@ -64,6 +64,11 @@ def hash_column(*, nullable: bool = False) -> Any:
 def json_column(*, nullable: bool = False) -> Any:
     """What JSON can say."""
     return Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=nullable))
+
+
+def sizes() -> Any:
+    """Numbers by name; none where nothing is said."""
+    return Field(default_factory=dict, sa_column=Column(JSONB, nullable=False, server_default="{}"))
 
 
 class Table(SQLModel):

@@ -12,6 +12,7 @@ from scheduler.adapters.columns import integer as _integer
 from scheduler.adapters.columns import json_column as _json
 from scheduler.adapters.columns import small_count as _small_count
 from scheduler.adapters.columns import text_column as _text
+from scheduler.adapters.columns import texts as _texts
 
 
 class PoolRow(_Table, table=True):
@@ -67,6 +68,19 @@ class DeviceRow(_Table, table=True):
     index: int = _integer(primary_key=True)
     placed_milli: int = _integer()
     firm_id: str | None = _text(nullable=True)
+
+
+class InventoryRow(_Table, table=True):
+    """What a node has that lets work begin sooner, as one of its runners last said."""
+
+    __tablename__ = "node_inventory"
+    __table_args__ = ({"schema": SCHEMA},)
+
+    node_id: str = _text(primary_key=True, to="node.id")
+    files: list[str] = _texts()
+    models: list[str] = _texts()  # on its disk
+    warm: list[str] = _texts()  # … and in its memory
+    told_at: datetime = _instant()
 
 
 class WindowRow(_Table, table=True):

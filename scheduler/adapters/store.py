@@ -15,6 +15,7 @@ from scheduler.adapters.tables import (
     AttemptRow,
     FirmUsageRow,
     InputRow,
+    InventoryRow,
     LogLineRow,
     NodeRow,
     PlacementRow,
@@ -23,7 +24,7 @@ from scheduler.adapters.tables import (
     WorkloadRow,
 )
 from scheduler.sharing import QuotaKey
-from scheduler.snapshot import Node
+from scheduler.snapshot import NOTHING, Holdings, Node
 from scheduler.vocabulary import JOB_OVER, AttemptState, JobState, NodeId, NodeState, WorkloadKind
 
 LIVE = (AttemptState.PLACED, AttemptState.CLAIMED, AttemptState.RUNNING)
@@ -269,7 +270,17 @@ async def node(tx: AsyncSession, node_id: str, *, lock: bool = False) -> NodeRow
     return await tx.get(NodeRow, node_id, with_for_update=lock or None, populate_existing=lock)
 
 
-def as_nodes(rows: Sequence[NodeRow]) -> dict[NodeId, Node]:
+async def holdings(tx: AsyncSession) -> dict[str, Holdings]:
+    """What each node has, as far as anybody has told."""
+    return {row.node_id: as_holdings(row) for row in (await tx.execute(select(InventoryRow))).scalars()}
+
+
+def as_holdings(row: InventoryRow) -> Holdings:
+    """What a node has, as decisions see it."""
+    return Holdings(frozenset(row.files), frozenset(row.models), frozenset(row.warm))
+
+
+def as_nodes(rows: Sequence[NodeRow], holdings: Mapping[str, Holdings]) -> dict[NodeId, Node]:
     """The nodes as decisions see them.
 
     A machine whose Ray node died comes back under a new id while a runner may still be alive on it: it stays closed
@@ -288,6 +299,7 @@ def as_nodes(rows: Sequence[NodeRow]) -> dict[NodeId, Node]:
             row.cpu_milli,
             row.memory_mib,
             row.topology,
+            holdings.get(row.id, NOTHING),
         )
     return nodes
 

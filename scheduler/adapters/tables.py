@@ -25,10 +25,12 @@ from scheduler.adapters.columns import instant as _instant
 from scheduler.adapters.columns import integer as _integer
 from scheduler.adapters.columns import integers as _integers
 from scheduler.adapters.columns import json_column as _json
+from scheduler.adapters.columns import sizes as _sizes
 from scheduler.adapters.columns import small_count as _small_count
 from scheduler.adapters.columns import text_column as _text
 from scheduler.adapters.columns import texts as _texts
 from scheduler.adapters.fleet_tables import DeviceRow as DeviceRow
+from scheduler.adapters.fleet_tables import InventoryRow as InventoryRow
 from scheduler.adapters.fleet_tables import NodeRow as NodeRow
 from scheduler.adapters.fleet_tables import PoolRow as PoolRow
 from scheduler.adapters.fleet_tables import WindowRow as WindowRow
@@ -100,6 +102,7 @@ class WorkloadRow(_Table, table=True):
     params: dict[str, Any] = _json()
     sandboxed: bool = _flag()
     pools: list[str] = _texts()
+    pool_ranks: list[int] | None = _integers(nullable=True)  # pools of one rank are liked equally; None: in order
     workers: int = _integer()
     gpu_milli: int = _integer()
     cpu_milli: int = _small_count()
@@ -141,6 +144,8 @@ class WorkloadRow(_Table, table=True):
     duration_basis: str | None = _text(nullable=True)  # where expected_seconds comes from
     workers_min: int | None = _integer(nullable=True)  # elastic: it starts with what fits between these …
     workers_max: int | None = _integer(nullable=True)  # … and `workers` is what its attempt has
+    model: str | None = _text(nullable=True)  # the base model that its program reads
+    files: dict[str, int] = _sizes()  # what it reads, by the names nodes keep it under (inventories.py), in bytes
     checkpoints: bool = _false()  # its program keeps what it has done: it can be moved at little loss
     array_id: str | None = _text(nullable=True, to="job_array.id")
     array_index: int | None = _integer(nullable=True)
@@ -249,6 +254,7 @@ class AttemptRow(_Table, table=True):
     cleared_at: datetime | None = _instant(nullable=True)
     kept_ms: int = _count()  # of its running time, safe in a checkpoint
     kept_at: datetime | None = _instant(nullable=True)
+    told: dict[str, Any] | None = _json(nullable=True)  # how its place scored, beside the next best one
 
 
 class PlacementRow(_Table, table=True):

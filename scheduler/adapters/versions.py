@@ -12,10 +12,10 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel, col
 
-from scheduler.adapters.tables import AttemptRow, NodeRow, PlacementRow, WorkloadRow
+from scheduler.adapters.tables import AttemptRow, InventoryRow, NodeRow, PlacementRow, WorkloadRow
 
-_BULKY = {"params", "progress", "request_hash"}
-"""What no decision reads of a workload."""
+_BULKY = {"params", "progress", "request_hash", "told"}
+"""What no decision reads of a workload or an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,19 @@ async def live(tx: AsyncSession) -> list[Live]:
     return [Live(attempt, workload, (one, other)) for attempt, workload, one, other in rows]
 
 
-async def nodes(tx: AsyncSession) -> dict[str, int]:
-    """The version of every node, by id."""
-    rows = await tx.execute(text("SELECT id, xmin::text::bigint AS version FROM scheduler.node ORDER BY id"))
-    return {str(row.id): int(row.version) for row in rows}
+async def nodes(tx: AsyncSession) -> dict[str, tuple[int, int]]:
+    """The versions of every node and of what is known to be on it (0: nothing), by id."""
+    rows = await tx.execute(
+        text("""
+            SELECT n.id, n.xmin::text::bigint, coalesce(i.xmin::text::bigint, 0) FROM scheduler.node AS n
+            LEFT JOIN scheduler.node_inventory AS i ON i.node_id = n.id ORDER BY n.id""")
+    )
+    return {id: (node, inventory) for id, node, inventory in rows}
 
 
 async def workload_rows(tx: AsyncSession, ids: Sequence[str]) -> list[Any]:
     """These workloads, as plain rows without what is bulky: to be read, not to be changed."""
-    columns = [one for one in _columns(WorkloadRow) if one.name not in _BULKY]
-    return await _read(tx, select(*columns).where(col(WorkloadRow.id).in_(ids)), ids)
+    return await _read(tx, select(*_columns(WorkloadRow)).where(col(WorkloadRow.id).in_(ids)), ids)
 
 
 async def attempt_rows(tx: AsyncSession, ids: Sequence[str]) -> dict[str, Any]:
@@ -84,8 +87,14 @@ async def node_rows(tx: AsyncSession, ids: Sequence[str]) -> Sequence[NodeRow]:
     return (await tx.execute(query)).scalars().all() if ids else []
 
 
+async def inventory_rows(tx: AsyncSession, ids: Sequence[str]) -> Sequence[InventoryRow]:
+    """What is on these nodes."""
+    query = select(InventoryRow).where(col(InventoryRow.node_id).in_(ids)).execution_options(populate_existing=True)
+    return (await tx.execute(query)).scalars().all() if ids else []
+
+
 def _columns(table: type[SQLModel]) -> list[Any]:
-    return list(inspect(table).columns)
+    return [column for column in inspect(table).columns if column.name not in _BULKY]
 
 
 async def _read(tx: AsyncSession, query: Any, ids: Sequence[str]) -> list[Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_when_event_set, wait_random_exponential
 
+from scheduler.node.cache import Cache
 from scheduler.node.client import Away, ControlPlane, Denied
 from scheduler.node.protocol import plain_name
 
@@ -126,11 +127,13 @@ class _Saved:
 
 
 class Keeper:
-    """Sends packed checkpoints up, the newest first, in a thread of its own."""
+    """Sends packed checkpoints up, the newest first, in a thread of its own. The node's cache keeps the last one."""
 
-    def __init__(self, control: ControlPlane, saved: Path, *, say: Callable[[str], None]) -> None:
+    def __init__(self, control: ControlPlane, saved: Path, cache: Cache, *, say: Callable[[str], None]) -> None:
         self._control = control
         self._folder = saved
+        self._cache = cache
+        self._cached: str | None = None
         self._say = say
         self._changed = threading.Condition()
         self._next: _Saved | None = None
@@ -203,4 +206,8 @@ class Keeper:
         except Denied as refusal:
             self._say(f"the checkpoint of step {saved.step} was refused: {refusal}")
             return
+        if self._cached is not None and self._cached != sha256:
+            self._cache.drop(self._cached)
+        self._cache.keep(sha256, saved.path)
+        self._cached = sha256
         self._say(f"kept the checkpoint of step {saved.step} (sha256 {sha256})")

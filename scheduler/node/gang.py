@@ -21,10 +21,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scheduler.node.checkpoints import KEEP_SECONDS_MAX
 from scheduler.node.client import ControlPlane
+from scheduler.node.environment import CACHE_BYTES
 from scheduler.node.folder import WorkFolder, sweep
 from scheduler.node.lease import Lease, boottime, exit_now
 from scheduler.node.process import Exited, Notice
-from scheduler.node.protocol import Cause, Plan
+from scheduler.node.protocol import Cause, Inventory, Plan
 from scheduler.node.staging import NotReady, Stopped
 from scheduler.node.worker import Worker
 
@@ -37,7 +38,7 @@ _EXIT_LOST = -9
 _RAYS_OWN = ("CPU", "GPU", "memory")
 _NEXT_TO_NOTHING = {"CPU": 0.001}
 """A bundle has to take something, also of workers that share accelerators and claim no CPU."""
-_PASSED_ON = ("PYTHONPATH", "HELIU_HOME", "HELIU_MODELS_DIR")
+_PASSED_ON = ("PYTHONPATH", "HELIU_HOME", "HELIU_MODELS_DIR", CACHE_BYTES)
 
 
 class Member:
@@ -64,6 +65,10 @@ class Member:
         except NotReady as problem:
             return problem.cause.value, problem.message
         return None
+
+    def inventory(self) -> dict[str, Any]:
+        """What this node has now."""
+        return self._worker.inventories()[0].model_dump()
 
     def clock(self) -> float:
         """This node's boottime: what a lease on it is counted from."""
@@ -186,6 +191,14 @@ class Gang:
             ray.get(self._members[0].keep_checkpoint.remote(), timeout=KEEP_SECONDS_MAX + 5)
         except RayError:
             pass  # what was kept before stays
+
+    def inventories(self) -> list[Inventory]:
+        """What its nodes have now; nothing of one that does not say."""
+        try:
+            told = ray.get([member.inventory.remote() for member in self._members], timeout=30)
+        except RayError:
+            return []
+        return [Inventory.model_validate(one) for one in told]
 
     def close(self) -> None:
         """Give the nodes back."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from scheduler.node.client import Away, ControlPlane, Denied, FenceLost
 from scheduler.node.lease import Lease
 from scheduler.node.logs import LogBuffer
-from scheduler.node.protocol import LOG_LINES_PER_HEARTBEAT_MAX, HeartbeatIn, Plan, Progress
+from scheduler.node.protocol import LOG_LINES_PER_HEARTBEAT_MAX, HeartbeatIn, Inventory, Plan, Progress
 
 _AWAY_SECONDS = 0.5
 _BACKLOG_SECONDS = 0.05
@@ -33,6 +33,7 @@ class Heart:
         self._on_fence_lost = on_fence_lost
         self._changed = threading.Condition()
         self._progress: Progress | None = None
+        self._inventories: list[Inventory] = []
         self._started_untold = False
         self._stop_told = False
         self._hurry = False
@@ -56,6 +57,11 @@ class Heart:
         with self._changed:
             self._progress = progress
 
+    def inventories(self, inventories: list[Inventory]) -> None:
+        """Send these with the next heartbeat; newer ones replace them."""
+        with self._changed:
+            self._inventories = inventories
+
     def flush(self) -> None:
         """Wait until everything known now has arrived, or the lease is over."""
         while self._lease.remaining() > 0:
@@ -64,7 +70,8 @@ class Heart:
                 self._hurry = True
                 self._changed.notify_all()
                 answered = self._changed.wait_for(lambda seen=before: self._beats > seen, timeout=1)
-                if answered and self._progress is None and not self._started_untold and self._logs.is_empty:
+                told = self._progress is None and not self._inventories and not self._started_untold
+                if answered and told and self._logs.is_empty:
                     return
 
     def close(self) -> None:
@@ -106,9 +113,9 @@ class Heart:
 
     def _tell_news(self) -> float:
         with self._changed:
-            progress = self._progress
+            progress, inventories = self._progress, self._inventories
         lines = self._logs.batch(LOG_LINES_PER_HEARTBEAT_MAX)
-        answer, asked_at = self._control.heartbeat(HeartbeatIn(progress=progress, log=lines))
+        answer, asked_at = self._control.heartbeat(HeartbeatIn(progress=progress, inventories=inventories, log=lines))
         self._lease.renew(asked_at, answer.lease_seconds)
         if lines:
             self._logs.acknowledge(lines[-1].seq)
@@ -116,6 +123,8 @@ class Heart:
             self._beats += 1
             if self._progress is progress:
                 self._progress = None
+            if self._inventories is inventories:
+                self._inventories = []
             first_stop = answer.command == "stop" and not self._stop_told
             self._stop_told = self._stop_told or first_stop
             self._changed.notify_all()

@@ -19,6 +19,8 @@ A lease of n seconds runs from the moment the runner *sent* the request, so it e
 
 from __future__ import annotations
 
+import hashlib
+import re
 import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -39,6 +41,10 @@ META_BYTES_MAX = 4_096
 METRICS_MAX = 32
 MESSAGE_CHARS_MAX = 2_000
 
+HELD_FILES_MAX = 256  # files a node keeps and tells of
+HELD_MODELS_MAX = 128
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
 NAME_BYTES_MAX = 512
 NAME_DEPTH_MAX = 16
 
@@ -57,8 +63,15 @@ def plain_name(name: str) -> str:
     return normal
 
 
+def held_as(firm_id: str, sha256: str) -> str:
+    """The name under which a node keeps a firm's file: firms share no file, nor the knowledge that one is there."""
+    return hashlib.sha256(f"{firm_id}:{sha256}".encode()).hexdigest()[:32]
+
+
 FileName = Annotated[str, AfterValidator(plain_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HeldAs = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+ModelName = Annotated[str, Field(pattern=rf"^{MODEL_NAME.pattern}$")]
 Seconds = Annotated[int, Field(ge=1, le=31 * 86_400)]
 
 
@@ -157,6 +170,8 @@ class Plan(Wire):
     task_index: Annotated[int, Field(ge=0)] | None = None  # of a job array
     checkpoint: CheckpointFile | None = None
     checkpoint_bytes_max: Annotated[int, Field(ge=0)] = 4 * 1024**3
+    firm_id: str  # whose files the node keeps for its next attempts
+    model: str | None = None  # the base model it reads
 
 
 class Progress(Wire):
@@ -178,8 +193,18 @@ class LeaseOut(Wire):
     lease_seconds: Seconds
 
 
+class Inventory(Wire):
+    """What the node of one worker has: files by their `held_as`, models on its disk, and those of them in memory."""
+
+    worker: Annotated[int, Field(ge=0)]
+    files: Annotated[list[HeldAs], Field(max_length=HELD_FILES_MAX)] = []
+    models: Annotated[list[ModelName], Field(max_length=HELD_MODELS_MAX)] = []
+    warm: Annotated[list[ModelName], Field(max_length=HELD_MODELS_MAX)] = []
+
+
 class HeartbeatIn(Wire):
     progress: Progress | None = None
+    inventories: Annotated[list[Inventory], Field(max_length=1024)] = []  # when they have changed
     log: Annotated[list[LogLine], Field(max_length=LOG_LINES_PER_HEARTBEAT_MAX)] = []
 
 

@@ -104,6 +104,7 @@ class Runner:
         try:
             kills_before = oom_kills()
             team = self._start(folder)
+            self._heart.inventories(team.inventories())
             course = self._supervisor.watch(team)
             if self._terminated and course.stopping in (None, StopReason.ORDER):
                 # Ray signals the program too. Whatever it made of that, its work need not be done.
@@ -113,6 +114,7 @@ class Runner:
                 team.upload(self._stop)
             else:
                 team.keep_checkpoint()  # the clock has stopped: this is free
+                self._heart.inventories(team.inventories())
             return ending
         except Stopped:
             outcome, (cause, message) = Outcome.STOPPED, TERMINATED if self._terminated else ORDERED

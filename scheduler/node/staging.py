@@ -17,6 +17,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from scheduler.node.cache import Cache
 from scheduler.node.client import Away, ControlPlane, Denied
 from scheduler.node.protocol import Cause, InputFile
 
@@ -44,20 +45,25 @@ def stage_inputs(
     files: Sequence[InputFile],
     folder: Path,
     *,
+    cache: Cache,
     stop: threading.Event,
     say: Callable[[str], None],
 ) -> None:
-    """Put every input below `folder`. Raises NotReady or Stopped."""
+    """Put every input below `folder`: copied from the node's cache, or fetched. Raises NotReady or Stopped."""
     _check_names(files)
     needed = sum(file.bytes for file in files) + _SPARE_BYTES
+    cache.make_room(needed)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise NotReady(Cause.SETUP_FAILED, f"the node has {free >> 20} MiB of disk left; {needed >> 20} MiB are needed")
     for file in files:
         target = folder / file.name
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if cache.copy_to(file.sha256, target):
+            continue
         for turn in range(1, WRONG_HASH_MAX + 1):
             if _fetch(control, file, target, stop) == file.sha256:
+                cache.keep(file.sha256, target)
                 break
             say(f"input {file.name} arrived with a wrong hash (try {turn} of {WRONG_HASH_MAX})")
         else:

@@ -11,7 +11,7 @@ from scheduler.node.heart import Heart
 from scheduler.node.lease import boottime
 from scheduler.node.logs import LogBuffer
 from scheduler.node.process import Exited, Line, Notice, Told
-from scheduler.node.protocol import Cause, FinishedIn, Outcome, Plan, Progress
+from scheduler.node.protocol import Cause, FinishedIn, Inventory, Outcome, Plan, Progress
 from scheduler.node.report import Checkpointed, Failed, Progressed, Started
 
 _LOOK_SECONDS = 1.0
@@ -28,6 +28,7 @@ class Team(Protocol):
     def over_limit(self) -> bool: ...
     def upload(self, stop: threading.Event) -> None: ...
     def keep_checkpoint(self) -> None: ...
+    def inventories(self) -> list[Inventory]: ...
     def close(self) -> None: ...
 
 

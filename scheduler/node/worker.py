@@ -3,16 +3,18 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from scheduler.node.cache import Cache
 from scheduler.node.checkpoints import Keeper, NotPacked, unpack
 from scheduler.node.client import ControlPlane
-from scheduler.node.environment import program_environment
+from scheduler.node.environment import CACHE_BYTES, program_environment
 from scheduler.node.folder import WorkFolder
+from scheduler.node.inventory import Stock
 from scheduler.node.outputs import collect, upload
 from scheduler.node.process import Notice, ProgramProcess, Told
-from scheduler.node.protocol import Cause, InputFile, Plan
+from scheduler.node.protocol import Cause, InputFile, Inventory, Plan
 from scheduler.node.report import Checkpointed, Started
 from scheduler.node.staging import NotReady, Stopped, stage_inputs
 
@@ -20,6 +22,7 @@ _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 SCRATCH_BYTES = 64 << 20
 """What a script may write beside its inputs and outputs: caches, byte code, the rounding of small files."""
 _WATCHED_FILES_MAX = 100_000
+_CACHE_BYTES_MAX = 32 << 30
 
 
 class Worker:
@@ -43,19 +46,28 @@ class Worker:
         self._rank = rank
         self._program: ProgramProcess | None = None
         self._input_bytes = sum(file.bytes for file in plan.inputs)
-        self._keeper = Keeper(control, folder.saved, say=say)
+        root = folder.path.parents[1] / "cache"
+        self._cache = Cache(root / "files", plan.firm_id, bytes_max=int(os.environ.get(CACHE_BYTES, _CACHE_BYTES_MAX)))
+        models = os.environ.get("HELIU_MODELS_DIR")
+        self._stock = Stock(self._cache, Path(models) if models else None, root / "models")
+        self._keeper = Keeper(control, folder.saved, self._cache, say=say)
         self._started_at: float | None = None
 
     def stage(self, stop: threading.Event) -> None:
         """Bring the inputs and what an earlier attempt kept. Raises NotReady or Stopped."""
         self._folder.write_plan(self._plan)
-        stage_inputs(self._control, self._plan.inputs, self._folder.inputs, stop=stop, say=self._say)
+        self._fetch(self._plan.inputs, self._folder.inputs, stop)
         self._restore(stop)
         if stop.is_set():
             raise Stopped
 
+    def inventories(self) -> list[Inventory]:
+        """What its node has now."""
+        return [self._stock.inventory(self._rank)]
+
     def launch(self, extra: Mapping[str, str]) -> None:
         """Start the program, from a thread that lives as long as it may run."""
+        self._stock.mark_read(self._plan.model)
         environment = program_environment(os.environ, self._plan, extra, rank=self._rank)
         # Its working folder is its own, so it must be told where this code is.
         paths = [str(_SOURCE_ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
@@ -116,13 +128,16 @@ class Worker:
                     pass
         self._notice(notice)
 
+    def _fetch(self, files: Sequence[InputFile], folder: Path, stop: threading.Event) -> None:
+        stage_inputs(self._control, files, folder, cache=self._cache, stop=stop, say=self._say)
+
     def _restore(self, stop: threading.Event) -> None:
         """Every worker gets back what worker 0 kept."""
         kept = self._plan.checkpoint
         if kept is None:
             return
         packed = InputFile(name="kept.tar", url=self._control.checkpoint_url(), sha256=kept.sha256, bytes=kept.bytes)
-        stage_inputs(self._control, [packed], self._folder.saved, stop=stop, say=self._say)
+        self._fetch([packed], self._folder.saved, stop)
         archive = self._folder.saved / packed.name
         try:
             unpack(archive, self._folder.checkpoint, bytes_max=self._plan.checkpoint_bytes_max)

@@ -11,11 +11,10 @@ from kit.errors import InvalidInput
 from kit.ids import new_id
 from kit.units import MicroYuan
 from quotas.api import Action, CurrentPrincipal, Db, Now
-from quotas.vocabulary import PoolName
 from scheduler import artifacts, checkpoints, dependencies, explain, jobs, quotes
 from scheduler.adapters import store
 from scheduler.logs import AFTER_START, follow_position, log_page
-from scheduler.specs import After, cpu_milli_of, gpu_milli_of
+from scheduler.specs import After, cpu_milli_of, gpu_milli_of, ranked
 from scheduler.vocabulary import JOB_OVER, JobState, WorkloadKind
 from scheduler.web.edge import EdgeOf, acting_firm, acting_project, may_touch
 from scheduler.web.schemas import (
@@ -208,13 +207,15 @@ def _least(body: QuoteIn) -> int | None:
 
 def spec_of(body: QuoteIn) -> jobs.JobSpec:
     """What a request asks for."""
+    pools, ranks = ranked(body.pools)
     cap, retries = (body.cap_micro_yuan, body.retries) if isinstance(body, WorkIn) else (None, 0)
     return jobs.JobSpec(
         name=body.name or body.recipe,
         recipe=body.recipe,
         params=body.params,
         inputs=tuple(jobs.InputRef(item.name, item.source_id) for item in body.inputs),
-        pools=tuple(PoolName(pool) for pool in dict.fromkeys(body.pools)),
+        pools=pools,
+        ranks=ranks,
         workers=body.workers,
         workers_min=_least(body),
         gpu_milli=gpu_milli_of(body.gpus, cpus=body.cpus),

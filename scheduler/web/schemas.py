@@ -59,7 +59,10 @@ class QuoteIn(Body):
     recipe: Line
     params: dict[str, Any] = {}
     inputs: Annotated[list[InputIn], Field(max_length=INPUTS_MAX)] = []
-    pools: Annotated[list[Pool], Field(min_length=1, max_length=10, description="the first is liked best")]
+    pools: Annotated[
+        list[Pool | Annotated[list[Pool], Field(min_length=1, max_length=10)]],
+        Field(min_length=1, max_length=10, description="the first is liked best; those of an inner list equally"),
+    ]
     workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = 1
     workers_min: Annotated[
         int | None, Field(ge=1, le=WORKERS_MAX, description="start with what fits, from these up to `workers`")
@@ -167,6 +170,7 @@ class JobOut(View):
     recipe: str | None
     params: dict[str, Any]
     pools: list[str]
+    pool_ranks: list[int] | None = Field(description="pools of one rank are liked equally; null: in order")
     workers: int
     workers_min: int | None
     workers_max: int | None
@@ -225,6 +229,20 @@ class JobDetailOut(JobOut):
     artifacts: list["ArtifactOut"]
 
 
+class ScoreOut(View):
+    node: str
+    total: int = Field(description="thousandths of an accelerator; the higher the better")
+    packing: int = Field(description="what of it is how the place packs")
+    model: float = Field(description="0 to 1: whether the node has its model, on its disk or in its memory")
+    data: float = Field(description="0 to 1: how much of its data the node has")
+
+
+class ScoresOut(View):
+    best: ScoreOut
+    second: ScoreOut | None = Field(description="the next best node of the pool")
+    tariff: float = Field(description="0 to 1: the pool's price beside the cheapest of those that are liked equally")
+
+
 class WhyOut(View):
     id: str
     state: JobState
@@ -238,6 +256,8 @@ class WhyOut(View):
     standing: str | None
     position: int | None
     waiting: int
+    pool: str | None
+    score: ScoresOut | None
 
 
 class DecisionOut(View):

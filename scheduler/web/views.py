@@ -20,6 +20,7 @@ from scheduler.web.schemas import (
     OfferOut,
     QueueEntryOut,
     QuoteOut,
+    ScoresOut,
     WhyOut,
 )
 
@@ -121,6 +122,8 @@ def why_out(told: Explanation) -> WhyOut:
         standing=told.standing,
         position=told.position,
         waiting=told.waiting,
+        pool=told.pool,
+        score=ScoresOut.model_validate(told.told) if told.told else None,
     )
 
 

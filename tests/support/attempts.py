@@ -67,6 +67,8 @@ class ControlPlaneStandIn:
     kept: list[tuple[int, int, bytes]] = field(default_factory=list)  # step, ran_ms and packed folder
     finished: dict[str, Any] | None = None
     ranges: list[str] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)  # inputs and "checkpoint", as often as they were asked for
+    inventories: list[dict[str, Any]] = field(default_factory=list)
     unauthorized: int = 0
     extra_routes: dict[str, Any] = field(default_factory=dict)  # (method path) → callable(body) → (status, bytes)
 
@@ -102,6 +104,7 @@ class ControlPlaneStandIn:
             case "PUT", "checkpoint":
                 return self._checkpoint(headers, body)
             case "GET", "checkpoint":
+                self.fetched.append("checkpoint")
                 return 200, self.kept[-1][2]
             case "POST", "finished":
                 return self._finished(json.loads(body))
@@ -112,6 +115,7 @@ class ControlPlaneStandIn:
         self.heartbeats += 1
         if beat["progress"] is not None:
             self.progress.append(beat["progress"])
+        self.inventories += beat["inventories"]
         for line in beat["log"]:
             assert self.log.setdefault(line["seq"], line["text"]) == line["text"], "a number means one line"
         return {
@@ -175,6 +179,7 @@ def serving(stand_in: ControlPlaneStandIn, port: int = 0) -> Iterator[ControlPla
 
         def _input(self, name: str, headers: dict[str, str]) -> None:
             content = stand_in.inputs[name]
+            stand_in.fetched.append(name)
             if stand_in.spoil_inputs:
                 stand_in.spoil_inputs -= 1
                 content = bytes(content[:-1]) + bytes([content[-1] ^ 1])
@@ -238,6 +243,7 @@ def plan(program: str, *, inputs: dict[str, bytes] | None = None, **changes: Any
             "heartbeat_seconds": 1,
             "grace_seconds": 5,
             "gpu_milli": 1000,
+            "firm_id": "firm_01test0000000000000000000",
             **changes,
         },
         inputs=inputs,

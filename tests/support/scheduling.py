@@ -174,9 +174,14 @@ class Runner:
         return await self.call("POST", "/started", json={})
 
     async def heartbeat(self, *, step: int = 0, total: int = 10, log: list[str] | None = None, seq: int = 1) -> Any:
+        """Beat once."""
         lines = [{"seq": seq + i, "text": text} for i, text in enumerate(log or [])]
         progress = {"step": step, "total_steps": total, "metrics": {"loss": 1.0}} if step else None
         return await self.call("POST", "/heartbeat", json={"progress": progress, "log": lines})
+
+    async def tells(self, *inventories: dict[str, Any]) -> httpx.Response:
+        """Say what the nodes of workers have."""
+        return await self.call("POST", "/heartbeat", json={"inventories": list(inventories)})
 
     async def put(self, name: str, content: bytes, *, kind: str = "file", **meta: Any) -> httpx.Response:
         headers = {

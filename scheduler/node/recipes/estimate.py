@@ -40,6 +40,11 @@ class RecipeParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    @property
+    def model_read(self) -> str | None:
+        """The base model that the program loads."""
+        return None
+
     def estimate(self, facts: Mapping[str, InputFact]) -> Estimate:
         """Need and duration with these inputs."""
         raise NotImplementedError

@@ -40,6 +40,14 @@ async def test_a_leader_that_remembers_sees_what_one_that_reads_everything_sees(
     async def beats() -> None:
         await (await city.runner(jobs[0])).heartbeat(step=3)
 
+    async def tells_what_its_node_has() -> None:
+        told = {"worker": 0, "files": ["0" * 32], "models": ["small"], "warm": []}
+        assert (await (await city.runner(jobs[0])).tells(told)).status_code == 200
+
+    async def has_other_things() -> None:
+        told = {"worker": 0, "files": [], "models": ["small"], "warm": ["small"]}
+        assert (await (await city.runner(jobs[0])).tells(told)).status_code == 200
+
     async def fails_and_waits() -> None:
         await (await city.runner(jobs[0])).finished(ran_ms=10, outcome="failed", cause="setup_failed")
 
@@ -59,7 +67,8 @@ async def test_a_leader_that_remembers_sees_what_one_that_reads_everything_sees(
         city.clock.advance(timedelta(seconds=60))
 
     steps: list[Callable[[], Awaitable[None]]] = [
-        submits, city.step, begins, beats, city.step, fails_and_waits, city.step, is_cancelled, closes_a_node,
+        submits, city.step, begins, beats, tells_what_its_node_has, city.step, has_other_things,
+        city.step, fails_and_waits, city.step, is_cancelled, closes_a_node,
         city.step, gets_more_quota, loses_a_node, city.step,
     ]  # fmt: skip
     for happens in steps:

@@ -1,7 +1,7 @@
 """The mix of recent work makes the prices by which production places."""
 
 from scheduler.mix import Mix, recent_shapes
-from scheduler.placement import best_fit
+from scheduler.placement import BEST_FIT
 from scheduler.vocabulary import Shape
 from tests.support.scheduling import City
 
@@ -9,13 +9,13 @@ from tests.support.scheduling import City
 async def test_what_was_asked_for_lately_sets_where_work_goes(city: City) -> None:
     firm, mix, policy = await city.firm(quota=2), Mix(), city.terms.policy
     await mix.look(city.db, city.clock)
-    assert mix.applied(policy).scoring is best_fit, "nothing was asked for yet"
+    assert mix.applied(policy).scoring is BEST_FIT, "nothing was asked for yet"
     for gpus in (0.65, 0.65, 0.32):
         await city.submit(firm, gpus=gpus)
     async with city.db.transaction() as tx:
         assert await recent_shapes(tx, now=city.clock.now()) == {Shape.of(650): 2, Shape.of(320): 1}
     await mix.look(city.db, city.clock)
-    assert mix.applied(policy).scoring is not best_fit
+    assert mix.applied(policy).scoring is not BEST_FIT
     assert mix.applied(policy).reservations == policy.reservations
     known = mix.applied(policy).scoring
     await mix.look(city.db, city.clock)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.packing import prices_of
-from scheduler.placement import Ask, as_rooms, could_hold, pick, place_gang, slots
+from scheduler.placement import Ask, Scoring, as_rooms, could_hold, pick, place_gang, slots
 from scheduler.rooms import Room, ground_of
 from scheduler.scoring import by_bid_prices
 from scheduler.snapshot import Node
@@ -79,7 +79,7 @@ def test_bid_prices_keep_a_share_out_of_a_hole_that_a_larger_one_fills() -> None
     large, small = Shape.of(650, 400, 800), Shape.of(320, 400, 800)
     of = room(1, 1)
     of.take(0, (0,), small, RED)
-    kept = place_gang(of, Ask(RED, small), by_bid_prices(prices_of({large: 50, small: 40})))
+    kept = place_gang(of, Ask(RED, small), Scoring(by_bid_prices(prices_of({large: 50, small: 40}))))
     fitted = place_gang(of, Ask(RED, small))
     assert kept and fitted and (kept[0].node, fitted[0].node) == (1, 0)
 
@@ -104,7 +104,7 @@ def test_nothing_is_given_out_twice_and_no_accelerator_to_two_firms(
     nodes: list[tuple[int, str]], line: list[Ask]
 ) -> None:
     of = room(*(gpus for gpus, _ in nodes), racks="".join(rack for _, rack in nodes))
-    policy = by_bid_prices(prices_of({Shape.of(500, 1000, 8192): 2, Shape.of(1000, 2000, 8192): 1}))
+    policy = Scoring(by_bid_prices(prices_of({Shape.of(500, 1000, 8192): 2, Shape.of(1000, 2000, 8192): 1})))
     owners: dict[tuple[int, int], FirmId] = {}
     for ask in line:
         seats = place_gang(of, ask, policy)

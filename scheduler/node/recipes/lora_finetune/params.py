@@ -33,6 +33,11 @@ class LoraFinetuneParams(RecipeParams):
         """Optimizer steps over so many examples."""
         return self.steps or self.epochs * math.ceil(examples / self.batch_size)
 
+    @property
+    def model_read(self) -> str:
+        """What is tuned."""
+        return self.base_model
+
     def estimate(self, facts: Mapping[str, InputFact]) -> Estimate:
         """One worker with one slot; the range is wide because the length of the examples is not known."""
         data = facts.get(DATA, InputFact(bytes=0))

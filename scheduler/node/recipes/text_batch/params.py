@@ -29,6 +29,11 @@ class TextBatchParams(RecipeParams):
     batch_size: Annotated[int, Field(ge=1, le=64)] = 8
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 7
 
+    @property
+    def model_read(self) -> str:
+        """What answers."""
+        return self.model
+
     def estimate(self, facts: Mapping[str, InputFact]) -> Estimate:
         """One worker with one slot; answers may end early, so the range reaches low."""
         prompts_file = facts.get(PROMPTS, InputFact(bytes=0))

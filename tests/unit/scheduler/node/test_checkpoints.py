@@ -139,8 +139,10 @@ def test_a_script_that_is_stopped_goes_on_in_another_attempt_from_what_it_kept(h
         assert attempt.wait() == 0
     assert control.finished is not None and control.finished["outcome"] == "stopped"
     go_on(control)
+    fetched = list(control.fetched)
     with serving(control), running(control, home.with_name("another node")) as attempt:
         assert attempt.wait() == 0, control.text
+    assert control.fetched[len(fetched) :] == ["main.py", "go", "checkpoint"]
     assert "begins at 3" in control.text and "goes on from the checkpoint of step 3" in control.text
     assert control.outputs["n"].content == b"10"
 

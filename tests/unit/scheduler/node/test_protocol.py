@@ -14,6 +14,7 @@ PLAN = {
     "heartbeat_seconds": 2,
     "grace_seconds": 5,
     "gpu_milli": 1000,
+    "firm_id": "firm_1",
 }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.attempts import ATTEMPT, TOKEN, ControlPlaneStandIn, is_alive, plan, running, serving
+from scheduler.node.protocol import held_as
+from tests.support.attempts import ATTEMPT, TOKEN, ControlPlaneStandIn, is_alive, plan, running, serving, sha256
 from tests.support.attempts import home as home
 from tests.support.until import until
 
@@ -220,6 +221,23 @@ def test_an_input_resumes_where_its_connection_broke(home: Path) -> None:
     control.cut_inputs_after = 4_000
     assert run(control, home)["outcome"] == "succeeded"
     assert control.ranges == ["bytes=4000-", "bytes=8000-"]
+
+
+def test_the_next_attempt_on_the_node_copies_what_is_there_and_the_runner_says_what_is(home: Path) -> None:
+    (home / "models" / "small").mkdir(parents=True)
+    (home / "models" / "small" / "config.json").write_text("{}")
+    content = b"frames " * 20_000
+    control = steps(["start"], inputs={"a": content}, model="small")
+    run(control, home)
+    assert control.fetched == ["a"]
+    [told] = control.inventories
+    assert told["files"] == [held_as(control.plan["firm_id"], sha256(content))]
+    assert (told["worker"], told["models"], told["warm"]) == (0, ["small"], ["small"])
+    for firm, fetched in ((control.plan["firm_id"], ["a"]), ("firm_of_others", ["a", "a"])):
+        control.again()
+        control.plan["firm_id"] = firm
+        run(control, home)
+        assert control.fetched == fetched, firm
 
 
 def test_an_input_with_a_wrong_hash_is_fetched_again(home: Path) -> None:
