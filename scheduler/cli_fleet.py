@@ -14,9 +14,8 @@ app.add_typer(node, name="node")
 app.add_typer(pool, name="pool")
 
 QUEUE_COLUMNS = {
-    "position": "Place", "id": "Workload", "name": "Name", "firm_id": "Firm", "priority": "Priority", "need": "Needs",
-    "pools": "Pools", "standing": "Stands", "reason": "Waits for", "detail": "Because",
-    "expected_start": "Expected start",
+    "position": "Place", "id": "Workload", "name": "Name", "firm_id": "Firm", "need": "Needs", "standing": "Stands",
+    "because": "Waits", "expected_start": "Expected start",
 }  # fmt: skip
 NODE_COLUMNS = {
     "id": "Node", "pool": "Pool", "address": "Address", "state": "State", "size": "Accelerators", "placed": "Placed",
@@ -39,9 +38,12 @@ def queue(as_json: JsonFlag = False) -> None:
         show(seen, as_json=True)
         return
     rows = [
-        row | {"need": f"{row['need_milli'] / 1000:g}", "pools": ", ".join(row["pools"])} for row in seen["entries"]
+        row | {"need": f"{row['need_milli'] / 1000:g}", "because": f"{row['reason']}: {row['detail']}"}
+        for row in seen["entries"]
     ]
-    show(rows, as_json=False, columns=QUEUE_COLUMNS)
+    firms = {row["firm_id"] for row in rows}
+    columns = {field: title for field, title in QUEUE_COLUMNS.items() if field != "firm_id" or len(firms) > 1}
+    show(rows, as_json=False, columns=columns)
     console.print(f"{seen['waiting']} waiting, {seen['running']} placed", highlight=False)
 
 

@@ -43,8 +43,6 @@ def _show_scores(pool: str, score: Mapping[str, Any]) -> None:
     rows = [{"which": "chosen"} | score["best"]]
     rows += [{"which": "next best"} | score["second"]] if score["second"] else []
     show(rows, as_json=False, columns=SCORE_COLUMNS)
-    console.print(
-        f"in {pool}; score and packing in thousandths of an accelerator; model, data and the price of the pool "
-        f"({score['tariff']:g}) from 0 to 1",
-        highlight=False,
-    )
+    console.print(f"in {pool}, in thousandths of an accelerator; model and data from 0 to 1", highlight=False)
+    if score["tariff"] is not None:
+        console.print(f"its price counts {score['tariff']:g} of 1 beside the pools liked as much", highlight=False)

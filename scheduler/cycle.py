@@ -201,8 +201,8 @@ class _Cycle:
         self._facts.start(workload, placement)
         self._standings.start(workload, placement.pool)
         self._told.clear()
-        price = self._timeline.low_price(workload, placement.pool)
-        why = told_of(placement, workload, self._state.nodes, self._policy.scoring.weights, price)
+        weights = self._policy.scoring.weights
+        why = told_of(placement, workload, self._state.nodes, weights, self._state.rates)
         return Start(workload.id, placement, why)
 
     def _reclaim(self, workload: Waiting) -> list[Decision]:

@@ -1,17 +1,20 @@
 """Why a job stands where it stands, what would move it, and the queue with a reason for each place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quotas.vocabulary import FirmId
 from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
+from scheduler.cycle import gpus
 from scheduler.facts import load_state
-from scheduler.ordering import Standing, Turn, in_order
-from scheduler.sharing import Sharing
+from scheduler.ordering import Standing, Turn, in_order, rank
+from scheduler.sharing import NO_QUOTA, Sharing
+from scheduler.snapshot import State, Waiting
 from scheduler.terms import Terms
 from scheduler.vocabulary import JOB_OVER, JobState, WaitReason
 
@@ -60,7 +63,17 @@ async def queue(tx: AsyncSession, terms: Terms, *, now: datetime) -> list[Place]
     state = await load_state(tx, terms, now=now)
     rows = {row.id: row for row in await store.queued(tx)}
     turns = [turn for turn in in_order(state, Sharing(state.quotas, state.tree)) if turn.workload.id in rows]
-    return [Place(i, rows[turn.workload.id], _standing(turn)) for i, turn in enumerate(turns, start=1)]
+    told = standings(turns, state)
+    return [Place(i, rows[turn.workload.id], standing) for i, (turn, standing) in enumerate(told, start=1)]
+
+
+def standings(turns: Sequence[Turn], state: State) -> Iterator[tuple[Turn, str]]:
+    """Each place with what it rests on: its firm's share and history, and what puts it behind its firm's own work."""
+    before: dict[FirmId, Waiting] = {}
+    for turn in turns:
+        work = turn.workload
+        yield turn, f"{_standing(turn, state)}; {_inside(work, before.get(work.firm_id))}"
+        before[work.firm_id] = work
 
 
 async def why(tx: AsyncSession, job: WorkloadRow, terms: Terms, *, now: datetime) -> Explanation:
@@ -96,12 +109,28 @@ def expected_finish(job: WorkloadRow, *, now: datetime) -> datetime | None:
     return max(now, job.started_at + timedelta(seconds=job.expected_seconds))
 
 
-def _standing(turn: Turn) -> str:
+def _standing(turn: Turn, state: State) -> str:
     match turn.standing:
         case Standing.PROMISED:
             return f"within quota: with it and what is before it, its firm uses {turn.share:.0%} of its own"
         case Standing.BORROWS:
-            return f"borrows: with it and what is before it, its firm has {turn.share:.0%} above its quota"
+            key = turn.workload.firm_id, turn.pool
+            above = state.lately.get(key, 0) - state.quotas.get(key, NO_QUOTA).nominal
+            lately = f", and held {gpus(above)} above it lately" if above > 0 else ""
+            return f"borrows: with it and what is before it, its firm has {turn.share:.0%} above its quota{lately}"
+
+
+_RANKS = ("a later class", "a lower priority", "a less tight deadline", "it came later", "its id")
+
+
+def _inside(work: Waiting, before: Waiting | None) -> str:
+    """What puts it behind its firm's work before it: the first part of the rank in which they differ."""
+    if before is None:
+        return "the first of its firm"
+    if rank(before) > rank(work):
+        return f"after {before.id} of its firm: that is within quota"
+    differs = next(i for i, (one, other) in enumerate(zip(rank(before), rank(work), strict=True)) if one != other)
+    return f"after {before.id} of its firm: {_RANKS[differs]}"
 
 
 def _sentence(job: WorkloadRow, reason: WaitReason | None) -> str:

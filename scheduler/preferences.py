@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from quotas.vocabulary import PoolName
 from scheduler.snapshot import Holdings, Node, Waiting
 from scheduler.vocabulary import NodeId, Placement, Score, Told
 
@@ -65,6 +66,12 @@ def data_nearby(files: Files, holds: Holdings) -> float:
     return there / (there + HALF_BYTES)
 
 
+def pool_price(workload: Waiting, pool: PoolName, rates: Mapping[PoolName, int]) -> float:
+    """The part that a pool's price has in the score: beside the pools that are liked as much."""
+    tier = next(tier for tier in workload.tiers if pool in tier)
+    return low_price(rates.get(pool), [rates.get(other) for other in tier])
+
+
 def low_price(rate: int | None, rates: Iterable[int | None]) -> float:
     """The lowest of the rates as a part of this one: 1 for the cheapest, 0 where there is no price."""
     if rate is None:
@@ -73,7 +80,11 @@ def low_price(rate: int | None, rates: Iterable[int | None]) -> float:
 
 
 def told(
-    placement: Placement, workload: Waiting, nodes: Mapping[NodeId, Node], weights: Weights, tariff: float
+    placement: Placement,
+    workload: Waiting,
+    nodes: Mapping[NodeId, Node],
+    weights: Weights,
+    rates: Mapping[PoolName, int],
 ) -> Told | None:
     """The score of a placement that has just been chosen, in its parts; None when nothing is known of the choice."""
     if placement.choice is None:
@@ -85,7 +96,8 @@ def told(
 
     choice = placement.choice
     second = None if choice.second is None else parts(choice.second, choice.second_score)
-    return Told(parts(placement.nodes[0], choice.score), second, round(tariff, 3))
+    price = round(pool_price(workload, placement.pool, rates), 3) if workload.ranks else None
+    return Told(parts(placement.nodes[0], choice.score), second, price)
 
 
 def stocked(holds: Holdings, model: str | None, files: Files) -> Holdings:

@@ -15,7 +15,7 @@ from scheduler.allotments import FOREVER as FOREVER
 from scheduler.allotments import Allotment
 from scheduler.bookings import Bookings
 from scheduler.placement import BEST_FIT, Scoring, Seat, ask_of, place_gang
-from scheduler.preferences import low_price, nearness
+from scheduler.preferences import nearness, pool_price
 from scheduler.rooms import Room, grounds
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, State, Waiting
@@ -96,11 +96,6 @@ class Timeline:
                 return slot.placement
         return None
 
-    def low_price(self, workload: Waiting, pool: PoolName) -> float:
-        """The part that a pool's price has in the score: beside the pools that are liked as much."""
-        tier = next(tier for tier in workload.tiers if pool in tier)
-        return low_price(self._rates.get(pool), [self._rates.get(other) for other in tier])
-
     def _best(self, workload: Waiting, slots: Sequence[Slot]) -> Slot | None:
         """Of slots in pools that are liked equally the soonest, and of those the one with the best price and nodes."""
         if len(slots) < 2:
@@ -109,7 +104,7 @@ class Timeline:
 
         def points(placement: Placement) -> float:
             near = nearness(workload.model, workload.files, self._nodes[placement.nodes[0]].holds)
-            return near.points(weights) + weights.tariff * self.low_price(workload, placement.pool)
+            return near.points(weights) + weights.tariff * pool_price(workload, placement.pool, self._rates)
 
         return min(slots, key=lambda slot: (slot.start, -points(slot.placement)))
 

@@ -229,11 +229,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Why work starts where it does: its first node's score, the next best one's, and how its pool's price counts."""
+    """Why work starts where it does: its first node's score, the next best one's, and how its pool's price counts.
+
+    `tariff` is None where no other pool is liked as much.
+    """
 
     best: Score
     second: Score | None
-    tariff: float
+    tariff: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,9 @@ class ScoreOut(View):
 class ScoresOut(View):
     best: ScoreOut
     second: ScoreOut | None = Field(description="the next best node of the pool")
-    tariff: float = Field(description="0 to 1: the pool's price beside the cheapest of those that are liked equally")
+    tariff: float | None = Field(
+        description="0 to 1: the pool's price beside the cheapest of those liked equally; null: no other is"
+    )
 
 
 class WhyOut(View):

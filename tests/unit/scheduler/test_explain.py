@@ -1,0 +1,69 @@
+"""Each place in the queue has its reason: the firm's share, its history, and what puts it behind its own work."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kit.units import GpuMilli
+from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
+from scheduler.explain import standings
+from scheduler.ordering import in_order
+from scheduler.sharing import Quota, Seat, Sharing
+from scheduler.snapshot import State, Waiting
+from scheduler.vocabulary import WorkloadId
+
+NOW = datetime(2026, 11, 2, 12, 0, tzinfo=UTC)
+POOL, RED, BLUE, CITY = PoolName("east/a100"), FirmId("firm_red"), FirmId("firm_blue"), CohortName("city")
+
+
+def work(name: str, firm: FirmId = RED, **changes: Any) -> Waiting:
+    base = Waiting(WorkloadId(name), firm, (POOL,), 1, GpuMilli(1000), 0, NOW, 600)
+    return replace(base, **changes)
+
+
+def told(*waiting: Waiting, nominal: int = 4, lately: dict[tuple[FirmId, PoolName], int] | None = None) -> list[str]:
+    state = State(
+        waiting={one.id: one for one in waiting},
+        quotas={(RED, POOL): Quota(GpuMilli(nominal * 1000)), (BLUE, POOL): Quota(GpuMilli(4000))},
+        tree={CITY: Seat(None), RED: Seat(CITY), BLUE: Seat(CITY)},
+        lately=lately or {},
+    )
+    turns = in_order(state, Sharing(state.quotas, state.tree))
+    return [f"{turn.workload.id}: {why}" for turn, why in standings(turns, state)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"qos": QoS.INTERRUPTIBLE}, "a later class"),
+        ({"priority": -1}, "a lower priority"),
+        ({"submitted_at": NOW + timedelta(seconds=1)}, "it came later"),
+        ({}, "its id"),
+    ],
+)
+def test_behind_its_firms_own_work_a_place_names_what_puts_it_there(changes: dict[str, Any], because: str) -> None:
+    assert told(work("job_1"), work("job_2", **changes)) == [
+        "job_1: within quota: with it and what is before it, its firm uses 25% of its own; the first of its firm",
+        "job_2: within quota: with it and what is before it, its firm uses 50% of its own; "
+        f"after job_1 of its firm: {because}",
+    ]
+
+
+def test_the_tighter_deadline_goes_first_and_the_other_says_so() -> None:
+    soon, late = work("job_2", deadline=NOW + timedelta(hours=1)), work("job_1", deadline=NOW + timedelta(hours=2))
+    assert told(soon, late)[1].endswith("after job_2 of its firm: a less tight deadline")
+
+
+def test_what_borrows_tells_of_its_share_and_of_what_its_firm_held_lately() -> None:
+    first, second = told(work("job_1"), work("job_2", BLUE), nominal=0, lately={(RED, POOL): 1500})
+    share = "with it and what is before it, its firm"
+    assert first == f"job_2: within quota: {share} uses 25% of its own; the first of its firm"
+    above = "has 62% above its quota, and held 1.5 above it lately"
+    assert second == f"job_1: borrows: {share} {above}; the first of its firm"
+
+
+def test_what_borrows_comes_after_what_its_firms_quota_holds() -> None:
+    small, large = work("job_2", workers=1), work("job_1", workers=6, priority=9)
+    assert told(small, large)[1].endswith("after job_2 of its firm: that is within quota")
