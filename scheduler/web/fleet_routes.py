@@ -10,8 +10,9 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import NodeRow
 from scheduler.vocabulary import NodeState
 from scheduler.web.edge import EdgeOf
-from scheduler.web.schemas import CordonIn, NodeOut, PoolOut, QueueOut
+from scheduler.web.schemas import CordonIn, NodeOut, PoolOut
 from scheduler.web.views import place_out
+from scheduler.web.why_schemas import QueueOut
 
 router = APIRouter(prefix="/api", tags=["fleet"])
 

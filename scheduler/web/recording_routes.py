@@ -13,7 +13,7 @@ from quotas.api import Action, CurrentPrincipal, Db, Now, is_staff, require
 from scheduler import history
 from scheduler.recording import Recording
 from scheduler.web.edge import EdgeOf
-from scheduler.web.schemas import DecisionOut, DecisionsOut
+from scheduler.web.why_schemas import DecisionOut, DecisionsOut
 
 router = APIRouter(prefix="/api", tags=["fleet"])
 SPAN_MAX = timedelta(days=92)

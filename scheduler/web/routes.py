@@ -32,10 +32,10 @@ from scheduler.web.schemas import (
     QuoteIn,
     QuoteOut,
     Wait,
-    WhyOut,
     WorkIn,
 )
 from scheduler.web.views import artifact_out, job_detail_out, job_out, quote_out, why_out
+from scheduler.web.why_schemas import WhyOut
 
 router = APIRouter(prefix="/api", tags=["jobs"])
 

@@ -18,11 +18,9 @@ from scheduler.web.schemas import (
     JobDetailOut,
     JobOut,
     OfferOut,
-    QueueEntryOut,
     QuoteOut,
-    ScoresOut,
-    WhyOut,
 )
+from scheduler.web.why_schemas import QueueEntryOut, ScoresOut, WhyOut
 
 
 def job_out(job: WorkloadRow, *, now: datetime) -> JobOut:
