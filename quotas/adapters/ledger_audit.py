@@ -70,8 +70,14 @@ _QUESTIONS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 
-# L2 and L3 where the ledger meets money's nouns: holds, leases, charges, usage.
+# Where the ledger meets money's nouns: credit lines, holds, leases, charges, usage.
 _NOUNS: tuple[tuple[str, str], ...] = (
+    ("L1", """
+        SELECT a.code, 'it may go down to ' || b.floor || ', the audit log says ' || -coalesce(granted.line, 0)
+        FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id LEFT JOIN LATERAL (
+            SELECT (e.after ->> 'credit_line')::bigint AS line FROM quotas.audit_entry e
+            WHERE e.subject = a.owner AND e.action = 'cash.credit_line' ORDER BY e.seq DESC LIMIT 1) granted ON true
+        WHERE a.bounded AND b.floor <> -coalesce(granted.line, 0)"""),
     ("L2", """
         WITH named AS (
             SELECT h.id, h.cash_pending_id AS pending_id, h.state = 'open' AS open FROM quotas.compute_hold h
@@ -142,7 +148,7 @@ _NOUNS: tuple[tuple[str, str], ...] = (
 
 
 async def check_nouns(tx: AsyncSession) -> list[Finding]:
-    """L2 and L3: holds, leases and vouchers agree with the ledger, every usage is on one charge, each was paid."""
+    """L1 to L3: credit lines, holds, leases and vouchers agree with the ledger; each usage is charged once and paid."""
     return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS, *PRICES))
 
 

@@ -55,6 +55,10 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
         + "UPDATE quotas.balance b SET debits_posted = credits_posted + 1 FROM quotas.account a "
         "WHERE a.id = b.account_id AND a.code LIKE 'firm:%cash'", "L1", "below its floor",
     ),
+    "a credit line that nobody granted": (
+        "UPDATE quotas.balance b SET floor = -1000000 FROM quotas.account a "
+        "WHERE a.id = b.account_id AND a.code LIKE 'firm:%cash'", "L1", "down to -1000000, the audit log says 0",
+    ),
     "an open hold is gone": ("DELETE FROM quotas.pending", "L2", "neither open nor resolved"),
     "an open hold holds more": ("UPDATE quotas.pending SET amount_left = amount_left + 1", "L2", "left of"),
     "a hold was resolved twice": (

@@ -210,6 +210,7 @@ async def test_a_credit_line_lets_a_firm_pay_later_and_cannot_be_cut_below_its_u
     assert (cut.status_code, cut.json()["code"]) == (409, "credit_line_in_use")
     lower = await world.admin.put(path, json={"amount_micro_yuan": 400_000, "reason": reason})
     assert lower.json()["available_micro_yuan"] == 0
+    assert (await world.admin.get("/api/ledger/check")).json()["findings"] == []
 
 
 @pytest.mark.parametrize(
