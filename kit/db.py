@@ -4,12 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
-from psycopg import sql
-from sqlalchemy import text
+from psycopg.sql import SQL, Identifier
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -75,7 +76,7 @@ class Database:
             connection = await psycopg.AsyncConnection.connect(self.url, autocommit=True)
             async with connection:
                 for channel in channels:
-                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                    await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
                 yield "", ""
                 async for notice in connection.notifies():
                     yield notice.channel, notice.payload
@@ -87,9 +88,18 @@ class Database:
         await self.engine.dispose()
 
 
-async def notify(tx: AsyncSession, channel: str, payload: str = "") -> None:
-    """Send a NOTIFY that arrives when this transaction commits."""
-    await tx.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload})
+@cache
+def sql(query: str) -> TextClause:
+    """A statement in SQL, made once: for what is asked again and again. Only for queries of which there are few."""
+    return text(query)
+
+
+async def notify(tx: AsyncSession, channel: str, *payloads: str) -> None:
+    """Send a NOTIFY for each payload, or one without; they arrive when this transaction commits."""
+    await tx.execute(
+        sql("SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload"),
+        {"channel": channel, "payloads": list(payloads) or [""]},
+    )
 
 
 async def insert_many(tx: AsyncSession, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -99,11 +109,28 @@ async def insert_many(tx: AsyncSession, table: str, rows: Sequence[Mapping[str, 
     """
     if rows:
         names = ", ".join(f'"{name}"' for name in rows[0])
+        await tx.execute(sql(f"INSERT INTO {table} ({names}) SELECT {names} FROM {_rows_of(table)}"), _as_json(rows))  # noqa: S608
+
+
+async def update_many(tx: AsyncSession, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Change rows, found by their `id`, in one statement; they have the same columns, and nobody else changes them.
+
+    Table and columns are the caller's own words, never somebody's input.
+    """
+    if rows:
+        changes = ", ".join(f'"{name}" = new."{name}"' for name in rows[0] if name != "id")
         await tx.execute(
-            text(f"""INSERT INTO {table} ({names}) SELECT {names}
-                FROM jsonb_populate_recordset(CAST(NULL AS {table}), CAST(:rows AS jsonb))"""),  # noqa: S608
-            {"rows": json.dumps(list(rows), default=_written)},
+            sql(f"UPDATE {table} AS old SET {changes} FROM {_rows_of(table)} AS new WHERE old.id = new.id"),  # noqa: S608
+            _as_json(rows),
         )
+
+
+def _rows_of(table: str) -> str:
+    return f"json_populate_recordset(CAST(NULL AS {table}), CAST(:rows AS json))"
+
+
+def _as_json(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {"rows": json.dumps(list(rows), default=_written)}
 
 
 def _written(value: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NewType
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from kit.db import insert_many, notify
+from kit.db import notify
 from kit.errors import InvalidInput
 
 CHANNEL = "heliu_events"
@@ -35,6 +35,13 @@ class Event:
     subject: str
     firm_id: str | None
     body: Mapping[str, Any]
+
+
+_WRITE = text("""
+    WITH written AS (
+        INSERT INTO kit.event (at, topic, subject, firm_id, body) SELECT at, topic, subject, firm_id, body
+        FROM json_populate_recordset(CAST(NULL AS kit.event), CAST(:events AS json)) RETURNING topic)
+    SELECT pg_notify(:channel, topic) FROM written GROUP BY topic ORDER BY topic""")
 
 
 async def append(
@@ -62,9 +69,8 @@ async def together(tx: AsyncSession) -> AsyncIterator[None]:
         yield
     finally:
         del tx.info[_GATHERED]
-    await insert_many(tx, "kit.event", gathered)
-    for topic in sorted({event["topic"] for event in gathered}):
-        await notify(tx, CHANNEL, topic)
+    if gathered:
+        await tx.execute(_WRITE, {"channel": CHANNEL, "events": json.dumps(gathered, default=str)})
 
 
 async def read(

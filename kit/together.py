@@ -12,11 +12,15 @@ class Together(Generic[T, R]):
     """Group commit: `write` gets what came together, `at_most` at once, and answers for each in the same order.
 
     When a group fails, each of it is written alone, so that one bad write fails alone. Nobody waits longer than the
-    write that is under way and the group before his.
+    write that is under way and the group before his; and where groups begin at least `apart` seconds after each other,
+    so that a stream of single writes becomes few, no longer than that. The first one does not wait.
     """
 
-    def __init__(self, write: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, at_most: int = 250) -> None:
-        self._write, self._at_most = write, at_most
+    def __init__(
+        self, write: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, at_most: int = 250, apart: float = 0.0
+    ) -> None:
+        self._write, self._at_most, self._apart = write, at_most, apart
+        self._begin_at = 0.0
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._worker: asyncio.Task[None] | None = None
 
@@ -29,7 +33,10 @@ class Together(Generic[T, R]):
         return await done
 
     async def _work(self) -> None:
+        time = asyncio.get_running_loop().time
         while self._waiting:
+            await asyncio.sleep(self._begin_at - time())
+            self._begin_at = time() + self._apart
             group, self._waiting = self._waiting[: self._at_most], self._waiting[self._at_most :]
             if not await self._try(group) and len(group) > 1:
                 for one in group:

@@ -1,12 +1,13 @@
 import asyncio
 from contextlib import aclosing
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from kit.db import Database, is_conflict, notify, violated_constraint, wait_until_ready
+from kit.db import Database, insert_many, is_conflict, notify, update_many, violated_constraint, wait_until_ready
 from kit.errors import Unavailable
 from tests.support.databases import TestServer, roll_back
 
@@ -108,6 +109,37 @@ async def test_a_notice_arrives_when_its_transaction_commits_and_only_then(db: D
         async with db.transaction() as tx:
             await notify(tx, "heliu_jobs", "job_1")
         assert await asyncio.wait_for(anext(notices), 5) == ("heliu_jobs", "job_1")
+        async with db.transaction() as tx:
+            await notify(tx, "heliu_jobs", "job_2", "job_3")
+        told = [await asyncio.wait_for(anext(notices), 5) for _ in range(2)]
+        assert told == [("heliu_jobs", "job_2"), ("heliu_jobs", "job_3")]
+
+
+async def test_rows_are_written_and_changed_many_in_one_statement_whatever_their_columns_hold(db: Database) -> None:
+    noon = datetime(2026, 11, 27, 12, 0, 0, 1, tzinfo=UTC)
+    rows = [
+        {
+            "id": "a",
+            "at": noon,
+            "hash": b"\x00\xff",
+            "n": 2**53,
+            "body": {"x": [1]},
+            "names": ["o'", '"'],
+            "note": None,
+        },
+        {"id": "b", "at": None, "hash": b"", "n": 0, "body": {}, "names": [], "note": "{}\\"},
+    ]
+    async with db.transaction() as tx:
+        await tx.execute(
+            text("""CREATE TABLE public.thing
+                (id text, at timestamptz, hash bytea, n bigint, body jsonb, names text[], note text)""")
+        )
+        await insert_many(tx, "public.thing", rows)
+        found = await tx.execute(text("SELECT * FROM public.thing ORDER BY id"))
+        assert [dict(row) for row in found.mappings()] == rows
+        await update_many(tx, "public.thing", [{"id": "b", "n": 7, "note": None}, {"id": "c", "n": 8, "note": "no"}])
+        found = await tx.execute(text("SELECT * FROM public.thing ORDER BY id"))
+        assert [dict(row) for row in found.mappings()] == [rows[0], {**rows[1], "n": 7, "note": None}]
 
 
 async def test_a_listener_whose_connection_breaks_is_told(db: Database) -> None:

@@ -39,3 +39,21 @@ async def test_of_a_group_that_fails_only_the_bad_one_does() -> None:
     with pytest.raises(ValueError, match="two"):
         await together.put(2)
     assert await together.put(7) == 7
+
+
+async def test_where_groups_begin_apart_a_stream_of_single_writes_becomes_few_and_the_first_does_not_wait() -> None:
+    groups, time = list[list[int]](), asyncio.get_running_loop().time
+
+    async def write(items: Sequence[int]) -> list[int]:
+        groups.append(list(items))
+        return list(items)
+
+    together, began = Together(write, apart=2.0), time()
+    await together.put(0)
+    assert time() - began < 2.0
+    stream: list[asyncio.Task[int]] = []
+    for n in range(1, 5):
+        stream.append(asyncio.create_task(together.put(n)))
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*stream) == [1, 2, 3, 4]
+    assert groups == [[0], [1, 2, 3, 4]]
