@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from kit.ids import new_id
 from kit.units import MicroYuan, Ppm
 from quotas import chart
-from quotas.adapters.money_tables import ChargeRow, ComputeHoldRow
+from quotas.adapters.money_tables import ComputeHoldRow
 from quotas.chart import AccountSpec
 from quotas.collecting import residue_moves
 from quotas.holds import parts_of
@@ -108,42 +109,42 @@ def moves_of(
     return [move for move in moves if move[2]]
 
 
-def line_of(row: ComputeHoldRow, usage: ComputeUsage, bill: Bill, period: Period) -> ChargeRow:
-    """The line on the statement of `period`."""
+def line_values(row: ComputeHoldRow, usage: ComputeUsage, bill: Bill, period: Period) -> dict[str, Any]:
+    """The line on the statement of `period`, as its row keeps it."""
     start_us = (usage.started_at - datetime(1970, 1, 1, tzinfo=usage.started_at.tzinfo)) // timedelta(microseconds=1)
     capped = bill.price.amount - bill.amount - bill.loss if usage.firm_id != PLATFORM_FIRM else 0
     beyond = f"{capped} micro-yuan above the agreed maximum are not charged" if capped else ""
-    return ChargeRow(
-        id=new_id("chg"),
-        line_key=f"compute:{usage.attempt_id}:{start_us}",
-        kind=UsageKind.COMPUTE.value,
-        firm_id=usage.firm_id,
-        project_id=usage.project_id,
-        subject=usage.subject,
-        period=period,
-        service_period=service_period(usage.started_at, usage.ended_at),
-        tariff_id=bill.segments[0].tariff_id,
-        key_id=row.key_id,
-        pool=usage.pool,
-        centre=usage.centre,
-        qos=usage.qos.value,
-        gpu_ms=usage.gpu_ms,
-        requests=1,
-        rates=shown_rates(bill.segments, contract=False),
-        contract_rates=shown_rates(bill.segments, contract=True),
-        discount=bill.discount,
-        discount_id=next((one.discount_id for one in bill.segments if one.discount_id), None),
-        amount=bill.amount,
-        voucher=bill.amount - bill.allocation.cash,
-        cash=bill.allocation.cash,
-        vouchers=dict(paid_by(bill.allocation.parts)),
-        loss=bill.loss,
-        list_amount=bill.listed.amount,
-        payout_ppm=bill.payout,
-        payable=bill.payable,
-        residue=bill.residue,
-        first_at=usage.started_at,
-        last_at=usage.ended_at,
-        explanation=list(bill.allocation.explanation),
-        note="; ".join(filter(None, (usage.note, beyond))),
-    )  # fmt: skip
+    return {
+        "id": new_id("chg"),
+        "line_key": f"compute:{usage.attempt_id}:{start_us}",
+        "kind": UsageKind.COMPUTE.value,
+        "firm_id": usage.firm_id,
+        "project_id": usage.project_id,
+        "subject": usage.subject,
+        "period": period,
+        "service_period": service_period(usage.started_at, usage.ended_at),
+        "tariff_id": bill.segments[0].tariff_id,
+        "key_id": row.key_id,
+        "pool": usage.pool,
+        "centre": usage.centre,
+        "qos": usage.qos.value,
+        "gpu_ms": usage.gpu_ms,
+        "requests": 1,
+        "rates": shown_rates(bill.segments, contract=False),
+        "contract_rates": shown_rates(bill.segments, contract=True),
+        "discount": bill.discount,
+        "discount_id": next((one.discount_id for one in bill.segments if one.discount_id), None),
+        "amount": bill.amount,
+        "voucher": bill.amount - bill.allocation.cash,
+        "cash": bill.allocation.cash,
+        "vouchers": dict(paid_by(bill.allocation.parts)),
+        "loss": bill.loss,
+        "list_amount": bill.listed.amount,
+        "payout_ppm": bill.payout,
+        "payable": bill.payable,
+        "residue": bill.residue,
+        "first_at": usage.started_at,
+        "last_at": usage.ended_at,
+        "explanation": list(bill.allocation.explanation),
+        "note": "; ".join(filter(None, (usage.note, beyond))),
+    }

@@ -1,7 +1,8 @@
 """GPU time after it was used: settle a hold at what was used, roll a replica's hold on, refund a charge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,7 +13,7 @@ from kit.units import GpuMilli, GpuMs, MicroYuan
 from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.money_tables import ChargeRow, ComputeHoldRow, ComputeUsageRow
-from quotas.bills import Bill, bill_open, line_of, moves_of, resolving_legs
+from quotas.bills import Bill, bill_open, line_values, moves_of, resolving_legs
 from quotas.cash import account_of, hold_gone
 from quotas.discounts import discounts_between
 from quotas.holds import expire_hold, hold_compute, locked_hold
@@ -184,7 +185,7 @@ async def _record(
 ) -> Charge:
     service = service_period(usage.started_at, usage.ended_at)
     period = (await billing_periods(tx, [(usage.firm_id, service)], now=now))[usage.firm_id, service]
-    line = line_of(row, usage, bill, period)
+    line = ChargeRow(**line_values(row, usage, bill, period))
     tx.add(line)
     await tx.flush()
     tx.add(
@@ -203,18 +204,23 @@ async def _record(
 
 def charge_view(row: ChargeRow, parts: Sequence[VoucherPart] = ()) -> Charge:
     """A charge as others see it."""
+    return charge_seen(row.model_dump(), parts)
+
+
+def charge_seen(line: Mapping[str, Any], parts: Sequence[VoucherPart] = ()) -> Charge:
+    """The same of a line that is not an object yet."""
     return Charge(
-        ChargeId(row.id),
-        FirmId(row.firm_id),
-        ProjectId(row.project_id),
-        UsageKind(row.kind),
-        row.subject,
-        None if row.tariff_id is None else TariffId(row.tariff_id),
-        MicroYuan(row.amount),
-        MicroYuan(row.cash),
-        MicroYuan(row.voucher),
-        Period(row.period),
-        GpuMs(row.gpu_ms),
+        ChargeId(line["id"]),
+        FirmId(line["firm_id"]),
+        ProjectId(line["project_id"]),
+        UsageKind(line["kind"]),
+        line["subject"],
+        None if line["tariff_id"] is None else TariffId(line["tariff_id"]),
+        MicroYuan(line["amount"]),
+        MicroYuan(line["cash"]),
+        MicroYuan(line["voucher"]),
+        Period(line["period"]),
+        GpuMs(line["gpu_ms"]),
         tuple(parts),
     )
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from kit.db import insert_many
+from kit.db import insert_many, sql
 from kit.errors import Refused
 from kit.units import MicroYuan
 from quotas import chart
@@ -43,6 +42,8 @@ async def hold_compute_many(tx: AsyncSession, asked: Sequence[HoldRequest], *, n
 
     Balances are locked in one order before anything is read, so two batches never wait for each other in a circle.
     """
+    if not asked:
+        return []
     firms = sorted({one.firm_id for one in asked})
     ruled = await budget_store.ruled_firms(tx, firms)
     for firm in sorted(ruled):
@@ -68,7 +69,7 @@ async def _alone(tx: AsyncSession, one: HoldRequest, *, now: datetime) -> Hold |
 
 
 async def _known_keys(tx: AsyncSession, keys: Sequence[str]) -> set[str]:
-    query = text("SELECT request_key FROM quotas.compute_hold WHERE request_key = ANY(CAST(:keys AS text[]))")
+    query = sql("SELECT request_key FROM quotas.compute_hold WHERE request_key = ANY(CAST(:keys AS text[]))")
     return {row.request_key for row in await tx.execute(query, {"keys": list(keys)})}
 
 
@@ -112,13 +113,14 @@ async def _together(
     outcomes: dict[str, Hold | Refused] = {}
     short: list[tuple[HoldRequest, int]] = []
     drafts: list[_Draft] = []
+    prices: dict[object, HoldPrice | Refused] = {}  # many ask for the same
     for one in asked:
-        try:
-            priced = price_between(
-                tariffs, contracts.get(one.firm_id, ()), one.pool, one.qos, one.gpu_milli, 0, one.seconds_max, at=now
-            )
-        except Refused as refusal:
-            outcomes[one.key] = refusal
+        alike = one.firm_id, one.pool, one.qos, one.gpu_milli, one.seconds_max
+        if alike not in prices:
+            prices[alike] = _price(one, tariffs, contracts.get(one.firm_id, ()), now=now)
+        priced = prices[alike]
+        if isinstance(priced, Refused):
+            outcomes[one.key] = priced
             continue
         paid = purses[one.firm_id].pay(priced.capped(one.cap_micro_yuan), one, now=now)
         if isinstance(paid, int):
@@ -130,6 +132,15 @@ async def _together(
     for one, needed in short:
         outcomes[one.key] = await no_money(tx, one.firm_id, needed)
     return outcomes
+
+
+def _price(
+    one: HoldRequest, tariffs: Sequence[Tariff], contracts: Sequence[Discount], *, now: datetime
+) -> HoldPrice | Refused:
+    try:
+        return price_between(tariffs, contracts, one.pool, one.qos, one.gpu_milli, 0, one.seconds_max, at=now)
+    except Refused as refusal:
+        return refusal
 
 
 async def _prices(
@@ -148,9 +159,8 @@ async def _purses(
     for voucher in (voucher for terms in seen.values() for voucher in terms):
         specs += [chart.voucher(voucher.id, voucher.programme_id), chart.programme_redeemed(voucher.programme_id)]
     ids = await ledger_store.accounts(tx, specs, at=now)
-    await ledger_store.lock_balances(tx, [number for spec, number in ids.items() if spec.bounded])
+    states = await ledger_store.lock_states(tx, [number for spec, number in ids.items() if spec.bounded])
     terms = {firm: await usable_terms(tx, firm, at=now) for firm in seen}  # as they stand now that nobody moves them
-    states = await ledger_store.bounded_states(tx, [chart.firm_cash(firm) for firm in firms])
     purses: dict[FirmId, _Purse] = {}
     for firm in firms:
         state = states.get(chart.firm_cash(firm).code)
@@ -160,7 +170,7 @@ async def _purses(
 
 
 async def _with_vouchers(tx: AsyncSession, firms: Sequence[FirmId]) -> list[FirmId]:
-    query = text("SELECT DISTINCT firm_id FROM quotas.voucher WHERE firm_id = ANY(CAST(:firms AS text[])) ORDER BY 1")
+    query = sql("SELECT DISTINCT firm_id FROM quotas.voucher WHERE firm_id = ANY(CAST(:firms AS text[])) ORDER BY 1")
     return [FirmId(row.firm_id) for row in await tx.execute(query, {"firms": list(firms)})]
 
 

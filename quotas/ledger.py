@@ -1,7 +1,8 @@
 """The ledger as arithmetic: accounts, transfers, and the ladder of named refusals.
 
 `Book` is the ledger in memory, single-threaded and obvious. PostgreSQL does the same work in `quotas.post` (see
-adapters/migrations/0004_posting.py); a property test holds the two equal, and ledger_checks.py judges both.
+adapters/migrations/0004_posting.py and 0021_mixed_postings.py); a property test holds the two equal, and
+ledger_checks.py judges both.
 Every transfer debits one account and credits another in one asset. A *bounded* account never shows
 `credits - debits - pending debits` below its floor (0, or minus its credit line).
 """

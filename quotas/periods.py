@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import sql
 from quotas.statements import billing_period
 from quotas.vocabulary import FirmId, Period
 
@@ -18,12 +18,12 @@ async def billing_periods(
     firms = sorted({firm_id for firm_id, _ in pairs})
     # Shared with other usage of the firm, exclusive against the closing of its month.
     await tx.execute(
-        text("""SELECT pg_advisory_xact_lock_shared(hashtextextended('quotas.close:' || f, 0))
+        sql("""SELECT pg_advisory_xact_lock_shared(hashtextextended('quotas.close:' || f, 0))
             FROM (SELECT f FROM unnest(CAST(:firms AS text[])) AS f ORDER BY f) AS ordered"""),
         {"firms": firms},
     )
     rows = await tx.execute(
-        text("SELECT firm_id, period FROM quotas.statement WHERE firm_id = ANY(CAST(:firms AS text[]))"),
+        sql("SELECT firm_id, period FROM quotas.statement WHERE firm_id = ANY(CAST(:firms AS text[]))"),
         {"firms": firms},
     )
     closed: dict[str, set[str]] = {}
@@ -35,6 +35,6 @@ async def billing_periods(
 async def bar_usage(tx: AsyncSession, firm_id: FirmId) -> None:
     """Keep new usage of a firm out until this transaction ends: its month is being closed."""
     await tx.execute(
-        text("SELECT pg_advisory_xact_lock(hashtextextended('quotas.close:' || :firm, 0))"),
+        sql("SELECT pg_advisory_xact_lock(hashtextextended('quotas.close:' || :firm, 0))"),
         {"firm": firm_id},
     )

@@ -5,18 +5,19 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import sql
 from quotas.pricing import Tariff
 from quotas.vocabulary import DiscountId, FirmId, UsageKind
 
 
 async def keep_prices(tx: AsyncSession) -> None:
     """Nobody changes tariffs or discounts until this transaction ends. Before they are read."""
-    await tx.execute(text("SELECT pg_advisory_xact_lock_shared(hashtext('quotas.prices'))"))
+    await tx.execute(sql("SELECT pg_advisory_xact_lock_shared(hashtext('quotas.prices'))"))
 
 
 async def change_prices(tx: AsyncSession) -> None:
     """Nobody else changes prices, and nobody charges, until this transaction ends."""
-    await tx.execute(text("SELECT pg_advisory_xact_lock(hashtext('quotas.prices'))"))
+    await tx.execute(sql("SELECT pg_advisory_xact_lock(hashtext('quotas.prices'))"))
 
 
 _LATEST = "SELECT max(last_at + CASE kind WHEN 'compute' THEN interval '0' ELSE interval '1 microsecond' END)"

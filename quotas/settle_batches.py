@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from kit.db import insert_many
+from kit.db import insert_many, sql
 from quotas.adapters import ledger_store
-from quotas.adapters.money_tables import ChargeRow, ComputeHoldRow
-from quotas.bills import Bill, bill_open, line_of, moves_of, resolving_legs
+from quotas.adapters.money_tables import ComputeHoldRow
+from quotas.bills import Bill, bill_open, line_values, moves_of, resolving_legs
 from quotas.cash import hold_gone
-from quotas.charges import charge_view, settle_compute, usage_hash
+from quotas.charges import charge_seen, settle_compute, usage_hash
 from quotas.collecting import added
 from quotas.discounts import discounts_between
 from quotas.holds import pending_ids, release_hold
@@ -34,6 +34,8 @@ Settlement = tuple[HoldId, ComputeUsage]
 
 async def settle_compute_many(tx: AsyncSession, settlements: Sequence[Settlement], *, now: datetime) -> list[Charge]:
     """The charge of each usage, in their order; see `settle_compute` for what each means and raises."""
+    if not settlements:
+        return []
     rows = await _locked(tx, [hold_id for hold_id, _ in settlements])
     seen = await _seen_before(tx, [usage.attempt_id for _, usage in settlements])
     plain = [(hold_id, usage) for hold_id, usage in settlements if _is_plain(rows.get(hold_id), usage, seen, now=now)]
@@ -49,6 +51,8 @@ async def release_holds(tx: AsyncSession, released: Mapping[HoldId, str], *, now
 
     Raises Conflict (`hold_resolved`) when one of them was settled, and NotFound.
     """
+    if not released:
+        return
     rows = await _locked(tx, list(released))
     for hold_id, reason in released.items():
         if hold_id not in rows:
@@ -56,23 +60,26 @@ async def release_holds(tx: AsyncSession, released: Mapping[HoldId, str], *, now
         if rows[hold_id].state == HoldState.SETTLED:
             raise hold_gone(f"Hold {hold_id}", rows[hold_id].state)
     still_open = [row for row in rows.values() if row.state == HoldState.OPEN]
+    if not still_open:
+        return
     legs = [void(number) for row in still_open for number in pending_ids(row)]
     await _post(tx, "release", [row.id for row in still_open], legs, now=now)
     await _close(tx, {row.id: released[HoldId(row.id)] for row in still_open}, HoldState.RELEASED, now=now)
 
 
-async def _locked(tx: AsyncSession, hold_ids: Sequence[HoldId]) -> dict[HoldId, ComputeHoldRow]:
-    query = select(ComputeHoldRow).where(col(ComputeHoldRow.id).in_(hold_ids)).order_by(col(ComputeHoldRow.id))
-    found = await tx.execute(query.with_for_update().execution_options(populate_existing=True))
-    return {HoldId(row.id): row for row in found.scalars()}
+async def _locked(tx: AsyncSession, hold_ids: Sequence[HoldId]) -> dict[HoldId, Any]:
+    """The holds, locked, as plain rows: to be read, not to be changed."""
+    query = select(*inspect(ComputeHoldRow).columns).where(col(ComputeHoldRow.id).in_(hold_ids))
+    found = await tx.execute(query.order_by(col(ComputeHoldRow.id)).with_for_update())
+    return {HoldId(row.id): row for row in found}
 
 
 async def _seen_before(tx: AsyncSession, attempt_ids: Sequence[str]) -> set[str]:
-    query = text("SELECT attempt_id FROM quotas.compute_usage WHERE attempt_id = ANY(CAST(:ids AS text[]))")
+    query = sql("SELECT attempt_id FROM quotas.compute_usage WHERE attempt_id = ANY(CAST(:ids AS text[]))")
     return {row.attempt_id for row in await tx.execute(query, {"ids": list(attempt_ids)})}
 
 
-def _is_plain(row: ComputeHoldRow | None, usage: ComputeUsage, seen: set[str], *, now: datetime) -> bool:
+def _is_plain(row: Any, usage: ComputeUsage, seen: set[str], *, now: datetime) -> bool:
     return (
         row is not None
         and usage.firm_id != PLATFORM_FIRM
@@ -86,11 +93,11 @@ def _is_plain(row: ComputeHoldRow | None, usage: ComputeUsage, seen: set[str], *
 
 
 async def _together(
-    tx: AsyncSession, plain: Sequence[tuple[ComputeHoldRow, ComputeUsage]], *, now: datetime
+    tx: AsyncSession, plain: Sequence[tuple[Any, ComputeUsage]], *, now: datetime
 ) -> dict[HoldId, Charge]:
     bills = await _bills(tx, plain)
     vouchers = {part.voucher_id for bill in bills for part in bill.allocation.parts}
-    programmes = await programme_ids(tx, sorted(vouchers))
+    programmes = await programme_ids(tx, sorted(vouchers)) if vouchers else {}
     billed = [(row, usage, bill) for (row, usage), bill in zip(plain, bills, strict=True)]
     moves = added(move for row, usage, bill in billed for move in moves_of(row, usage, bill, programmes))
     ids = await ledger_store.accounts(tx, [spec for move in moves for spec in move[:2]], at=now)
@@ -101,7 +108,7 @@ async def _together(
     return await _record(tx, billed, now=now)
 
 
-async def _bills(tx: AsyncSession, plain: Sequence[tuple[ComputeHoldRow, ComputeUsage]]) -> list[Bill]:
+async def _bills(tx: AsyncSession, plain: Sequence[tuple[Any, ComputeUsage]]) -> list[Bill]:
     await keep_prices(tx)
     start, end = min(u.started_at for _, u in plain), max(u.ended_at for _, u in plain)
     tariffs = await tariffs_between(tx, start, end)
@@ -121,16 +128,16 @@ async def _post(tx: AsyncSession, scope: str, names: Sequence[str], legs: Sequen
 
 
 async def _record(
-    tx: AsyncSession, billed: Sequence[tuple[ComputeHoldRow, ComputeUsage, Bill]], *, now: datetime
+    tx: AsyncSession, billed: Sequence[tuple[Any, ComputeUsage, Bill]], *, now: datetime
 ) -> dict[HoldId, Charge]:
     wanted = {(usage.firm_id, service_period(usage.started_at, usage.ended_at)) for _, usage, _ in billed}
     periods = await billing_periods(tx, wanted, now=now)
-    lines: list[ChargeRow] = []
+    lines: list[dict[str, Any]] = []
     used: list[dict[str, Any]] = []
     charges: dict[HoldId, Charge] = {}
     for row, usage, bill in billed:
         period = periods[usage.firm_id, service_period(usage.started_at, usage.ended_at)]
-        line = line_of(row, usage, bill, period)
+        line = line_values(row, usage, bill, period)
         lines.append(line)
         used.append(
             {
@@ -139,27 +146,20 @@ async def _record(
                 "ended_at": usage.ended_at,
                 "gpu_ms": usage.gpu_ms,
                 "request_hash": usage_hash(HoldId(row.id), usage),
-                "charge_id": line.id,
+                "charge_id": line["id"],
             }
         )
-        charges[HoldId(row.id)] = charge_view(line, bill.allocation.parts)
-    await insert_many(tx, "quotas.charge", _columns(lines))
+        charges[HoldId(row.id)] = charge_seen(line, bill.allocation.parts)
+    await insert_many(tx, "quotas.charge", lines)
     await insert_many(tx, "quotas.compute_usage", used)
     reasons = {row.id: f"settled by {charges[HoldId(row.id)].id}" for row, _, _ in billed}
     await _close(tx, reasons, HoldState.SETTLED, now=now)
     return charges
 
 
-def _columns(lines: Sequence[ChargeRow]) -> list[dict[str, Any]]:
-    """The lines without what none of them says, which is left to the table's defaults."""
-    written = [line.model_dump() for line in lines]
-    said = {name for line in written for name, value in line.items() if value is not None}
-    return [{name: line[name] for name in sorted(said)} for line in written]
-
-
 async def _close(tx: AsyncSession, reasons: Mapping[str, str], state: HoldState, *, now: datetime) -> None:
     await tx.execute(
-        text("""UPDATE quotas.compute_hold h SET state = :state, closed_at = :now, close_reason = u.reason
+        sql("""UPDATE quotas.compute_hold h SET state = :state, closed_at = :now, close_reason = u.reason
             FROM unnest(CAST(:ids AS text[]), CAST(:reasons AS text[])) AS u (id, reason) WHERE h.id = u.id"""),
         {"state": state.value, "now": now, "ids": list(reasons), "reasons": list(reasons.values())},
     )

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import sql
 from kit.errors import Conflict
 from quotas.chart import AccountSpec
 from quotas.ledger import RESOLVING, Leg, Refusal
@@ -202,10 +203,22 @@ async def bounded_states(tx: AsyncSession, specs: Sequence[AccountSpec]) -> Mapp
     return {row.code: AccountState(row.posted, row.held, row.floor) for row in rows}
 
 
+async def lock_states(tx: AsyncSession, ids: Sequence[int]) -> Mapping[str, AccountState]:
+    """Keep what these bounded accounts have until the transaction ends; code → state, as in `bounded_states`."""
+    rows = await tx.execute(
+        sql("""
+            SELECT a.code, b.credits_posted - b.debits_posted AS posted, b.debits_pending AS held, b.floor
+            FROM quotas.balance b JOIN quotas.account a ON a.id = b.account_id
+            WHERE b.account_id = ANY(CAST(:ids AS bigint[])) ORDER BY b.account_id FOR UPDATE OF b"""),
+        {"ids": list(ids)},
+    )
+    return {row.code: AccountState(row.posted, row.held, row.floor) for row in rows}
+
+
 async def lock_balances(tx: AsyncSession, ids: Sequence[int]) -> None:
     """Keep what these accounts have until the transaction ends, so that what is read next can be posted."""
     await tx.execute(
-        text("""SELECT FROM quotas.balance WHERE account_id = ANY(CAST(:ids AS bigint[]))
+        sql("""SELECT FROM quotas.balance WHERE account_id = ANY(CAST(:ids AS bigint[]))
             ORDER BY account_id FOR UPDATE"""),
         {"ids": list(ids)},
     )
@@ -235,7 +248,7 @@ async def posted_balances(tx: AsyncSession, pattern: str = "%") -> dict[str, int
 async def set_floor(tx: AsyncSession, account_id: int, floor: int) -> bool:
     """Let an account go down to `floor`; False when it is below that already."""
     done = await tx.execute(
-        text("""UPDATE quotas.balance SET floor = :floor
+        sql("""UPDATE quotas.balance SET floor = :floor
             WHERE account_id = :id AND credits_posted - debits_posted - debits_pending >= :floor RETURNING 1"""),
         {"id": account_id, "floor": floor},
     )
@@ -246,7 +259,7 @@ async def seal(tx: AsyncSession, *, now: datetime, at_most: int = 50_000) -> Blo
     """Seal what is committed and not sealed yet into one block; None when there is nothing."""
     row = (
         await tx.execute(
-            text("SELECT * FROM quotas.seal(:now, :at_most)"),
+            sql("SELECT * FROM quotas.seal(:now, :at_most)"),
             {"now": now, "at_most": at_most},
         )
     ).first()
@@ -255,14 +268,14 @@ async def seal(tx: AsyncSession, *, now: datetime, at_most: int = 50_000) -> Blo
 
 async def blocks(tx: AsyncSession, *, after: int = 0) -> list[Block]:
     """Every sealed block above a number, in order."""
-    rows = await tx.execute(text("SELECT * FROM quotas.block WHERE number > :after ORDER BY number"), {"after": after})
+    rows = await tx.execute(sql("SELECT * FROM quotas.block WHERE number > :after ORDER BY number"), {"after": after})
     return [Block(**row._mapping) for row in rows]
 
 
 async def block_lines(tx: AsyncSession, block: Block) -> str:
     """The text a block's hash covers, computed anew from its transfers."""
     row = await tx.execute(
-        text("SELECT quotas.chain_lines(CAST(:start AS xid8), CAST(:stop AS xid8))"),
+        sql("SELECT quotas.chain_lines(CAST(:start AS xid8), CAST(:stop AS xid8))"),
         {"start": block.from_xid, "stop": block.until_xid},
     )
     return str(row.scalar_one() or "")
@@ -271,7 +284,7 @@ async def block_lines(tx: AsyncSession, block: Block) -> str:
 async def pending_left(tx: AsyncSession, pending_ids: Sequence[int]) -> dict[int, int]:
     """What open holds still hold, by pending transfer; they are locked, in order. A resolved one is missing."""
     rows = await tx.execute(
-        text("""SELECT id, amount_left FROM quotas.pending WHERE id = ANY(CAST(:ids AS bigint[]))
+        sql("""SELECT id, amount_left FROM quotas.pending WHERE id = ANY(CAST(:ids AS bigint[]))
             ORDER BY id FOR UPDATE"""),
         {"ids": list(pending_ids)},
     )
@@ -281,6 +294,6 @@ async def pending_left(tx: AsyncSession, pending_ids: Sequence[int]) -> dict[int
 async def hold_until(tx: AsyncSession, pending_ids: Sequence[int], expires_at: datetime) -> None:
     """Move the end of open holds, which the caller has locked."""
     await tx.execute(
-        text("UPDATE quotas.pending SET expires_at = :at WHERE id = ANY(CAST(:ids AS bigint[]))"),
+        sql("UPDATE quotas.pending SET expires_at = :at WHERE id = ANY(CAST(:ids AS bigint[]))"),
         {"ids": list(pending_ids), "at": expires_at},
     )
