@@ -15,7 +15,8 @@ from kit.units import MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, Hold, PoolName, ProjectId, QoS
 from scheduler.adapters import store, waits
-from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
+from scheduler.adapters.beginnings import Begun
+from scheduler.adapters.records import AnyWorkload, Workload
 from scheduler.lifetimes import seconds_left
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
@@ -63,7 +64,7 @@ def attempt_token(key: bytes, attempt_id: str, fence: int) -> str:
     return f"ha_{attempt_id}_{attempt_secret(key, attempt_id, fence)}"
 
 
-def held_seconds(workload: WorkloadRow, terms: Terms) -> int:
+def held_seconds(workload: AnyWorkload, terms: Terms) -> int:
     """For how long money is held at once: what is left of a job's maximum, a slice of a replica's time."""
     if workload.kind == WorkloadKind.REPLICA:
         return terms.replica_hold_seconds
@@ -92,7 +93,7 @@ async def is_payable(tx: AsyncSession, workload_id: WorkloadId, pool: PoolName, 
     return True
 
 
-def hold_request(workload: WorkloadRow, key: str, pool: PoolName, terms: Terms) -> quotas.HoldRequest:
+def hold_request(workload: AnyWorkload, key: str, pool: PoolName, terms: Terms) -> quotas.HoldRequest:
     """The money that has to be put aside before it may start there."""
     cap = workload.cap_micro_yuan
     return quotas.HoldRequest(
@@ -109,43 +110,44 @@ def hold_request(workload: WorkloadRow, key: str, pool: PoolName, terms: Terms) 
     )
 
 
-def attempt_of(
-    workload: WorkloadRow, attempt_id: AttemptId, pool: PoolName, hold: Hold, key: bytes, terms: Terms, now: datetime
-) -> AttemptRow:
-    """The next attempt at a workload, placed."""
+def attempt_values(
+    workload: Workload, attempt_id: AttemptId, pool: PoolName, hold: Hold, key: bytes, terms: Terms, now: datetime
+) -> dict[str, object]:
+    """The row of the next attempt at a workload, placed."""
     fence = workload.fence + 1
-    return AttemptRow(
-        id=attempt_id,
-        workload_id=workload.id,
-        firm_id=workload.firm_id,
-        fence=fence,
-        state=AttemptState.PLACED,
-        pool=pool,
-        token_hash=hash_secret(attempt_secret(key, attempt_id, fence)),
-        hold_id=hold.id,
-        held_seconds=held_seconds(workload, terms),
-        placed_at=now,
-        metered_ms=0,
-    )
+    return {
+        "id": attempt_id,
+        "workload_id": workload.id,
+        "firm_id": workload.firm_id,
+        "fence": fence,
+        "state": AttemptState.PLACED,
+        "pool": pool,
+        "token_hash": hash_secret(attempt_secret(key, attempt_id, fence)),
+        "hold_id": hold.id,
+        "held_seconds": held_seconds(workload, terms),
+        "placed_at": now,
+        "metered_ms": 0,
+        "kept_ms": 0,
+    }
 
 
-def placements_of(attempt_id: AttemptId, placement: Placement) -> list[PlacementRow]:
-    """Where its workers lie."""
+def placement_values(attempt_id: AttemptId, placement: Placement) -> list[dict[str, object]]:
+    """The rows of where its workers lie."""
     return [
-        PlacementRow(
-            attempt_id=attempt_id,
-            worker=worker,
-            node_id=node,
-            gpu_milli=placement.gpu_milli,
-            cpu_milli=placement.cpu_milli,
-            memory_mib=placement.memory_mib,
-            devices=list(devices),
-        )
+        {
+            "attempt_id": attempt_id,
+            "worker": worker,
+            "node_id": node,
+            "gpu_milli": placement.gpu_milli,
+            "cpu_milli": placement.cpu_milli,
+            "memory_mib": placement.memory_mib,
+            "devices": devices,
+        }
         for worker, (node, devices) in enumerate(zip(placement.nodes, placement.devices, strict=True))
     ]
 
 
-async def postpone(tx: AsyncSession, workload: WorkloadRow, refusal: Refused, terms: Terms, now: datetime) -> Postponed:
+async def postpone(tx: AsyncSession, workload: AnyWorkload, refusal: Refused, terms: Terms, now: datetime) -> Postponed:
     """It cannot be paid for now: it waits with the reason, and is asked again after a pause."""
     reason = WaitReason.NO_MONEY if isinstance(refusal, NoMoney) else WaitReason.NO_PRICE
     workload.held_until = now + timedelta(seconds=terms.money_pause_seconds)
@@ -155,7 +157,7 @@ async def postpone(tx: AsyncSession, workload: WorkloadRow, refusal: Refused, te
 
 async def record_wait(
     tx: AsyncSession,
-    workload: WorkloadRow,
+    workload: AnyWorkload,
     reason: WaitReason,
     detail: str,
     eta: datetime | None,
@@ -190,18 +192,18 @@ async def record_waits(tx: AsyncSession, changed: Sequence[tuple[Wait, int]], *,
             await events.append(tx, _topic(kind, "waiting"), id, body, now=now, firm_id=firm_id)
 
 
-def whole_again(workload: WorkloadRow) -> None:
+def whole_again(workload: AnyWorkload) -> None:
     """An elastic gang may have all its workers in its next attempt."""
     workload.workers = workload.workers_max or workload.workers
 
 
-def clear_wait(workload: WorkloadRow) -> None:
+def clear_wait(workload: AnyWorkload) -> None:
     """It no longer waits."""
     workload.wait_reason = workload.wait_detail = workload.eta = workload.held_until = None
     workload.eta_estimated = False
 
 
-def topic(workload: WorkloadRow, verb: str) -> str:
+def topic(workload: AnyWorkload | Begun, verb: str) -> str:
     """`job.<verb>` for jobs, `workload.<verb>` for replicas."""
     return _topic(workload.kind, verb)
 

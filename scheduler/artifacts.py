@@ -15,7 +15,8 @@ from kit.errors import Conflict, NotFound, TooLarge
 from kit.ids import new_id
 from quotas.vocabulary import FirmId, ProjectId
 from scheduler.adapters import store
-from scheduler.adapters.tables import ArtifactRow, AttemptRow, CheckpointRow, UploadRow, WorkloadRow
+from scheduler.adapters.records import Attempt, Workload
+from scheduler.adapters.tables import ArtifactRow, AttemptRow, CheckpointRow, UploadRow
 from scheduler.terms import Terms
 from scheduler.vocabulary import ArtifactId, ArtifactView, AttemptId, AttemptIdentity, AttemptState, WorkloadId
 
@@ -74,7 +75,7 @@ async def stored_by(tx: AsyncSession, attempt_ids: Sequence[str]) -> set[str]:
     return set((await tx.execute(query)).scalars())
 
 
-async def publish(tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, *, now: datetime) -> None:
+async def publish(tx: AsyncSession, workload: Workload, attempt: Attempt, *, now: datetime) -> None:
     """The attempt succeeded: what it stored can be seen from now on."""
     query = select(ArtifactRow).where(ArtifactRow.attempt_id == attempt.id).order_by(col(ArtifactRow.name))
     for row in (await tx.execute(query)).scalars().all():

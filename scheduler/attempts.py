@@ -5,7 +5,7 @@ progress) belongs to the workload. Only marks that touch no other row (ordered, 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,7 +19,8 @@ from kit.units import GpuMs, gpu_ms
 from quotas import api as quotas
 from quotas.vocabulary import ComputeUsage, FirmId, HoldId, PoolName, ProjectId, QoS, centre_of
 from scheduler import artifacts, health
-from scheduler.adapters import store, taking
+from scheduler.adapters import beginnings, records, store, taking, versions
+from scheduler.adapters.records import AnyAttempt, AnyWorkload, Attempt, Workload
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.admission import clear_wait, topic, whole_again
 from scheduler.facts import placement_of
@@ -88,27 +89,20 @@ async def claim(tx: AsyncSession, identity: AttemptIdentity, runner: str, *, ter
 
     Raises Conflict (`fence_lost`) for a second runner of the same attempt.
     """
-    claimed = await claim_many(tx, {identity: runner}, terms=terms, now=now)
-    if identity not in claimed:
+    if identity not in await claim_many(tx, {identity: runner}, terms=terms, now=now):
         raise fence_lost()
-    return claimed[identity]
+    attempt = await store.attempt(tx, identity.attempt_id)
+    assert attempt is not None, "it was claimed just now"
+    return attempt
 
 
 async def claim_many(
     tx: AsyncSession, runners: Mapping[AttemptIdentity, str], *, terms: Terms, now: datetime
-) -> dict[AttemptIdentity, AttemptRow]:
+) -> set[AttemptIdentity]:
     """The same for many at once; whose claim comes too late is missing."""
-    claimed: dict[AttemptIdentity, AttemptRow] = {}
-    for identity, _, attempt in await live_many(tx, list(runners)):
-        if attempt.state == AttemptState.PLACED:
-            _become(attempt, AttemptState.CLAIMED)
-            attempt.runner, attempt.claimed_at = runners[identity], now
-        elif attempt.runner != runners[identity]:
-            continue
-        attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
-        claimed[identity] = attempt
-    await tx.flush()
-    return claimed
+    until = now + timedelta(seconds=terms.lease_seconds)
+    claimed = await beginnings.claim(tx, {one.attempt_id: by for one, by in runners.items()}, until=until, now=now)
+    return {one for one in runners if one.attempt_id in claimed}
 
 
 async def begin(tx: AsyncSession, identity: AttemptIdentity, *, terms: Terms, now: datetime) -> None:
@@ -118,27 +112,18 @@ async def begin(tx: AsyncSession, identity: AttemptIdentity, *, terms: Terms, no
 
 
 async def begin_many(
-    tx: AsyncSession, identities: Sequence[AttemptIdentity], *, terms: Terms, now: datetime
+    tx: AsyncSession, identities: Collection[AttemptIdentity], *, terms: Terms, now: datetime
 ) -> set[AttemptIdentity]:
     """The same for many at once; who may not begin is missing."""
-    begun: set[AttemptIdentity] = set()
+    until = now + timedelta(seconds=terms.lease_seconds)
+    begun = await beginnings.begin(tx, [one.attempt_id for one in identities], until=until, now=now)
     async with events.together(tx):
-        for identity, workload, attempt in await live_many(tx, identities):
-            if attempt.state == AttemptState.PLACED:
-                continue
-            begun.add(identity)
-            attempt.lease_until = now + timedelta(seconds=terms.lease_seconds)
-            if attempt.state == AttemptState.CLAIMED:
-                _become(attempt, AttemptState.RUNNING)
-                attempt.started_at = now
-                workload.state = JobState.RUNNING
-                workload.started_at = workload.started_at or now
-                body = {"attempt_id": attempt.id}
-                await events.append(
-                    tx, topic(workload, "running"), workload.id, body, now=now, firm_id=workload.firm_id
-                )
-        await tx.flush()
-    return begun
+        for one in begun:
+            if one.is_first:
+                subject, body = one.workload_id, {"attempt_id": one.id}
+                await events.append(tx, topic(one, "running"), subject, body, now=now, firm_id=one.firm_id)
+    ids = {one.id for one in begun}
+    return {one for one in identities if one.attempt_id in ids}
 
 
 async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *, now: datetime) -> None:
@@ -151,10 +136,10 @@ async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An attempt that is over, both rows locked, and why. `ran_ms` is the runner's count; None: nobody counted."""
+    """An attempt that is over, both records locked, and why. `ran_ms` is the runner's count; None: nobody counted."""
 
-    workload: WorkloadRow
-    attempt: AttemptRow
+    workload: Workload
+    attempt: Attempt
     cause: EndCause
     message: str
     ran_ms: int | None = None
@@ -170,12 +155,13 @@ async def end(
     *,
     terms: Terms,
     now: datetime,
-    ran_ms: int | None = None,
-    exit_code: int | None = None,
 ) -> None:
-    """The attempt is over: see `end_many`."""
-    ending = Ending(workload, attempt, cause, message, ran_ms, exit_code)
-    await end_many(tx, [ending], terms=terms, now=now)
+    """The attempt is over, see `end_many`. The caller has locked both rows; they are brought up to date."""
+    await tx.flush()
+    live = await records.live_locked(tx, [attempt.id])
+    await end_many(tx, [Ending(*live[attempt.id], cause, message)], terms=terms, now=now)
+    await tx.refresh(workload)
+    await tx.refresh(attempt)
 
 
 async def end_many(tx: AsyncSession, endings: Sequence[Ending], *, terms: Terms, now: datetime) -> None:
@@ -186,7 +172,6 @@ async def end_many(tx: AsyncSession, endings: Sequence[Ending], *, terms: Terms,
     async with events.together(tx):
         for ending in endings:
             _close(ending, now=now)
-        await tx.flush()
         await _give_back(tx, endings)
         await health.note(tx, endings, terms, now=now)
         await _settle(tx, endings, terms, now=now)
@@ -196,22 +181,21 @@ async def end_many(tx: AsyncSession, endings: Sequence[Ending], *, terms: Terms,
             if ending.attempt.id in made:
                 await artifacts.publish(tx, ending.workload, ending.attempt, now=now)
             await _go_on(tx, ending, terms, now=now)
-        await tx.flush()
+        await records.write(tx, [ending.workload for ending in endings], [ending.attempt for ending in endings])
     named = [ending.workload.id for ending in endings] if len(endings) <= NAMED_AT_MOST else ["*"]
-    for name in named:
-        await notify(tx, JOBS_CHANNEL, name)
+    await notify(tx, JOBS_CHANNEL, *named)
 
 
 def _close(ending: Ending, *, now: datetime) -> None:
     attempt = ending.attempt
-    assert attempt.state != AttemptState.ENDED, "an attempt ends once"
-    _become(attempt, AttemptState.ENDED)
-    attempt.ended_at, attempt.cause, attempt.message = now, ending.cause, ending.message[:MESSAGE_CHARS_MAX]
+    assert attempt_may_become(AttemptState(attempt.state), AttemptState.ENDED), "an attempt ends once"
+    attempt.state, attempt.ended_at = AttemptState.ENDED, now
+    attempt.cause, attempt.message = ending.cause, ending.message[:MESSAGE_CHARS_MAX]
     attempt.exit_code, attempt.ran_ms = ending.exit_code, billable_ms(attempt, ending.ran_ms, now=now)
 
 
 async def _give_back(tx: AsyncSession, endings: Sequence[Ending]) -> None:
-    placed = await store.placements(tx, [ending.attempt.id for ending in endings])
+    placed = await versions.placement_rows(tx, [ending.attempt.id for ending in endings])
     gangs = [(FirmId(e.workload.firm_id), placement_of(e.attempt, placed[e.attempt.id])) for e in endings]
     await taking.give_back_many(tx, gangs)
 
@@ -254,7 +238,7 @@ async def _go_on(tx: AsyncSession, ending: Ending, terms: Terms, *, now: datetim
             await lay_aside(tx, workload, now=now)
 
 
-async def finish_workload(tx: AsyncSession, workload: WorkloadRow, state: JobState, *, now: datetime) -> None:
+async def finish_workload(tx: AsyncSession, workload: AnyWorkload, state: JobState, *, now: datetime) -> None:
     """The workload is over; its events say how."""
     assert may_become(JobState(workload.state), state), f"{workload.state} cannot become {state}"
     workload.state, workload.ended_at = state, now
@@ -271,7 +255,7 @@ async def finish_workload(tx: AsyncSession, workload: WorkloadRow, state: JobSta
     await events.append(tx, "workload.ended", workload.id, body, now=now, firm_id=workload.firm_id)
 
 
-async def lay_aside(tx: AsyncSession, workload: WorkloadRow, *, now: datetime) -> None:
+async def lay_aside(tx: AsyncSession, workload: AnyWorkload, *, now: datetime) -> None:
     """It holds nothing and waits for nobody until its owner takes it up again."""
     assert may_become(JobState(workload.state), JobState.PAUSED), f"{workload.state} cannot become paused"
     workload.state = JobState.PAUSED
@@ -282,13 +266,13 @@ async def lay_aside(tx: AsyncSession, workload: WorkloadRow, *, now: datetime) -
     await events.append(tx, topic(workload, "paused"), workload.id, body, now=now, firm_id=workload.firm_id)
 
 
-def is_spent(workload: WorkloadRow) -> bool:
+def is_spent(workload: AnyWorkload) -> bool:
     """Whether nothing of a hard cap is left."""
     cap = workload.hard_cap_micro_yuan
     return cap is not None and workload.charged_micro_yuan >= cap
 
 
-def billable_ms(attempt: AttemptRow, ran_ms: int | None, *, now: datetime) -> int:
+def billable_ms(attempt: AnyAttempt, ran_ms: int | None, *, now: datetime) -> int:
     """The runner's count, never more than has passed here since its start nor than money was held for."""
     known = max(attempt.metered_ms, attempt.kept_ms)
     if attempt.started_at is None or ran_ms is None:
@@ -297,12 +281,12 @@ def billable_ms(attempt: AttemptRow, ran_ms: int | None, *, now: datetime) -> in
     return max(known, min(ran_ms, passed, attempt.metered_ms + attempt.held_seconds * 1000))
 
 
-def paid_ms(attempt: AttemptRow, cause: EndCause) -> int:
+def paid_ms(attempt: AnyAttempt, cause: EndCause) -> int:
     """Of an attempt that ends like this, how much is paid for: all, or what is kept where the platform broke it."""
     return max(attempt.metered_ms, attempt.kept_ms) if cause.is_free else attempt.ran_ms or 0
 
 
-def lost_ms(attempt: AttemptRow, cause: EndCause, terms: Terms, *, reported: bool) -> int:
+def lost_ms(attempt: AnyAttempt, cause: EndCause, terms: Terms, *, reported: bool) -> int:
     """What the platform lost of it after its last checkpoint; of a runner that fell silent, until it was last heard."""
     if not cause.is_free or attempt.started_at is None:
         return 0
@@ -312,7 +296,7 @@ def lost_ms(attempt: AttemptRow, cause: EndCause, terms: Terms, *, reported: boo
     return max(0, ran - paid_ms(attempt, cause))
 
 
-def usage_of(workload: WorkloadRow, attempt: AttemptRow, until_ms: int, note: str = "") -> ComputeUsage:
+def usage_of(workload: AnyWorkload, attempt: AnyAttempt, until_ms: int, note: str = "") -> ComputeUsage:
     """What was used from the last settled millisecond of the attempt to `until_ms` after its start."""
     assert attempt.started_at is not None, "only what has started uses anything"
     need, before = workload.need_milli, attempt.metered_ms  # slices of the whole: those of a share add up exactly
@@ -356,7 +340,7 @@ async def _settle(tx: AsyncSession, endings: Sequence[Ending], terms: Terms, *, 
 
 
 async def _queue_again(
-    tx: AsyncSession, workload: WorkloadRow, attempt: AttemptRow, failures: int, pause: int, *, now: datetime
+    tx: AsyncSession, workload: Workload, attempt: Attempt, failures: int, pause: int, *, now: datetime
 ) -> None:
     assert may_become(JobState(workload.state), JobState.QUEUED), "what is over stays over"
     workload.state, workload.failures, workload.progress = JobState.QUEUED, failures, None
@@ -366,21 +350,3 @@ async def _queue_again(
     workload.held_until = now + timedelta(seconds=pause) if pause else None
     body = {"attempt_id": attempt.id, "cause": attempt.cause, "message": attempt.message, "pause_seconds": pause}
     await events.append(tx, topic(workload, "requeued"), workload.id, body, now=now, firm_id=workload.firm_id)
-
-
-async def live_many(
-    tx: AsyncSession, identities: Sequence[AttemptIdentity]
-) -> list[tuple[AttemptIdentity, WorkloadRow, AttemptRow]]:
-    """Those that are not over, with their rows locked: workloads first, then attempts, each in id order."""
-    workloads = {row.id: row for row in await store.workloads_locked(tx, [one.workload_id for one in identities])}
-    attempts = {row.id: row for row in await store.attempts_locked(tx, [one.attempt_id for one in identities])}
-    return [
-        (one, workloads[one.workload_id], attempts[one.attempt_id])
-        for one in identities
-        if attempts[one.attempt_id].state != AttemptState.ENDED
-    ]
-
-
-def _become(attempt: AttemptRow, state: AttemptState) -> None:
-    assert attempt_may_become(AttemptState(attempt.state), state), f"{attempt.state} cannot become {state}"
-    attempt.state = state

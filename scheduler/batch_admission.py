@@ -11,20 +11,21 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit import events
+from kit.db import insert_many
 from kit.errors import Refused
 from kit.ids import new_id
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, Hold
-from scheduler.adapters import store, taking
-from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
+from scheduler.adapters import records, taking
+from scheduler.adapters.records import Workload
 from scheduler.admission import (
     Admitted,
     Outcome,
     Stale,
-    attempt_of,
+    attempt_values,
     clear_wait,
     hold_request,
-    placements_of,
+    placement_values,
     postpone,
     topic,
     whole_again,
@@ -39,7 +40,7 @@ class _Case:
     """A start whose workload is locked and waits."""
 
     start: Start
-    workload: WorkloadRow
+    workload: Workload
     attempt_id: AttemptId
 
     @property
@@ -70,36 +71,34 @@ async def admit_many(
                 outcomes[case.start.workload_id] = Admitted(case.attempt_id)
         await taking.write(tx, rooms)
         await _record(tx, paid, key=key, terms=terms, now=now)
+        await records.write(tx, [case.workload for case in cases])
     return [outcomes[start.workload_id] for start in starts]
 
 
 async def _waiting(tx: AsyncSession, starts: Sequence[Start]) -> list[_Case]:
     """Those that still wait, locked; in the order of the starts."""
-    locked = {row.id: row for row in await store.workloads_locked(tx, [start.workload_id for start in starts])}
-    cases: list[_Case] = []
-    for start in starts:
-        row = locked.pop(start.workload_id, None)
-        if row is not None and row.state == JobState.QUEUED and row.stop_requested_at is None:
-            cases.append(_Case(start, row, AttemptId(new_id("att"))))
-    return cases
+    locked = await records.waiting_locked(tx, [start.workload_id for start in starts])
+    waiting = [(start, locked.pop(start.workload_id, None)) for start in starts]
+    return [_Case(start, one, AttemptId(new_id("att"))) for start, one in waiting if one is not None]
 
 
 async def _record(
     tx: AsyncSession, paid: Sequence[tuple[_Case, Hold]], *, key: bytes, terms: Terms, now: datetime
 ) -> None:
-    attempts: list[AttemptRow] = []
-    placed: list[PlacementRow] = []
+    attempts: list[dict[str, object]] = []
+    placed: list[dict[str, object]] = []
     for case, hold in paid:
         workload, attempt_id = case.workload, case.attempt_id
-        attempt = attempt_of(workload, attempt_id, case.start.placement.pool, hold, key, terms, now)
-        attempt.told = None if case.start.told is None else asdict(case.start.told)
+        attempt = attempt_values(workload, attempt_id, case.start.placement.pool, hold, key, terms, now)
+        attempt["told"] = None if case.start.told is None else asdict(case.start.told)
         attempts.append(attempt)
-        placed += placements_of(attempt_id, case.start.placement)
+        placed += placement_values(attempt_id, case.start.placement)
         workload.state, workload.fence = JobState.STARTING, workload.fence + 1
         clear_wait(workload)
         nodes = list(case.start.placement.nodes)
-        body = {"attempt_id": attempt_id, "fence": workload.fence, "pool": case.start.placement.pool, "nodes": nodes}
-        body |= {"score": attempt.told} if attempt.told else {}
+        pool = case.start.placement.pool
+        body: dict[str, object] = {"attempt_id": attempt_id, "fence": workload.fence, "pool": pool, "nodes": nodes}
+        body |= {"score": attempt["told"]} if attempt["told"] else {}
         await events.append(tx, topic(workload, "starting"), workload.id, body, now=now, firm_id=workload.firm_id)
-    await store.insert(tx, *attempts)
-    await store.insert(tx, *placed)
+    await insert_many(tx, "scheduler.attempt", attempts)
+    await insert_many(tx, "scheduler.placement", placed)

@@ -7,17 +7,17 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from kit.clock import Clock
 from kit.db import Database
 from kit.errors import Unavailable
 from scheduler import attempts
 from scheduler.adapters import store
-from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.admission import attempt_token
 from scheduler.ports import ClusterRuntime, Observation, RunnerState, StartOrder, cluster_resources
 from scheduler.terms import Terms
-from scheduler.vocabulary import AttemptId, AttemptState, EndCause, NodeId, WorkloadId
+from scheduler.vocabulary import AttemptId, AttemptState, EndCause, NodeId, Shape, WorkloadId
 
 log = logging.getLogger(__name__)
 
@@ -26,76 +26,68 @@ LAST_WORDS = timedelta(seconds=10)  # a runner that has reported its end may tak
 ORDER_AGAIN = timedelta(seconds=5)  # a start the cluster has not heard of is repeated after this
 
 
-async def drive(db: Database, runtime: ClusterRuntime, terms: Terms, clock: Clock, token_key: bytes) -> None:
-    """Start what is placed, look after what was started, clear what is over. Raises Unavailable without a cluster."""
+async def drive(
+    db: Database, runtime: ClusterRuntime, terms: Terms, clock: Clock, token_key: bytes, *, all_of_it: bool = True
+) -> None:
+    """Start what is placed; with `all_of_it` also look after what was started and clear what is over.
+
+    Raises Unavailable without a cluster.
+    """
     async with db.transaction() as tx:
-        unclaimed = await store.unclaimed_attempts(tx)
-    fresh = [pair for pair in unclaimed if pair[0].ordered_at is None]
-    await _start_all(db, runtime, fresh, clock, token_key)
-    ordered = [pair for pair in unclaimed if pair[0].ordered_at is not None]
-    if ordered:
-        seen = {o.attempt_id: o for o in await runtime.observe([AttemptId(a.id) for a, _ in ordered])}
-        await _look_after(db, runtime, ordered, seen, terms, clock, token_key)
-    await _clear(db, runtime, terms, clock)
+        unclaimed = await store.unclaimed_attempts(tx, ordered_too=all_of_it)
+    await _start_all(db, runtime, [one for one in unclaimed if one.ordered_at is None], clock, token_key)
+    if all_of_it:
+        ordered = [one for one in unclaimed if one.ordered_at is not None]
+        await _look_after(db, runtime, ordered, terms, clock, token_key)
+        await _clear(db, runtime, terms, clock)
 
 
 async def _look_after(
-    db: Database,
-    runtime: ClusterRuntime,
-    ordered: Sequence[tuple[AttemptRow, WorkloadRow]],
-    seen: dict[AttemptId, Observation],
-    terms: Terms,
-    clock: Clock,
-    token_key: bytes,
+    db: Database, runtime: ClusterRuntime, ordered: Sequence[Any], terms: Terms, clock: Clock, token_key: bytes
 ) -> None:
-    again: list[tuple[AttemptRow, WorkloadRow]] = []
-    for attempt, workload in ordered:
-        match seen[AttemptId(attempt.id)]:
+    if not ordered:
+        return
+    seen = {o.attempt_id: o for o in await runtime.observe([AttemptId(one.id) for one in ordered])}
+    again: list[Any] = []
+    for one in ordered:
+        match seen[AttemptId(one.id)]:
             case Observation(state=RunnerState.EXITED, message=message):
-                await _end_unclaimed(db, attempt.id, f"its runner ended before it began: {message}", terms, clock)
+                await _end_unclaimed(db, one.id, f"its runner ended before it began: {message}", terms, clock)
             case Observation(state=RunnerState.UNKNOWN):
-                assert attempt.ordered_at is not None, "only ordered attempts are looked after"
-                if clock.now() - attempt.ordered_at >= ORDER_AGAIN:
-                    again.append((attempt, workload))
+                if clock.now() - one.ordered_at >= ORDER_AGAIN:
+                    again.append(one)
             case _:
                 pass
     await _start_all(db, runtime, again, clock, token_key)
 
 
 async def _start_all(
-    db: Database,
-    runtime: ClusterRuntime,
-    pairs: Sequence[tuple[AttemptRow, WorkloadRow]],
-    clock: Clock,
-    token_key: bytes,
+    db: Database, runtime: ClusterRuntime, placed: Sequence[Any], clock: Clock, token_key: bytes
 ) -> None:
-    if not pairs:
+    if not placed:
         return
-    async with db.transaction() as tx:
-        placed = await store.placements(tx, [a.id for a, _ in pairs])
-        resources = {node.id: node.resource for node in await store.nodes(tx)}
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def start(attempt: AttemptRow, workload: WorkloadRow) -> None:
-        first = placed[attempt.id][0]
+    async def start(one: Any) -> None:
+        shape = Shape.of(one.gpu_milli, one.cpu_milli, one.memory_mib)
         order = StartOrder(
-            AttemptId(attempt.id),
-            WorkloadId(workload.id),
-            attempt_token(token_key, attempt.id, attempt.fence),
-            NodeId(first.node_id),
-            cluster_resources(resources[first.node_id], workload.shape),
-            workload.workers,
+            AttemptId(one.id),
+            WorkloadId(one.workload_id),
+            attempt_token(token_key, one.id, one.fence),
+            NodeId(one.node_id),
+            cluster_resources(one.resource, shape),
+            one.workers,
         )
         async with gate:
             await runtime.start(order)
 
-    results = await asyncio.gather(*(start(a, w) for a, w in pairs), return_exceptions=True)
-    taken = [a.id for (a, _), result in zip(pairs, results, strict=True) if result is None]
+    results = await asyncio.gather(*(start(one) for one in placed), return_exceptions=True)
+    taken = [one.id for one, result in zip(placed, results, strict=True) if result is None]
     async with db.transaction() as tx:
         await store.mark_ordered(tx, taken, now=clock.now())
-    for (attempt, _), result in zip(pairs, results, strict=True):
+    for one, result in zip(placed, results, strict=True):
         if isinstance(result, Unavailable):
-            log.warning("cannot start now: %s", result.message, extra={"attempt": attempt.id})
+            log.warning("cannot start now: %s", result.message, extra={"attempt": one.id})
         elif isinstance(result, BaseException):
             raise result
 

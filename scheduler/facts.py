@@ -9,6 +9,7 @@ from kit.units import GpuMilli
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.adapters import store
+from scheduler.adapters.records import AnyAttempt
 from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, WorkloadRow
 from scheduler.kept_times import as_window, open_windows
 from scheduler.lifetimes import seconds_left
@@ -89,7 +90,7 @@ def as_waiting(row: WorkloadRow) -> Waiting:
     )
 
 
-def placement_of(attempt: AttemptRow, placed: Sequence[PlacementRow]) -> Placement:
+def placement_of(attempt: AnyAttempt, placed: Sequence[PlacementRow]) -> Placement:
     """Where an attempt lies, from its rows in worker order."""
     return Placement(
         PoolName(attempt.pool),

@@ -57,7 +57,7 @@ async def give_up_on(tx: AsyncSession, node_ids: Sequence[str], *, terms: Terms,
         text("""
             SELECT DISTINCT a.workload_id, a.id
             FROM scheduler.attempt a JOIN scheduler.placement p ON p.attempt_id = a.id
-            WHERE a.state <> 'ended' AND p.node_id = ANY(CAST(:nodes AS text[])) ORDER BY a.workload_id"""),
+            WHERE a.ended_at IS NULL AND p.node_id = ANY(CAST(:nodes AS text[])) ORDER BY a.workload_id"""),
         {"nodes": list(node_ids)},
     )
     for workload_id, attempt_id in rows.all():

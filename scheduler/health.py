@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit import events
+from kit.db import sql
 from scheduler.terms import Terms
 from scheduler.vocabulary import EndCause
 
@@ -37,14 +37,14 @@ async def note(tx: AsyncSession, endings: Sequence[Ended], terms: Terms, *, now:
     failed = {ending.attempt.id: ending.message for ending in endings if ending.cause is EndCause.SETUP}
     if began:
         await tx.execute(
-            text("""
+            sql("""
                 UPDATE scheduler.node SET failed_setups = 0 WHERE failed_setups > 0 AND id IN (
                     SELECT node_id FROM scheduler.placement WHERE attempt_id = ANY(CAST(:attempts AS text[])))"""),
             {"attempts": began},
         )
     for attempt_id, message in sorted(failed.items()):
         rows = await tx.execute(
-            text("""
+            sql("""
                 UPDATE scheduler.node SET failed_setups = failed_setups + 1 WHERE id IN (
                     SELECT node_id FROM scheduler.placement WHERE attempt_id = :attempt)
                 RETURNING id, failed_setups, cordon_reason"""),
@@ -57,7 +57,7 @@ async def note(tx: AsyncSession, endings: Sequence[Ended], terms: Terms, *, now:
 
 async def _close(tx: AsyncSession, node_id: str, reason: str, *, now: datetime) -> None:
     await tx.execute(
-        text("UPDATE scheduler.node SET cordon_reason = :reason WHERE id = :node"),
+        sql("UPDATE scheduler.node SET cordon_reason = :reason WHERE id = :node"),
         {"node": node_id, "reason": reason[:500]},
     )
     await events.append(tx, "node.cordoned", node_id, {"reason": reason, "by": "health"}, now=now)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import assert_never
 
 from sqlalchemy.exc import DBAPIError
@@ -58,13 +59,13 @@ from scheduler.vocabulary import (
 
 log = logging.getLogger(__name__)
 
-PACE_SECONDS = 1.0
+PACE_SECONDS = 1.0  # between two rounds without a message, and between two ticks
 LOOK_SECONDS = 2.0  # between two looks at the nodes; work waking the loop does not make them more frequent
 CALM_SECONDS = 0.02  # between two cycles, so that a burst of submissions is one cycle
 TIDY_SECONDS = 60.0
 STARTS_AT_ONCE = 250  # in one transaction: while it lasts it has the balances of their firms
 WAITS_AT_ONCE = 1000
-ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write
+ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write, nor one by a tenth
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +88,16 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
     wake = asyncio.Event()
     listener = asyncio.create_task(_listen(controller.db, wake))
     monotonic = asyncio.get_running_loop().time
-    look_at = tidy_at = monotonic()
+    look_at = tick_at = tidy_at = monotonic()
     try:
         while not stop.is_set():
             wake.clear()
-            looks = monotonic() >= look_at
-            await step(controller, look=looks)
+            looks, ticks = monotonic() >= look_at, monotonic() >= tick_at
+            await step(controller, look=looks, tick=ticks)
             if looks:
                 look_at = monotonic() + LOOK_SECONDS
+            if ticks:
+                tick_at = monotonic() + PACE_SECONDS
             if monotonic() >= tidy_at:
                 await _guarded("mix", controller.mix.look, controller.db, controller.clock)
                 await _guarded("tidy", tidy, controller)
@@ -107,24 +110,38 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
             await listener
 
 
-async def step(controller: Controller, *, look: bool = True) -> None:
-    """One round, with a look at the nodes or without. Each part stands alone: what fails is done in the next round."""
+async def step(controller: Controller, *, look: bool = True, tick: bool = True) -> None:
+    """One round; with a look at the nodes, and with what time brings and no message tells of (`tick`), or without.
+
+    Each part stands alone: what fails is done in the next round.
+    """
+    db, terms, clock = controller.db, controller.terms, controller.clock
     if look:
         await _guarded("nodes", look_at_nodes, controller)
-    await _guarded("leases", leases.expire, controller.db, controller.terms, controller.clock)
-    await _guarded("replicas", leases.renew_holds, controller.db, controller.terms, controller.clock)
-    await _guarded("suspensions", suspensions.drain, controller.db, controller.terms, controller.clock)
+    if tick:
+        await _guarded("leases", leases.expire, db, terms, clock)
+        await _guarded("replicas", leases.renew_holds, db, terms, clock)
+        await _guarded("suspensions", suspensions.drain, db, terms, clock)
+    await _guarded("linked work", _advance_linked, controller)
+    await _guarded("cycle", partial(cycle, tell=tick), controller)
+    drive = partial(effects.drive, all_of_it=tick)
+    await _guarded("effects", drive, db, controller.runtime, terms, clock, controller.token_key)
+
+
+async def _advance_linked(controller: Controller) -> None:
+    """Tasks of arrays whose turn has come, and jobs whose awaited work is over."""
+    async with controller.db.transaction() as tx:
+        if not await store.has_linked_work(tx):
+            return
     await _guarded("arrays", arrays.advance, controller.db, controller.clock)
     await _guarded("dependencies", dependencies.resolve, controller.db, controller.clock)
-    await _guarded("cycle", cycle, controller)
-    drive = effects.drive
-    await _guarded(
-        "effects", drive, controller.db, controller.runtime, controller.terms, controller.clock, controller.token_key
-    )
 
 
-async def cycle(controller: Controller) -> None:
-    """Load, decide, record: starts in the order decided, and nobody is stopped before those ahead have started."""
+async def cycle(controller: Controller, *, tell: bool = True) -> None:
+    """Load, decide, record: starts in the order decided, and nobody is stopped before those ahead have started.
+
+    Why the rest waits is written where `tell` says so: what starts soon need not be told of before.
+    """
     now = controller.clock.now()
     async with controller.db.transaction() as tx:
         state = await controller.memory.look(tx, controller.terms, now=now)
@@ -149,7 +166,8 @@ async def cycle(controller: Controller) -> None:
             case _:
                 assert_never(decision)
     await _start_all(controller, starts, sharing)
-    await _record_waits(controller, told, now)
+    if tell:
+        await _record_waits(controller, told, now)
 
 
 async def look_at_nodes(controller: Controller) -> None:
@@ -242,18 +260,20 @@ async def _record_waits(controller: Controller, told: list[Wait], now: datetime)
     changed = [
         (wait, known[wait.workload_id].fence)
         for wait in told
-        if wait.workload_id in known and _differs(wait, known[wait.workload_id])
+        if wait.workload_id in known and _differs(wait, known[wait.workload_id], now)
     ]
-    async with controller.db.transaction() as tx:
-        await record_waits(tx, changed[:WAITS_AT_ONCE], now=now)
+    changed.sort(key=lambda one: one[0].reason == known[one[0].workload_id].wait_reason)  # new reasons first
+    if changed:
+        async with controller.db.transaction() as tx:
+            await record_waits(tx, changed[:WAITS_AT_ONCE], now=now)
 
 
-def _differs(wait: Wait, row: waits.WaitRow) -> bool:
+def _differs(wait: Wait, row: waits.WaitRow, now: datetime) -> bool:
     if (wait.reason, wait.detail, wait.estimated) != (row.wait_reason, row.wait_detail, row.eta_estimated):
         return True
     if wait.eta is None or row.eta is None:
         return wait.eta is not row.eta
-    return abs(wait.eta - row.eta) > ETA_MOVED
+    return abs(wait.eta - row.eta) > max(ETA_MOVED, abs(wait.eta - now) / 10)
 
 
 async def _guarded(part: str, work: Callable[..., Awaitable[object]], *arguments: object) -> None:

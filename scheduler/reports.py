@@ -13,7 +13,8 @@ from kit.units import MicroYuan
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler import attempts, checkpoints, inventories
-from scheduler.adapters import store
+from scheduler.adapters import records, store
+from scheduler.adapters.records import Attempt, Workload
 from scheduler.adapters.tables import AttemptRow, InputRow, WorkloadRow
 from scheduler.admission import topic
 from scheduler.lifetimes import seconds_left
@@ -116,10 +117,11 @@ async def finished_many(
     """Runners' last words: their attempts are over, each with its cause. Whose word comes too late is missing."""
     endings: list[attempts.Ending] = []
     heard: set[AttemptIdentity] = set()
-    for identity, workload, attempt in await attempts.live_many(tx, list(reported)):
-        if attempt.claimed_at is None:
+    live = await records.live_locked(tx, [identity.attempt_id for identity in reported])
+    for identity, report in reported.items():
+        workload, attempt = live.get(identity.attempt_id, (None, None))
+        if workload is None or attempt is None or attempt.claimed_at is None:
             continue
-        report = reported[identity]
         cause, message = end_cause(report, attempt, workload), _without_credentials(report.message)
         message = message or report.cause.value
         endings.append(attempts.Ending(workload, attempt, cause, message, report.ran_ms, report.exit_code))
@@ -129,7 +131,7 @@ async def finished_many(
     return heard
 
 
-def end_cause(report: FinishedIn, attempt: AttemptRow, workload: WorkloadRow) -> EndCause:
+def end_cause(report: FinishedIn, attempt: Attempt, workload: Workload) -> EndCause:
     """The cause on record: what it was stopped for, if it was, else what the runner saw."""
     if report.outcome is Outcome.SUCCEEDED:
         return EndCause.DONE

@@ -50,6 +50,7 @@ from scheduler.vocabulary import (
     WaitReason,
     WorkloadKind,
 )
+from scheduler.web.internal import ENDS_APART_SECONDS
 
 POOL = PoolName("city/gpu")
 COHORTS, QUEUES, NOMINAL, BORROWING = 5, 6, 20, 100
@@ -91,7 +92,7 @@ class Waiter:
     running: dict[AttemptId, "asyncio.Task[None]"] = field(default_factory=dict[AttemptId, "asyncio.Task[None]"])
 
     def __post_init__(self) -> None:
-        self.begun, self.ended = Together(self._begin), Together(self._end)
+        self.begun, self.ended = Together(self._begin), Together(self._end, apart=ENDS_APART_SECONDS)
 
     async def start(self, order: StartOrder) -> None:
         if order.attempt_id not in self.running:
@@ -124,7 +125,7 @@ class Waiter:
             claimed = await attempts.claim_many(
                 tx, {one: f"runner of {one.attempt_id}" for one in identities}, terms=self.terms, now=now
             )
-            begun = await attempts.begin_many(tx, list(claimed), terms=self.terms, now=now)
+            begun = await attempts.begin_many(tx, claimed, terms=self.terms, now=now)
         return [one in begun for one in identities]
 
     async def _end(self, reported: Sequence[tuple[AttemptIdentity, FinishedIn]]) -> list[bool]:

@@ -9,6 +9,7 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel, col, select
 
+from kit.db import sql
 from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.adapters.tables import (
@@ -27,8 +28,6 @@ from scheduler.sharing import QuotaKey
 from scheduler.snapshot import NOTHING, Holdings, Node
 from scheduler.vocabulary import JOB_OVER, AttemptState, JobState, NodeId, NodeState, WorkloadKind
 
-LIVE = (AttemptState.PLACED, AttemptState.CLAIMED, AttemptState.RUNNING)
-
 
 async def insert(tx: AsyncSession, *rows: SQLModel) -> None:
     """Write rows now, so that constraints speak now."""
@@ -42,20 +41,6 @@ async def insert(tx: AsyncSession, *rows: SQLModel) -> None:
 async def workload(tx: AsyncSession, workload_id: str, *, lock: bool = False) -> WorkloadRow | None:
     """The workload; with `lock` nobody else changes it until the transaction ends."""
     return await tx.get(WorkloadRow, workload_id, with_for_update=lock or None, populate_existing=lock)
-
-
-async def workloads_locked(tx: AsyncSession, ids: Sequence[str]) -> Sequence[WorkloadRow]:
-    """These workloads, locked in id order: whoever locks several does so in this order."""
-    query = select(WorkloadRow).where(col(WorkloadRow.id).in_(ids)).order_by(col(WorkloadRow.id))
-    query = query.with_for_update().execution_options(populate_existing=True)
-    return (await tx.execute(query)).scalars().all()
-
-
-async def attempts_locked(tx: AsyncSession, ids: Sequence[str]) -> Sequence[AttemptRow]:
-    """These attempts, locked in id order. To change them, lock their workloads first: that is the order of locks."""
-    query = select(AttemptRow).where(col(AttemptRow.id).in_(ids)).order_by(col(AttemptRow.id))
-    query = query.with_for_update().execution_options(populate_existing=True)
-    return (await tx.execute(query)).scalars().all()
 
 
 async def workload_by_key(tx: AsyncSession, firm_id: str, kind: WorkloadKind, key: str) -> WorkloadRow | None:
@@ -112,14 +97,14 @@ async def submitted_between(
 async def firms_at_work(tx: AsyncSession) -> Sequence[str]:
     """Firms with work that waits or runs and was not told to stop."""
     query = select(WorkloadRow.firm_id).where(
-        col(WorkloadRow.state).not_in(JOB_OVER), col(WorkloadRow.stop_requested_at).is_(None)
+        col(WorkloadRow.ended_at).is_(None), col(WorkloadRow.stop_requested_at).is_(None)
     )
     return (await tx.execute(query.distinct())).scalars().all()
 
 
 async def queued(tx: AsyncSession) -> Sequence[WorkloadRow]:
     """Everything that waits."""
-    query = select(WorkloadRow).where(WorkloadRow.state == JobState.QUEUED)
+    query = select(WorkloadRow).where(WorkloadRow.state == JobState.QUEUED, col(WorkloadRow.ended_at).is_(None))
     return (await tx.execute(query)).scalars().all()
 
 
@@ -130,7 +115,7 @@ async def attempt(tx: AsyncSession, attempt_id: str, *, lock: bool = False) -> A
 
 async def live_attempt(tx: AsyncSession, workload_id: str) -> AttemptRow | None:
     """The attempt of a workload that is not over."""
-    query = select(AttemptRow).where(AttemptRow.workload_id == workload_id, col(AttemptRow.state).in_(LIVE))
+    query = select(AttemptRow).where(AttemptRow.workload_id == workload_id, col(AttemptRow.ended_at).is_(None))
     return (await tx.execute(query.execution_options(populate_existing=True))).scalar_one_or_none()
 
 
@@ -139,20 +124,34 @@ async def live_attempts(tx: AsyncSession) -> Sequence[tuple[AttemptRow, Workload
     query = (
         select(AttemptRow, WorkloadRow)
         .join(WorkloadRow, col(WorkloadRow.id) == col(AttemptRow.workload_id))
-        .where(col(AttemptRow.state).in_(LIVE))
+        .where(col(AttemptRow.ended_at).is_(None))
         .order_by(col(AttemptRow.id))
     )
     return [(row[0], row[1]) for row in await tx.execute(query)]
 
 
-async def unclaimed_attempts(tx: AsyncSession) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
-    """Every attempt that is placed and that no runner has claimed, with its workload, oldest first."""
-    return await _attempts_where(tx, AttemptRow.state == AttemptState.PLACED)
+async def unclaimed_attempts(tx: AsyncSession, *, ordered_too: bool) -> list[Any]:
+    """What is placed and no runner has claimed, oldest first, as plain rows with all that a start needs.
+
+    Without `ordered_too` only what the cluster was not told to start yet.
+    """
+    rows = await tx.execute(
+        sql(f"""
+            SELECT a.id, a.workload_id, a.fence, a.ordered_at, w.workers, w.gpu_milli, w.cpu_milli, w.memory_mib,
+                p.node_id, n.resource
+            FROM scheduler.attempt AS a JOIN scheduler.workload AS w ON w.id = a.workload_id
+            JOIN scheduler.placement AS p ON p.attempt_id = a.id AND p.worker = 0
+            JOIN scheduler.node AS n ON n.id = p.node_id
+            WHERE a.ended_at IS NULL AND a.state = 'placed' {"" if ordered_too else "AND a.ordered_at IS NULL"}
+            ORDER BY a.id""")  # noqa: S608
+    )
+    return list(rows)
 
 
 async def running_replicas(tx: AsyncSession) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
     """Every running attempt of a replica, with its workload, oldest first."""
-    running = and_(col(AttemptRow.state) == AttemptState.RUNNING, col(WorkloadRow.kind) == WorkloadKind.REPLICA)
+    is_replica = and_(col(AttemptRow.state) == AttemptState.RUNNING, col(WorkloadRow.kind) == WorkloadKind.REPLICA)
+    running = and_(col(AttemptRow.ended_at).is_(None), is_replica)
     return await _attempts_where(tx, running)
 
 
@@ -166,7 +165,7 @@ async def attempts_out_of_time(
     )
     silent = and_(col(AttemptRow.state) != AttemptState.PLACED, col(AttemptRow.lease_until) <= silent_since)
     over = and_(col(AttemptRow.stop_requested_at).is_(None), longest.bindparams(now=now))
-    return await _attempts_where(tx, and_(col(AttemptRow.state).in_(LIVE), or_(late, silent, over)))
+    return await _attempts_where(tx, and_(col(AttemptRow.ended_at).is_(None), or_(late, silent, over)))
 
 
 async def _attempts_where(tx: AsyncSession, condition: Any) -> Sequence[tuple[AttemptRow, WorkloadRow]]:
@@ -175,15 +174,25 @@ async def _attempts_where(tx: AsyncSession, condition: Any) -> Sequence[tuple[At
 
 
 async def mark_ordered(tx: AsyncSession, attempt_ids: Sequence[str], *, now: datetime) -> None:
-    """The cluster has taken the order to start these."""
-    done = update(AttemptRow).where(col(AttemptRow.id).in_(attempt_ids)).values(ordered_at=now)
-    await tx.execute(done.execution_options(synchronize_session=False))
+    """The cluster has taken the order to start these. One that is being claimed just now needs no such mark."""
+    await tx.execute(
+        sql("""
+            UPDATE scheduler.attempt AS a SET ordered_at = :now FROM (
+                SELECT id FROM scheduler.attempt WHERE id = ANY(CAST(:ids AS text[])) AND state = 'placed'
+                FOR UPDATE SKIP LOCKED) AS placed WHERE a.id = placed.id"""),
+        {"ids": list(attempt_ids), "now": now},
+    )
 
 
 async def mark_cleared(tx: AsyncSession, attempt_ids: Sequence[str], *, now: datetime) -> None:
     """The cluster has nothing left of these; only of what is over that is worth a word."""
-    over = and_(col(AttemptRow.id).in_(attempt_ids), col(AttemptRow.state) == AttemptState.ENDED)
-    await tx.execute(update(AttemptRow).where(over).values(cleared_at=now).execution_options(synchronize_session=False))
+    await tx.execute(
+        sql("""
+            UPDATE scheduler.attempt AS a SET cleared_at = :now FROM (
+                SELECT id FROM scheduler.attempt WHERE id = ANY(CAST(:ids AS text[])) AND ended_at IS NOT NULL
+                FOR UPDATE SKIP LOCKED) AS over WHERE a.id = over.id"""),
+        {"ids": list(attempt_ids), "now": now},
+    )
 
 
 async def attempts_to_clear(
@@ -194,16 +203,27 @@ async def attempts_to_clear(
     One that was claimed and ended after `claimed_before` still has its last words.
     """
     ended = and_(
-        col(AttemptRow.state) == AttemptState.ENDED,
+        col(AttemptRow.ended_at).is_not(None),
         col(AttemptRow.cleared_at).is_(None),
         or_(col(AttemptRow.claimed_at).is_(None), col(AttemptRow.ended_at) <= claimed_before),
     )
-    overdue = and_(col(AttemptRow.state).in_(LIVE), col(AttemptRow.stop_requested_at) <= stopping_since)
+    overdue = and_(col(AttemptRow.ended_at).is_(None), col(AttemptRow.stop_requested_at) <= stopping_since)
     found: list[str] = []
     for condition in (ended, overdue):
         query = select(AttemptRow.id).where(condition).order_by(col(AttemptRow.ended_at), col(AttemptRow.id))
         found += (await tx.execute(query.limit(limit))).scalars()
     return found
+
+
+async def has_linked_work(tx: AsyncSession) -> bool:
+    """Whether any array is open or any job waits for others."""
+    found = await tx.execute(
+        sql("""
+            SELECT EXISTS (SELECT FROM scheduler.job_array WHERE ended_at IS NULL) OR EXISTS (
+                SELECT FROM scheduler.dependency AS d JOIN scheduler.workload AS w ON w.id = d.workload_id
+                WHERE w.ended_at IS NULL AND w.state = 'blocked')""")
+    )
+    return bool(found.scalar_one())
 
 
 async def attempts_of(tx: AsyncSession, workload_id: str) -> Sequence[AttemptRow]:
@@ -306,7 +326,7 @@ def as_nodes(rows: Sequence[NodeRow], holdings: Mapping[str, Holdings]) -> dict[
 
 async def quota_used(tx: AsyncSession) -> dict[QuotaKey, GpuMilli]:
     """What live attempts hold, by firm and pool."""
-    rows = await tx.execute(text("SELECT firm_id, pool, used_milli FROM scheduler.quota_use"))
+    rows = await tx.execute(sql("SELECT firm_id, pool, used_milli FROM scheduler.quota_use"))
     return {(FirmId(firm), PoolName(pool)): GpuMilli(used) for firm, pool, used in rows}
 
 
@@ -316,7 +336,7 @@ async def count_usage(tx: AsyncSession, used: Mapping[QuotaKey, int], *, half_li
     if not keys:
         return
     await tx.execute(
-        text("""
+        sql("""
             INSERT INTO scheduler.firm_usage AS u (firm_id, pool, milli_seconds, as_of)
             SELECT w.firm_id, w.pool, w.amount, :now FROM unnest(CAST(:firms AS text[]), CAST(:pools AS text[]),
                 CAST(:amounts AS double precision[])) AS w (firm_id, pool, amount)
@@ -346,7 +366,7 @@ async def add_log_lines(
     """Store lines; those already there (by fence and seq) stay as they are."""
     if lines:
         await tx.execute(
-            text("""
+            sql("""
                 INSERT INTO scheduler.log_line (workload_id, fence, seq, at, text)
                 SELECT :workload, :fence, l.seq, :now, l.text
                 FROM unnest(CAST(:seqs AS integer[]), CAST(:texts AS text[])) AS l (seq, text)

@@ -82,9 +82,16 @@ class WorkloadRow(_Table, table=True):
     __tablename__ = "workload"
     __table_args__ = (
         Index("workload_idempotency", "firm_id", "kind", "idempotency_key", unique=True),
-        Index("workload_live", "state", postgresql_where=text("ended_at IS NULL")),
+        Index("workload_live", "id", postgresql_where=text("ended_at IS NULL")),
         Index("workload_firm", "firm_id", "submitted_at"),
-        Index("workload_task", "array_id", "array_index", "array_run", unique=True),
+        Index(
+            "workload_task",
+            "array_id",
+            "array_index",
+            "array_run",
+            unique=True,
+            postgresql_where=text("array_id IS NOT NULL"),
+        ),
         Index("workload_open_task", "array_id", postgresql_where=text("ended_at IS NULL AND array_id IS NOT NULL")),
         {"schema": SCHEMA},
     )
@@ -223,7 +230,7 @@ class AttemptRow(_Table, table=True):
     __tablename__ = "attempt"
     __table_args__ = (
         Index("attempt_fence", "workload_id", "fence", unique=True),
-        Index("attempt_live", "workload_id", unique=True, postgresql_where=text("state <> 'ended'")),
+        Index("attempt_live", "workload_id", unique=True, postgresql_where=text("ended_at IS NULL")),
         Index("attempt_uncleared", "ended_at", postgresql_where=text("cleared_at IS NULL")),
         {"schema": SCHEMA},
     )

@@ -7,11 +7,12 @@ given out here becomes true with `write`; until then it is arithmetic on locked 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from kit.db import sql
 from kit.units import MILLI_PER_GPU
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.sharing import Member, QuotaKey, Sharing
@@ -19,6 +20,7 @@ from scheduler.vocabulary import Placement
 
 _COLUMNS = ("gpu_milli", "cpu_milli", "memory_mib")
 Gang = tuple[FirmId, Placement]
+Tree = tuple[Member, PoolName]
 Place = tuple[str, str | int]
 """A node's id, and one of its columns (gpu_milli, cpu_milli, memory_mib) or the index of an accelerator."""
 
@@ -30,7 +32,7 @@ class Taking:
     sharing: Sharing
     free: dict[Place, int]  # of each node that takes work
     firms: dict[Place, FirmId | None]  # whose an accelerator is: shared by one firm only
-    used: dict[tuple[Member, PoolName], dict[FirmId, int]]  # by tree and pool: what its firms use
+    used: dict[Tree, dict[FirmId, int]]  # by tree and pool: what its firms use
     taken: Counter[Place] = field(default_factory=Counter[Place])
     counted: Counter[QuotaKey] = field(default_factory=Counter[QuotaKey])
 
@@ -68,7 +70,7 @@ async def lock_rooms(tx: AsyncSession, gangs: Sequence[Gang], sharing: Sharing) 
     """Lock what these gangs may take, and say what is there."""
     nodes = sorted({node for _, placement in gangs for node in placement.nodes})
     rows = await tx.execute(
-        text("""
+        sql("""
             SELECT id, gpu_milli - placed_milli AS gpu_milli, cpu_milli - placed_cpu_milli AS cpu_milli,
                 memory_mib - placed_memory_mib AS memory_mib, state = 'ready' AND cordon_reason IS NULL
                 AND NOT EXISTS (SELECT 1 FROM scheduler.node AS ghost WHERE ghost.address = node.address
@@ -80,22 +82,13 @@ async def lock_rooms(tx: AsyncSession, gangs: Sequence[Gang], sharing: Sharing) 
     for row in rows:
         if row.is_open:
             free |= {(row.id, column): getattr(row, column) for column in _COLUMNS}
-    devices = await tx.execute(
-        text("""
-            SELECT node_id, index, placed_milli, firm_id FROM scheduler.device
-            WHERE node_id = ANY(CAST(:nodes AS text[]))"""),
-        {"nodes": nodes},
-    )
     firms: dict[Place, FirmId | None] = {}
-    for node, index, placed, firm in devices:
+    for node, index, placed, firm in await _devices(tx, gangs):
         free[node, index], firms[node, index] = MILLI_PER_GPU - placed, firm
     trees = sorted({(sharing.root(firm), placement.pool) for firm, placement in gangs})
-    for root, pool in trees:
-        await tx.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended(:tree, 0))"), {"tree": f"quota:{root}:{pool}"}
-        )
+    await _lock_trees(tx, trees)
     await _lock_quotas(tx, {(firm, placement.pool) for firm, placement in gangs})
-    return Taking(sharing, free, firms, {tree: await _used(tx, sharing, *tree) for tree in trees})
+    return Taking(sharing, free, firms, await _used(tx, sharing, trees))
 
 
 async def write(tx: AsyncSession, taking: Taking) -> None:
@@ -116,7 +109,7 @@ async def give_back_many(tx: AsyncSession, gangs: Iterable[Gang]) -> None:
     await _add_to_nodes(tx, given)
     await _add_to_devices(tx, given, {})
     await tx.execute(
-        text("""
+        sql("""
             WITH locked AS MATERIALIZED (
                 SELECT q.firm_id, q.pool, w.milli FROM scheduler.quota_use AS q
                 JOIN unnest(CAST(:firms AS text[]), CAST(:pools AS text[]), CAST(:millis AS integer[]))
@@ -128,11 +121,31 @@ async def give_back_many(tx: AsyncSession, gangs: Iterable[Gang]) -> None:
     )
 
 
+async def _devices(tx: AsyncSession, gangs: Sequence[Gang]) -> Iterable[Any]:
+    """(node, index, thousandths placed, firm) of the accelerators of their nodes, which are locked."""
+    nodes = sorted({node for _, placement in gangs if placement.gpu_milli for node in placement.nodes})
+    if not nodes:
+        return ()
+    query = sql("""
+        SELECT node_id, index, placed_milli, firm_id FROM scheduler.device
+        WHERE node_id = ANY(CAST(:nodes AS text[]))""")
+    return await tx.execute(query, {"nodes": nodes})
+
+
+async def _lock_trees(tx: AsyncSession, trees: Sequence[Tree]) -> None:
+    await tx.execute(
+        sql("""
+            SELECT pg_advisory_xact_lock(hashtextextended(tree, 0))
+            FROM unnest(CAST(:trees AS text[])) WITH ORDINALITY AS u (tree, i) ORDER BY i"""),
+        {"trees": [f"quota:{root}:{pool}" for root, pool in trees]},
+    )
+
+
 async def _lock_quotas(tx: AsyncSession, keys: set[QuotaKey]) -> None:
     """Before money: whoever ends work has these rows when it asks for the balances."""
     ordered = sorted(keys)
     await tx.execute(
-        text("""
+        sql("""
             SELECT FROM scheduler.quota_use AS q JOIN unnest(CAST(:firms AS text[]), CAST(:pools AS text[]))
                 AS w (firm_id, pool) ON w.firm_id = q.firm_id AND w.pool = q.pool
             ORDER BY q.firm_id, q.pool FOR UPDATE OF q"""),
@@ -140,19 +153,30 @@ async def _lock_quotas(tx: AsyncSession, keys: set[QuotaKey]) -> None:
     )
 
 
-async def _used(tx: AsyncSession, sharing: Sharing, root: Member, pool: PoolName) -> dict[FirmId, int]:
+async def _used(tx: AsyncSession, sharing: Sharing, trees: Sequence[Tree]) -> dict[Tree, dict[FirmId, int]]:
+    """What the firms of each tree have in use in its pool."""
+    members = {tree: sharing.members(tree[0]) for tree in trees}
     rows = await tx.execute(
-        text("SELECT firm_id, used_milli FROM scheduler.quota_use WHERE pool = :pool AND firm_id = ANY(:firms)"),
-        {"pool": pool, "firms": [str(member) for member in sharing.members(root)]},
+        sql("""
+            SELECT firm_id, pool, used_milli FROM scheduler.quota_use
+            WHERE pool = ANY(CAST(:pools AS text[])) AND firm_id = ANY(CAST(:firms AS text[]))"""),
+        {
+            "pools": sorted({pool for _, pool in trees}),
+            "firms": sorted({str(member) for of in members.values() for member in of}),
+        },
     )
-    return {FirmId(row.firm_id): row.used_milli for row in rows}
+    used = {(row.firm_id, row.pool): row.used_milli for row in rows}
+    return {
+        tree: {FirmId(str(one)): used[str(one), tree[1]] for one in of if (str(one), tree[1]) in used}
+        for tree, of in members.items()
+    }
 
 
 async def _add_to_nodes(tx: AsyncSession, amounts: Counter[Place]) -> None:
     nodes = sorted({node for node, _ in amounts})
     if nodes:
         await tx.execute(
-            text("""
+            sql("""
                 WITH locked AS MATERIALIZED (
                     SELECT id FROM scheduler.node WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id FOR UPDATE)
                 UPDATE scheduler.node AS n SET placed_milli = n.placed_milli + u.gpu_milli,
@@ -170,7 +194,7 @@ async def _add_to_devices(tx: AsyncSession, amounts: Counter[Place], firms: Mapp
     places = sorted((node, index) for node, index in amounts if isinstance(index, int))
     if places:
         done = await tx.execute(
-            text("""
+            sql("""
                 UPDATE scheduler.device AS d SET placed_milli = d.placed_milli + w.milli,
                     firm_id = CASE WHEN d.placed_milli + w.milli > 0 THEN coalesce(w.firm_id, d.firm_id) END
                 FROM unnest(CAST(:nodes AS text[]), CAST(:indexes AS integer[]), CAST(:millis AS integer[]),
@@ -191,7 +215,7 @@ async def _add_to_devices(tx: AsyncSession, amounts: Counter[Place], firms: Mapp
 async def _add_to_quotas(tx: AsyncSession, amounts: Counter[QuotaKey]) -> None:
     if amounts:
         await tx.execute(
-            text("""
+            sql("""
                 INSERT INTO scheduler.quota_use AS u (firm_id, pool, used_milli)
                 SELECT w.firm_id, w.pool, w.milli FROM unnest(CAST(:firms AS text[]), CAST(:pools AS text[]),
                     CAST(:millis AS integer[])) AS w (firm_id, pool, milli)

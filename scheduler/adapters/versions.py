@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import inspect, select, text
+from sqlalchemy import inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel, col
 
+from kit.db import sql
 from scheduler.adapters.tables import AttemptRow, InventoryRow, NodeRow, PlacementRow, WorkloadRow
 
 _BULKY = {"params", "progress", "request_hash", "told"}
@@ -29,13 +30,13 @@ class Live:
 
 async def one_view(tx: AsyncSession) -> None:
     """All that this transaction reads is of one instant. Its first statement."""
-    await tx.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    await tx.execute(sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
 
 
 async def queued(tx: AsyncSession) -> dict[str, int]:
     """The version of every workload that waits, by id."""
     rows = await tx.execute(
-        text("""SELECT id, xmin::text::bigint AS version FROM scheduler.workload
+        sql("""SELECT id, xmin::text::bigint AS version FROM scheduler.workload
             WHERE state = 'queued' AND ended_at IS NULL""")
     )
     return {str(row.id): int(row.version) for row in rows}
@@ -44,9 +45,9 @@ async def queued(tx: AsyncSession) -> dict[str, int]:
 async def live(tx: AsyncSession) -> list[Live]:
     """Every attempt that is not over, oldest first."""
     rows = await tx.execute(
-        text("""
+        sql("""
             SELECT a.id, w.id, a.xmin::text::bigint, w.xmin::text::bigint FROM scheduler.attempt AS a
-            JOIN scheduler.workload AS w ON w.id = a.workload_id WHERE a.state <> 'ended' ORDER BY a.id""")
+            JOIN scheduler.workload AS w ON w.id = a.workload_id WHERE a.ended_at IS NULL ORDER BY a.id""")
     )
     return [Live(attempt, workload, (one, other)) for attempt, workload, one, other in rows]
 
@@ -54,7 +55,7 @@ async def live(tx: AsyncSession) -> list[Live]:
 async def nodes(tx: AsyncSession) -> dict[str, tuple[int, int]]:
     """The versions of every node and of what is known to be on it (0: nothing), by id."""
     rows = await tx.execute(
-        text("""
+        sql("""
             SELECT n.id, n.xmin::text::bigint, coalesce(i.xmin::text::bigint, 0) FROM scheduler.node AS n
             LEFT JOIN scheduler.node_inventory AS i ON i.node_id = n.id ORDER BY n.id""")
     )

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from kit.db import sql
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class WaitRow:
 async def write_waits(tx: AsyncSession, waits: Sequence[WaitRow]) -> set[tuple[str, str, str]]:
     """Write why these wait, unless they started meanwhile; (id, kind, firm) of those whose reason is a new one."""
     rows = await tx.execute(
-        text("""
+        sql("""
             WITH told AS (
                 SELECT w.id, w.kind, w.firm_id, w.wait_reason AS before, u.* FROM scheduler.workload AS w
                 JOIN unnest(CAST(:ids AS text[]), CAST(:fences AS integer[]), CAST(:reasons AS text[]),

@@ -40,6 +40,7 @@ from scheduler.web.edge import EdgeOf
 
 REPORT_BYTES_MAX = 16 << 20
 NUMBER_MAX = 2**53
+ENDS_APART_SECONDS = 0.02  # a group costs what twenty single ends add to it
 _LOST = (EndCause.LEASE_LOST, EndCause.NODE_LOST)
 
 
@@ -122,7 +123,7 @@ def finishing_of(request: Request, db: Db, edge: EdgeOf) -> Together[Finished, b
         return [identity in heard for identity, _ in reported]
 
     if not hasattr(state, "finishing"):
-        state.finishing = Together[Finished, bool](write)
+        state.finishing = Together[Finished, bool](write, apart=ENDS_APART_SECONDS)
     return state.finishing
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from scheduler import loop
 from tests.support.conflicts import BROKEN, refuse_writes
 from tests.support.money import yuan
 from tests.support.scheduling import City
@@ -29,6 +30,17 @@ async def test_a_start_that_the_database_refuses_does_not_take_the_others_with_i
     assert (await city.view(firm, bad))["state"] == "queued"
     assert (await city.open_holds(bad), await city.open_holds(good)) == (0, 1)
     await city.assert_ledger()
+
+
+async def test_why_work_waits_is_written_at_the_pace_of_the_loop_and_not_at_every_message(city: City) -> None:
+    firm = await city.firm(quota=1)
+    jobs = [await city.submit(firm) for _ in range(2)]
+    controller = city.controller
+    await loop.step(controller, tick=False)
+    states = {(view["state"], view["wait_reason"]) for view in [await city.view(firm, job) for job in jobs]}
+    assert states == {("starting", None), ("queued", "new")}
+    await loop.step(controller)
+    assert {(await city.view(firm, job))["wait_reason"] for job in jobs} == {None, "no_quota"}
 
 
 async def test_ends_that_are_reported_at_once_are_each_charged_once(city: City) -> None:
