@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from kit.db import insert_many, sql
+from kit.db import insert_many
 from kit.errors import Refused
 from kit.units import MicroYuan
 from quotas import chart
@@ -45,12 +46,16 @@ async def hold_compute_many(tx: AsyncSession, asked: Sequence[HoldRequest], *, n
     if not asked:
         return []
     firms = sorted({one.firm_id for one in asked})
-    ruled = await budget_store.ruled_firms(tx, firms)
-    for firm in sorted(ruled):
+    seen = await _look(tx, [one.key for one in asked], firms)
+    for firm in sorted(seen.ruled):
         await budget_store.lock_spending(tx, firm)  # before any balance is touched: whoever waits here holds none
-    known = await _known_keys(tx, [one.key for one in asked])
-    apart = {one.key for one in asked if one.firm_id in ruled or one.firm_id == PLATFORM_FIRM or one.key in known}
-    outcomes = await _together(tx, [one for one in asked if one.key not in apart], firms, now=now)
+    apart = {
+        one.key
+        for one in asked
+        if one.firm_id in seen.ruled or one.firm_id == PLATFORM_FIRM or one.key in seen.known_keys
+    }
+    plain = [one for one in asked if one.key not in apart]
+    outcomes = await _together(tx, plain, firms, seen.with_vouchers, now=now)
     for one in asked:
         if one.key in apart:
             outcomes[one.key] = await _alone(tx, one, now=now)
@@ -68,9 +73,28 @@ async def _alone(tx: AsyncSession, one: HoldRequest, *, now: datetime) -> Hold |
         return refusal
 
 
-async def _known_keys(tx: AsyncSession, keys: Sequence[str]) -> set[str]:
-    query = sql("SELECT request_key FROM quotas.compute_hold WHERE request_key = ANY(CAST(:keys AS text[]))")
-    return {row.request_key for row in await tx.execute(query, {"keys": list(keys)})}
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Who is not served with the others, firms under a hard rule and keys that came before; and who has vouchers."""
+
+    ruled: set[str]
+    known_keys: set[str]
+    with_vouchers: list[FirmId]
+
+
+async def _look(tx: AsyncSession, keys: Sequence[str], firms: Sequence[FirmId]) -> _Seen:
+    rows = await tx.execute(_LOOK, {"keys": list(keys), "firms": list(firms)})
+    found: dict[str, set[str]] = {"ruled": set(), "known": set(), "vouchers": set()}
+    for what, name in rows:
+        found[what].add(name)
+    return _Seen(found["ruled"], found["known"], [FirmId(firm) for firm in sorted(found["vouchers"])])
+
+
+_LOOK = text(f"""
+    SELECT 'ruled', firm_id FROM ({budget_store.RULED_FIRMS}) AS ruled
+    UNION ALL SELECT 'known', request_key FROM quotas.compute_hold WHERE request_key = ANY(CAST(:keys AS text[]))
+    UNION ALL SELECT DISTINCT 'vouchers', firm_id FROM quotas.voucher
+        WHERE firm_id = ANY(CAST(:firms AS text[]))""")  # noqa: S608
 
 
 @dataclass(slots=True)
@@ -104,12 +128,17 @@ class _Draft:
 
 
 async def _together(
-    tx: AsyncSession, asked: Sequence[HoldRequest], firms: Sequence[FirmId], *, now: datetime
+    tx: AsyncSession,
+    asked: Sequence[HoldRequest],
+    firms: Sequence[FirmId],
+    with_vouchers: Sequence[FirmId],
+    *,
+    now: datetime,
 ) -> dict[str, Hold | Refused]:
     if not asked:
         return {}
     tariffs, contracts = await _prices(tx, asked, now=now)
-    purses, ids = await _purses(tx, firms, now=now)
+    purses, ids = await _purses(tx, firms, with_vouchers, now=now)
     outcomes: dict[str, Hold | Refused] = {}
     short: list[tuple[HoldRequest, int]] = []
     drafts: list[_Draft] = []
@@ -151,10 +180,10 @@ async def _prices(
 
 
 async def _purses(
-    tx: AsyncSession, firms: Sequence[FirmId], *, now: datetime
+    tx: AsyncSession, firms: Sequence[FirmId], with_vouchers: Sequence[FirmId], *, now: datetime
 ) -> tuple[dict[FirmId, _Purse], dict[AccountSpec, int]]:
     """What each firm has, locked, and the ids of all accounts that a hold may touch."""
-    seen = {firm: await usable_terms(tx, firm, at=now) for firm in await _with_vouchers(tx, firms)}
+    seen = {firm: await usable_terms(tx, firm, at=now) for firm in with_vouchers}
     specs: list[AccountSpec] = [chart.revenue(UsageKind.COMPUTE), *(chart.firm_cash(firm) for firm in firms)]
     for voucher in (voucher for terms in seen.values() for voucher in terms):
         specs += [chart.voucher(voucher.id, voucher.programme_id), chart.programme_redeemed(voucher.programme_id)]
@@ -167,11 +196,6 @@ async def _purses(
         locked = [v for v in terms.get(firm, ()) if chart.voucher(v.id, v.programme_id) in ids]
         purses[firm] = _Purse(0 if state is None else state.available, {v.id: v for v in locked})
     return purses, ids
-
-
-async def _with_vouchers(tx: AsyncSession, firms: Sequence[FirmId]) -> list[FirmId]:
-    query = sql("SELECT DISTINCT firm_id FROM quotas.voucher WHERE firm_id = ANY(CAST(:firms AS text[])) ORDER BY 1")
-    return [FirmId(row.firm_id) for row in await tx.execute(query, {"firms": list(firms)})]
 
 
 async def _write(

@@ -159,6 +159,7 @@ async def end(
     """The attempt is over, see `end_many`. The caller has locked both rows; they are brought up to date."""
     await tx.flush()
     live = await records.live_locked(tx, [attempt.id])
+    assert attempt.id in live, "an attempt ends once"
     await end_many(tx, [Ending(*live[attempt.id], cause, message)], terms=terms, now=now)
     await tx.refresh(workload)
     await tx.refresh(attempt)

@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 
 PACE_SECONDS = 1.0  # between two rounds without a message, and between two ticks
 LOOK_SECONDS = 2.0  # between two looks at the nodes; work waking the loop does not make them more frequent
-CALM_SECONDS = 0.02  # between two cycles, so that a burst of submissions is one cycle
+CALM_SECONDS = 0.02  # from one round's beginning to the next one's, so that a burst of submissions is one cycle
 TIDY_SECONDS = 60.0
 STARTS_AT_ONCE = 250  # in one transaction: while it lasts it has the balances of their firms
 WAITS_AT_ONCE = 1000
@@ -92,7 +92,8 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
     try:
         while not stop.is_set():
             wake.clear()
-            looks, ticks = monotonic() >= look_at, monotonic() >= tick_at
+            began = monotonic()
+            looks, ticks = began >= look_at, began >= tick_at
             await step(controller, look=looks, tick=ticks)
             if looks:
                 look_at = monotonic() + LOOK_SECONDS
@@ -103,6 +104,7 @@ async def run(controller: Controller, stop: asyncio.Event) -> None:
                 await _guarded("tidy", tidy, controller)
                 await _guarded("storage", storage_meter.measure, controller.db, controller.clock)
                 tidy_at = monotonic() + TIDY_SECONDS
+            await asyncio.sleep(began + CALM_SECONDS - monotonic())
             await _pause(wake, stop)
     finally:
         listener.cancel()
@@ -295,7 +297,6 @@ async def _listen(db: Database, wake: asyncio.Event) -> None:
 
 
 async def _pause(wake: asyncio.Event, stop: asyncio.Event) -> None:
-    await asyncio.sleep(CALM_SECONDS)
     waiters = [asyncio.create_task(wake.wait()), asyncio.create_task(stop.wait())]
     try:
         await asyncio.wait(waiters, timeout=PACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)

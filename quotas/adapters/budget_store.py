@@ -46,20 +46,18 @@ async def budgets(tx: AsyncSession, *, period: str, firm_id: str | None = None) 
     return rows.mappings().all()
 
 
+RULED_FIRMS = """
+    SELECT firm_id FROM quotas.budget WHERE firm_id = ANY(CAST(:firms AS text[])) AND hard_stop AND ended_at IS NULL
+    UNION SELECT firm_id FROM quotas.ceiling_version
+    WHERE firm_id = ANY(CAST(:firms AS text[])) AND tokens_per_period IS NOT NULL"""
+"""Those of many firms for which `spending_is_ruled`: a query, or a part of one."""
+
+
 async def spending_is_ruled(tx: AsyncSession, firm_id: str) -> bool:
     """Whether a hard budget or a limit on tokens is over any of a firm's spending, or ever was set for it."""
     query = text("""SELECT EXISTS (SELECT FROM quotas.budget WHERE firm_id = :firm AND hard_stop AND ended_at IS NULL)
         OR EXISTS (SELECT FROM quotas.ceiling_version WHERE firm_id = :firm AND tokens_per_period IS NOT NULL)""")
     return bool((await tx.execute(query, {"firm": firm_id})).scalar_one())
-
-
-async def ruled_firms(tx: AsyncSession, firm_ids: Sequence[str]) -> set[str]:
-    """The same of many firms at once: those over whose spending there is a rule."""
-    query = text("""SELECT firm_id FROM quotas.budget
-            WHERE firm_id = ANY(CAST(:firms AS text[])) AND hard_stop AND ended_at IS NULL
-        UNION SELECT firm_id FROM quotas.ceiling_version
-            WHERE firm_id = ANY(CAST(:firms AS text[])) AND tokens_per_period IS NOT NULL""")
-    return {row.firm_id for row in await tx.execute(query, {"firms": list(firm_ids)})}
 
 
 async def lock_spending(tx: AsyncSession, firm_id: str) -> None:
