@@ -14,8 +14,8 @@ depends_on = None
 # what their holds say of them, and what they change of bounded balances. A hold is resolved by one leg, and wholly.
 WEIGH_LEGS = """
 CREATE FUNCTION quotas.weigh_legs(
-    now timestamptz, kinds quotas.transfer_kind[], pendings bigint[], INOUT debits bigint[], INOUT credits bigint[],
-    INOUT amounts bigint[], OUT finals boolean[], OUT refused_leg int, OUT refusal text,
+    now timestamptz, kinds quotas.transfer_kind[], pendings bigint[], IN OUT debits bigint[], IN OUT credits bigint[],
+    IN OUT amounts bigint[], OUT finals boolean[], OUT refused_leg int, OUT refusal text,
     OUT ids bigint[], OUT dp bigint[], OUT cp bigint[], OUT dq bigint[], OUT cq bigint[]
 ) LANGUAGE sql AS $$
     WITH leg AS (
