@@ -1,14 +1,18 @@
 """What happened, read back: a period as a recording, and which events are decisions."""
 
+from collections.abc import Iterable
 from datetime import datetime
+from itertools import product
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quotas.vocabulary import QoS
+from kit.errors import Refused
+from quotas import api as quotas
+from quotas.vocabulary import PoolName, QoS
 from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
 from scheduler.facts import load_state
-from scheduler.recording import RecordedNode, RecordedQuota, RecordedSeat, RecordedWork, Recording
+from scheduler.recording import RecordedNode, RecordedQuota, RecordedRate, RecordedSeat, RecordedWork, Recording
 from scheduler.snapshot import Node
 from scheduler.terms import Terms
 from scheduler.vocabulary import Spread
@@ -35,8 +39,21 @@ async def record(tx: AsyncSession, terms: Terms, *, since: datetime, until: date
             for node, seat in sorted(state.tree.items())
         ],
         work=[_recorded(row, ran, now=now) for row, ran in work],
+        rates=await _rates(tx, {node.pool for node in state.nodes.values()}, now=now),
         half_life_seconds=terms.half_life_seconds,
     )
+
+
+async def _rates(tx: AsyncSession, pools: Iterable[PoolName], *, now: datetime) -> list[RecordedRate]:
+    """List prices of this moment; what has none is left out."""
+    rates: list[RecordedRate] = []
+    for pool, qos in product(sorted(pools), QoS):
+        try:
+            rate = await quotas.gpu_rate(tx, pool=pool, qos=qos, at=now)
+        except Refused:
+            continue
+        rates.append(RecordedRate(pool=pool, qos=qos, micro_yuan_per_gpu_hour=rate.micro_yuan_per_gpu_hour))
+    return rates
 
 
 def _node(node: Node) -> RecordedNode:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -62,12 +63,36 @@ class RecordedWork(_Part):
     ran_seconds: int = Field(ge=0, description="how long it ran in the end, without what was lost")
 
 
+class RecordedRate(_Part):
+    pool: str
+    qos: QoS
+    micro_yuan_per_gpu_hour: int = Field(ge=0)
+
+
 class Recording(_Part):
     nodes: list[RecordedNode]
     quotas: list[RecordedQuota]
     tree: list[RecordedSeat]
     work: list[RecordedWork]
+    rates: list[RecordedRate] = []
     half_life_seconds: int = Field(default=86_400, ge=1)
+
+    def between(self, since: datetime | None, until: datetime | None) -> "Recording":
+        """What was submitted in `[since, until)` of it; None: without a bound."""
+        inside = [
+            work
+            for work in self.work
+            if (since is None or since <= work.submitted_at) and (until is None or work.submitted_at < until)
+        ]
+        return self.model_copy(update={"work": inside})
+
+    def priced(self, micro_yuan_per_gpu_hour: int) -> "Recording":
+        """At one price everywhere, whatever was recorded."""
+        pools = sorted({node.pool for node in self.nodes})
+        rates = [
+            RecordedRate(pool=p, qos=q, micro_yuan_per_gpu_hour=micro_yuan_per_gpu_hour) for p in pools for q in QoS
+        ]
+        return self.model_copy(update={"rates": rates})
 
 
 def scenario_of(recording: Recording) -> Scenario:
@@ -83,6 +108,7 @@ def scenario_of(recording: Recording) -> Scenario:
         tree={_member(seat.node): Seat(_cohort(seat.parent), seat.weight_milli) for seat in recording.tree},
         arrivals=[_arrival(work) for work in recording.work],
         half_life_seconds=recording.half_life_seconds,
+        rates={(PoolName(rate.pool), rate.qos): rate.micro_yuan_per_gpu_hour for rate in recording.rates},
     )
 
 

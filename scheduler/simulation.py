@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 
-from quotas.vocabulary import FirmId
+from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.cycle import Policy, decide
 from scheduler.sharing import Member, Quota, QuotaKey, Seat
-from scheduler.snapshot import Change, LatelySet, Node, Over, Placed, Queued, Running, State, Waiting, apply
+from scheduler.snapshot import Change, LatelySet, Node, Over, Placed, Queued, Running, State, Waiting
 from scheduler.usage import Lately
-from scheduler.vocabulary import Decision, NodeId, Preempt, Start, Wait, WaitReason, WorkloadId
+from scheduler.vocabulary import Decision, NodeId, Preempt, Reject, Start, Wait, WaitReason, WorkloadId
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Scenario:
     tree: Mapping[Member, Seat]
     arrivals: Sequence[Arrival]
     half_life_seconds: int = 86_400
+    rates: Mapping[tuple[PoolName, QoS], int] = field(default_factory=dict[tuple[PoolName, QoS], int])
+    """Micro-yuan for an accelerator-hour; what is not there is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,19 @@ class Life:
 
     arrival: Arrival
     started_at: datetime | None = None  # the last time
+    pool: PoolName | None = None  # there
     ended_at: datetime | None = None
-    cycles: int = 0  # how many looks at the queue it took to start the first time
     evictions: int = 0
     lost_milli_seconds: int = 0
 
     @property
     def firm_id(self) -> FirmId:
         return self.arrival.workload.firm_id
+
+    @property
+    def milli_seconds(self) -> int:
+        """Thousandths of an accelerator × seconds that counted in the end; 0 as long as it has not ended."""
+        return self.arrival.workload.need * self.arrival.seconds if self.ended_at else 0
 
     @property
     def waited(self) -> float | None:
@@ -95,11 +102,18 @@ def simulate(scenario: Scenario, policy: Policy, *, pace_seconds: int = 1) -> Ru
 
 
 class _Simulation:
+    """Follows decisions as the world would; the state that the cycle keeps learns of it in the next one."""
+
     def __init__(self, scenario: Scenario, policy: Policy, pace: timedelta) -> None:
         self._policy, self._pace = policy, pace
         self._run = Run(scenario)
         self._state = State(nodes=scenario.nodes, quotas=scenario.quotas, tree=scenario.tree)
+        self._changes: list[Change] = []  # since the last decision
+        self._waiting: dict[WorkloadId, Waiting] = {}
+        self._running: dict[WorkloadId, Running] = {}
+        self._used_milli = 0
         self._lately = Lately(scenario.half_life_seconds)
+        self._looks: set[datetime] = set()  # when somebody looks although nothing happens
         self._events: list[tuple[datetime, str, WorkloadId, int]] = []  # when, what, to whom, in which try
         self._tries: dict[WorkloadId, int] = {}
         for arrival in scenario.arrivals:
@@ -108,73 +122,90 @@ class _Simulation:
             heappush(self._events, (work.submitted_at, "arrives", work.id, 0))
 
     def play(self) -> Run:
-        """Events until there are no more."""
+        """Events until there are no more. Where nothing waits there is nothing to decide."""
         earliest = None
         while self._events:
             now = self._events[0][0] if earliest is None else max(earliest, self._events[0][0])
-            changes: list[Change] = []
+            happened = False
             while self._events and self._events[0][0] <= now:
-                at, what, id, tried = heappop(self._events)
-                changes += self._happens(at, what, id, tried)
-            if changes:
-                self._decide(changes, now)
+                happened |= self._happens(*heappop(self._events))
+            if happened and self._waiting:
+                self._decide(now)
+            if happened:
+                self._run.moments.append(Moment(now, self._used_milli, len(self._waiting)))
             earliest = now + self._pace
         return self._run
 
-    def _happens(self, at: datetime, what: str, id: WorkloadId, tried: int) -> list[Change]:
-        life, running = self._run.lives[id], self._state.running.get(id)
-        if what == "arrives":
-            return [Queued(life.arrival.workload)]
+    def _happens(self, at: datetime, what: str, id: WorkloadId, tried: int) -> bool:
+        """Whether anything did: work that was stopped does not end any more."""
         if what == "looks":
-            return self._history(at)
-        if running is None or self._tries[id] != tried:
-            return []
-        begun = running.since or at
-        if what == "ends" and not running.is_stopping:
-            self._lately.add((running.firm_id, running.placement.pool), running.need, at - begun, now=at)
+            return True
+        life, running = self._run.lives[id], self._running.get(id)
+        if what == "arrives":
+            self._queue(life.arrival.workload)
+            return True
+        if running is None or self._tries[id] != tried or (what == "ends" and running.is_stopping):
+            return False
+        seconds = at - (running.since or at)
+        del self._running[id]
+        self._used_milli -= running.need
+        if what == "ends":
+            self._lately.add((running.firm_id, running.placement.pool), running.need, seconds, now=at)
             self._run.lives[id] = replace(life, ended_at=at)
-            return [Over(id)]
-        if what == "gone":
-            lost = running.need * round((at - begun).total_seconds())
-            evictions = life.evictions + 1
-            lost += life.lost_milli_seconds
-            self._run.lives[id] = replace(life, started_at=None, evictions=evictions, lost_milli_seconds=lost)
-            return [Queued(life.arrival.workload)]
-        return []
+            self._changes.append(Over(id))
+        else:
+            lost = life.lost_milli_seconds + running.need * round(seconds.total_seconds())
+            self._run.lives[id] = replace(life, started_at=None, evictions=life.evictions + 1, lost_milli_seconds=lost)
+            self._queue(life.arrival.workload)
+        return True
+
+    def _queue(self, work: Waiting) -> None:
+        self._waiting[work.id] = work
+        self._changes.append(Queued(work))
 
     def _history(self, now: datetime) -> list[Change]:
-        lately = self._lately.held(self._state.running.values(), now=now)
-        return [LatelySet(*key, milli) for key, milli in lately.items()]
+        lately, known = self._lately.held(self._running.values(), now=now), self._state.lately
+        return [LatelySet(*key, milli) for key, milli in lately.items() if known.get(key, 0) != milli]
 
-    def _decide(self, changes: list[Change], now: datetime) -> None:
-        self._state = apply(self._state, changes)
-        for id in self._state.waiting:
-            if id not in self._tries:
-                life = self._run.lives[id]
-                self._run.lives[id] = replace(life, cycles=life.cycles + 1)
-        self._state, decisions = decide(self._state, self._history(now), self._policy, now=now)
-        self._state = apply(self._state, [change for d in decisions for change in self._follow(d, now)])
+    def _decide(self, now: datetime) -> None:
+        changes = [*self._changes, *self._history(now)]
+        self._state, decisions = decide(self._state, changes, self._policy, now=now)
+        self._changes = [change for decision in decisions for change in self._follow(decision, now)]
         if any(isinstance(d, Wait) and d.reason is WaitReason.RECLAIM for d in decisions):
-            waiting = next(iter(self._state.waiting))  # borrowed work grows old enough to be stopped without an event
-            heappush(self._events, (now + timedelta(seconds=self._policy.minimum_seconds), "looks", waiting, 0))
-        used = sum(work.need for work in self._state.running.values())
-        self._run.moments.append(Moment(now, used, len(self._state.waiting)))
+            self._look_again(now)
+
+    def _look_again(self, now: datetime) -> None:
+        """When the next borrowed work is old enough to be stopped, which no event tells."""
+        minimum = timedelta(seconds=self._policy.minimum_seconds)
+        ripe = (work.since + minimum for work in self._running.values() if work.since)
+        at = min((moment for moment in ripe if moment > now), default=None)
+        if at is not None and at not in self._looks:
+            self._looks.add(at)
+            heappush(self._events, (at, "looks", WorkloadId(""), 0))
 
     def _follow(self, decision: Decision, now: datetime) -> list[Change]:
         """What a decision leads to in a world in which everything works."""
         id = decision.workload_id
-        life = self._run.lives[id]
         match decision:
             case Start(_, placement):
-                work = self._state.waiting[id]
+                work, life = self._waiting.pop(id), self._run.lives[id]
                 self._tries[id] = self._tries.get(id, 0) + 1
-                self._run.lives[id] = replace(life, started_at=now)
+                self._run.lives[id] = replace(life, started_at=now, pool=placement.pool)
                 heappush(self._events, (now + timedelta(seconds=life.arrival.seconds), "ends", id, self._tries[id]))
                 expected = None if work.seconds is None else now + timedelta(seconds=work.seconds)
-                return [Placed(Running(id, work.firm_id, placement, expected, qos=work.qos, since=now))]
+                return [self._place(Running(id, work.firm_id, placement, expected, qos=work.qos, since=now))]
             case Preempt():
                 gone = now + timedelta(seconds=max(1, self._policy.grace_seconds))
                 heappush(self._events, (gone, "gone", id, self._tries[id]))
-                return [Placed(replace(self._state.running[id], is_stopping=True, ends_at=gone))]
-            case _:
+                self._used_milli -= self._running[id].need
+                return [self._place(replace(self._running[id], is_stopping=True, ends_at=gone))]
+            case Reject():
+                del self._waiting[id]
+                return [Over(id)]
+            case Wait():
                 return []
+
+    def _place(self, running: Running) -> Change:
+        self._running[running.id] = running
+        self._used_milli += running.need
+        return Placed(running)

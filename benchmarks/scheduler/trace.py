@@ -1,19 +1,15 @@
 """Nodes and tasks of the openb trace's format (Alibaba GPU-v2023), and arrivals drawn from them."""
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kit.errors import InvalidInput
 from kit.units import MILLI_PER_GPU
 from scheduler.rooms import Ints
+from scheduler.traces import NODE_COLUMNS, TASK_COLUMNS, rows
 from scheduler.vocabulary import Shape
-
-NODE_COLUMNS = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
-POD_COLUMNS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "gpu_spec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +36,28 @@ class Fleet:
 
 
 def read_fleet(path: Path) -> Fleet:
-    """Nodes of a CSV file. Raises InvalidInput when columns are missing."""
-    rows = _rows(path, NODE_COLUMNS)
-    counts = [int(row["gpu"]) for row in rows]
-    gpus = np.zeros((len(rows), max(counts, default=0)), dtype=np.int64)
+    """Nodes of a CSV file. Raises InvalidInput that names the line."""
+    nodes = list(rows(path, NODE_COLUMNS))
+    counts = [node.count("gpu") for node in nodes]
+    gpus = np.zeros((len(nodes), max(counts, default=0)), dtype=np.int64)
     for index, count in enumerate(counts):
         gpus[index, :count] = MILLI_PER_GPU
     return Fleet(
-        np.array([int(row["cpu_milli"]) for row in rows]),
-        np.array([int(row["memory_mib"]) for row in rows]),
+        np.array([node.count("cpu_milli") for node in nodes]),
+        np.array([node.count("memory_mib") for node in nodes]),
         gpus,
-        tuple(row["model"] for row in rows),
+        tuple(node.text("model") for node in nodes),
     )
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """Tasks of a CSV file. Raises InvalidInput when columns are missing."""
+    """Tasks of a CSV file. Raises InvalidInput that names the line."""
     tasks: list[Task] = []
-    for row in _rows(path, POD_COLUMNS):
-        gpus = int(row["num_gpu"])
-        shape = Shape(
-            int(row["cpu_milli"]),
-            int(row["memory_mib"]),
-            gpus,
-            int(row["gpu_milli"]) if gpus else 0,
-        )
-        tasks.append(Task(shape, frozenset(row["gpu_spec"].split("|")) - {""}))
+    for task in rows(path, TASK_COLUMNS):
+        gpus = task.count("num_gpu")
+        milli = task.count("gpu_milli") if gpus else 0
+        shape = Shape(task.count("cpu_milli"), task.count("memory_mib"), gpus, milli)
+        tasks.append(Task(shape, frozenset(task.text("gpu_spec").split("|")) - {""}))
     return tasks
 
 
@@ -87,15 +79,3 @@ def arrivals(tasks: list[Task], capacity: int, *, load: float, rng: np.random.Ge
         if demand > load * capacity:
             return sequence
         sequence.append(task)
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise InvalidInput(
-                f"{path} has no column {', '.join(missing)}",
-                hint="see benchmarks/README.md, traces",
-            )
-        return list(reader)

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import httpx
 
+from quotas.vocabulary import QoS
 from scheduler.cycle import Policy
 from scheduler.recording import Recording, scenario_of
 from scheduler.simulation import simulate
@@ -26,6 +27,10 @@ async def test_a_recording_of_the_platform_can_be_simulated(city: City, staff: h
     recorded = Recording.model_validate_json(answer.content)
     assert [(work.id, work.ran_seconds) for work in recorded.work] == [(job_id, 12), (waiting, 50)]
     assert [(node.id, node.gpu_milli) for node in recorded.nodes] == [("n1", 2000)]
+    assert {(rate.pool, rate.qos): rate.micro_yuan_per_gpu_hour for rate in recorded.rates} == {
+        (recorded.nodes[0].pool, QoS.STANDARD): 3_600_000,
+        (recorded.nodes[0].pool, QoS.INTERRUPTIBLE): 1_800_000,
+    }
     lives = simulate(scenario_of(recorded), Policy()).lives
     assert all(life.ended_at for life in lives.values())
 

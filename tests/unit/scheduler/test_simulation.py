@@ -1,15 +1,14 @@
-"""The simulator: the production cycle in virtual time, other quotas, tables and plots."""
+"""The simulator: the production cycle in virtual time, other quotas, numbers."""
 
 from datetime import UTC, datetime, timedelta
 from random import Random
-from xml.etree import ElementTree
 
 import pytest
 
 from kit.errors import InvalidInput
+from quotas.vocabulary import QoS
 from scheduler.cycle import Policy
-from scheduler.outcomes import jain, outcome, series
-from scheduler.plots import svg
+from scheduler.outcomes import course, jain, outcome, percentile
 from scheduler.recording import RecordedNode, RecordedQuota, RecordedSeat, RecordedWork, Recording, changed, scenario_of
 from scheduler.simulation import simulate
 from scheduler.vocabulary import WorkloadId
@@ -18,14 +17,17 @@ NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOL = "optics-valley/a100"
 
 
+# fmt: off
 def work(
-    name: str, firm: str, *, at: int = 0, ran: int = 100, gpus: int = 1, expected: int | None = None
+    name: str, firm: str, *, at: int = 0, ran: int = 100, gpus: int = 1, expected: int | None = None,
+    qos: QoS = QoS.STANDARD,
 ) -> RecordedWork:
     submitted = NOW + timedelta(seconds=at)
     return RecordedWork(
         id=name, firm_id=firm, pools=[POOL], gpu_milli=gpus * 1000, submitted_at=submitted,
-        expected_seconds=expected or ran, ran_seconds=ran,
-    )  # fmt: skip
+        expected_seconds=expected or ran, ran_seconds=ran, qos=qos,
+    )
+# fmt: on
 
 
 def recording(*works: RecordedWork, gpus: int = 4, **nominal: int) -> Recording:
@@ -54,8 +56,46 @@ def test_borrowed_work_that_is_stopped_loses_what_it_did_and_runs_again() -> Non
     borrows, owns = run.lives[WorkloadId("borrows")], run.lives[WorkloadId("owns")]
     assert (borrows.evictions, borrows.lost_milli_seconds) == (1, 210 * 4000)
     assert (owns.waited, borrows.waited) == (10, 310)
-    table = {firm.firm_id: firm for firm in outcome(run).firms}
-    assert table[borrows.firm_id].lost_gpu_hours == pytest.approx(210 * 4 / 3600)
+    told = outcome(run)
+    (of_red,) = (group for group in told.groups if group.firm_id == borrows.firm_id)
+    assert of_red.lost_gpu_hours == told.lost_gpu_hours == pytest.approx(210 * 4 / 3600)
+    assert of_red.gpu_hours == pytest.approx(500 * 4 / 3600), "what was lost is not what was used"
+    used = 4000 * (210 + 500) + 1000 * 100  # the grace counts, nothing is free before
+    assert told.use == pytest.approx(used / (4000 * told.seconds), rel=0.01)
+    assert [moment.used_milli for moment in run.moments][-1] == 0
+
+
+def test_borrowed_work_is_stopped_as_soon_as_it_is_old_enough_although_nothing_happens_then() -> None:
+    of = recording(
+        work("borrows", "firm_red", gpus=4, ran=500), work("owns", "firm_blue", at=5, ran=100), red=0, blue=4
+    )
+    lives = simulate(scenario_of(of), Policy(grace_seconds=10, minimum_seconds=60)).lives
+    assert lives[WorkloadId("owns")].waited == 60 + 10 - 5
+
+
+def test_what_can_never_run_is_refused_and_does_not_keep_the_simulation_going() -> None:
+    moon = work("moon", "firm_red").model_copy(update={"pools": ["moon/a100"]})
+    run = simulate(scenario_of(recording(moon, work("a", "firm_red"))), Policy())
+    assert run.lives[WorkloadId("moon")].ended_at is None
+    assert run.moments[-1].waiting == 0
+    (group,) = outcome(run).groups
+    assert (group.works, group.ended) == (2, 1)
+
+
+def test_work_costs_what_its_class_costs_where_it_ran_for_as_long_as_it_counted() -> None:
+    of = recording(
+        work("a", "firm_red", gpus=2, ran=1800), work("b", "firm_red", ran=3600, qos=QoS.INTERRUPTIBLE)
+    ).priced(20_000_000)
+    scenario = scenario_of(of)
+    costs = {group.qos: group.cost_micro_yuan for group in outcome(simulate(scenario, Policy())).groups}
+    assert costs == {QoS.STANDARD: 20_000_000, QoS.INTERRUPTIBLE: 20_000_000}
+
+
+def test_a_period_of_a_recording_has_what_was_submitted_in_it() -> None:
+    of = recording(*(work(f"w{i}", "firm_red", at=i) for i in range(5)))
+    since, until = NOW + timedelta(seconds=1), NOW + timedelta(seconds=3)
+    assert [one.id for one in of.between(since, until).work] == ["w1", "w2"]
+    assert of.between(None, None) == of
 
 
 def test_another_quota_changes_who_waits() -> None:
@@ -63,9 +103,9 @@ def test_another_quota_changes_who_waits() -> None:
         work(f"b{i}", "firm_blue", ran=100) for i in range(8)
     ]
     of = scenario_of(recording(*busy, red=1, blue=3))
-    before = {f.firm_id[5:]: f.wait_mean for f in outcome(simulate(of, Policy())).firms}
+    before = {g.firm_id[5:]: g.wait_p50 for g in outcome(simulate(of, Policy())).groups}
     other = changed(of, ["quota.red.a100=3", "quota.blue.a100=1"])
-    after = {f.firm_id[5:]: f.wait_mean for f in outcome(simulate(other, Policy())).firms}
+    after = {g.firm_id[5:]: g.wait_p50 for g in outcome(simulate(other, Policy())).groups}
     assert before["red"] > before["blue"] and after["red"] < after["blue"]
 
 
@@ -107,12 +147,22 @@ def test_borrowing_lending_and_weights_can_be_changed() -> None:
     assert {str(member): seat.weight_milli for member, seat in of.tree.items()}["firm_red"] == 2000
 
 
-def test_a_plot_is_well_formed_and_has_a_line_for_each_run_and_quantity() -> None:
-    run = simulate(scenario_of(recording(work("a", "firm_red"), work("b", "firm_blue", at=50))), Policy())
-    drawn = ElementTree.fromstring(svg({"as it is": series(run), "<other>": series(run)}))
-    lines = [path for path in drawn.iter() if path.tag.endswith("path") and path.get("stroke") != "#999"]
-    assert len(lines) == 4
-    assert ElementTree.fromstring(svg({"nothing": series(simulate(scenario_of(recording()), Policy()))})) is not None
+def test_a_course_is_the_mean_of_each_span_and_loses_nothing() -> None:
+    of = recording(work("a", "firm_red", gpus=3, ran=100), work("b", "firm_red", at=10, gpus=3, ran=50))
+    run = simulate(scenario_of(of), Policy())
+    told = course(run, spans=7)
+    width = 150 / 7
+    assert sum(told.in_use) * width == pytest.approx(3 * 150)
+    assert sum(told.waiting) * width == pytest.approx(90)
+    assert told.in_use == pytest.approx([3] * 7)
+    assert told.hours[1] == pytest.approx(width / 3600)
+    assert course(simulate(scenario_of(recording()), Policy())).hours == ()
+
+
+@pytest.mark.parametrize(("percent", "value"), [(1, 1), (50, 2), (51, 3), (90, 4), (100, 4)])
+def test_a_percentile_is_the_value_at_its_nearest_rank(percent: int, value: float) -> None:
+    assert percentile([1, 2, 3, 4], percent) == value
+    assert percentile([], percent) == 0
 
 
 def test_jain_is_one_for_equals_and_one_of_n_when_one_has_all() -> None:
