@@ -68,6 +68,10 @@ class Cluster:
     async def lose_everything(self) -> None:
         raise NotImplementedError
 
+    def silent(self) -> Runtime:
+        """The same runtime, of a cluster that does not answer."""
+        raise NotImplementedError
+
 
 class Simulated(Cluster):
     def __init__(self) -> None:
@@ -84,6 +88,9 @@ class Simulated(Cluster):
     async def lose_everything(self) -> None:
         self.fake.forget()
         self._add_node()
+
+    def silent(self) -> Runtime:
+        return SimulatedRuntime(answers=False)
 
     def _add_node(self) -> None:
         labels = {"heliu.io/centre": CENTRE, "heliu.io/accelerator": ACCELERATOR}
@@ -115,6 +122,9 @@ class Real(Cluster):
     async def lose_everything(self) -> None:
         await asyncio.to_thread(self.ray.kill)
         await asyncio.to_thread(self.ray.start)
+
+    def silent(self) -> Runtime:
+        return RayRuntime(RayCluster("http://127.0.0.1:9", self.ray.token, "python", {}))
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +193,40 @@ async def test_a_runner_that_ends_by_itself_is_seen_to_have_exited(cluster: Clus
     assert seen.message
 
 
+async def test_runners_side_by_side_are_observed_in_the_order_asked_and_stopped_one_by_one(cluster: Cluster) -> None:
+    first, second = await cluster.order(), await cluster.order()
+    for order in (first, second):
+        await cluster.runtime.start(order)
+        await cluster.becomes(order.attempt_id, RunnerState.RUNNING)
+    stranger = AttemptId(new_id("att"))
+    asked = [second.attempt_id, stranger, first.attempt_id]
+    seen = await cluster.runtime.observe(asked)
+    assert [one.attempt_id for one in seen] == asked
+    assert [one.state for one in seen] == [RunnerState.RUNNING, RunnerState.UNKNOWN, RunnerState.RUNNING]
+    assert await cluster.runtime.observe([]) == []
+
+    async def gone() -> bool:
+        return await cluster.runtime.stop(first.attempt_id)
+
+    await until_async(gone, seconds=60, what="the stop being confirmed")
+    assert await cluster.runtime.stop(first.attempt_id) is True, "a stop may be repeated at will"
+    assert await cluster.state(second.attempt_id) is RunnerState.RUNNING
+
+
+async def test_a_cluster_that_does_not_answer_says_so_whatever_it_is_asked(cluster: Cluster) -> None:
+    order, silent = await cluster.order(), cluster.silent()
+    with pytest.raises(Unavailable):
+        await silent.start(order)
+    with pytest.raises(Unavailable):
+        await silent.observe([order.attempt_id])
+    with pytest.raises(Unavailable):
+        await silent.stop(order.attempt_id)
+    with pytest.raises(Unavailable):
+        await silent.nodes()
+    if isinstance(silent, RayRuntime):
+        await silent.close()
+
+
 async def test_a_cluster_that_dies_and_comes_back_knows_nothing_and_takes_work(cluster: Cluster) -> None:
     order = await cluster.order()
     await cluster.runtime.start(order)
@@ -220,14 +264,13 @@ async def test_ray_does_not_run_what_is_pinned_to_a_node_it_does_not_have(ray_he
 
 @pytest.mark.ray
 @pytest.mark.timeout(400, func_only=True)
-async def test_a_wrong_token_and_a_dead_address_are_told_apart_from_an_answer(ray_head: RealRay) -> None:
-    for url, token in ((ray_head.url, "f" * 64), ("http://127.0.0.1:9", ray_head.token)):
-        runtime = RayRuntime(RayCluster(url, token, "python", {}))
-        with pytest.raises(Unavailable):
-            await runtime.nodes()
-        with pytest.raises(Unavailable):
-            await runtime.stop(AttemptId("att_x"))
-        await runtime.close()
+async def test_a_wrong_token_is_told_apart_from_an_answer(ray_head: RealRay) -> None:
+    runtime = RayRuntime(RayCluster(ray_head.url, "f" * 64, "python", {}))
+    with pytest.raises(Unavailable):
+        await runtime.nodes()
+    with pytest.raises(Unavailable):
+        await runtime.stop(AttemptId("att_x"))
+    await runtime.close()
 
 
 def test_an_order_never_shows_its_token() -> None:
