@@ -65,19 +65,23 @@ _QUESTIONS: tuple[tuple[str, str], ...] = (
             OR (p.id IS NOT NULL AND p.amount_left <> h.amount - coalesce(t.amount, 0))"""),
     ("L1", """
         SELECT 'operation ' || o.id, 'it names ' || cardinality(o.transfer_ids) || ' transfers and has ' || count(t.id)
+            || CASE WHEN bool_or(t.at <> o.at) THEN ', of another time' ELSE '' END
         FROM quotas.operation o LEFT JOIN quotas.transfer t ON t.operation_id = o.id
-        GROUP BY o.id HAVING array_agg(t.id ORDER BY t.id) IS DISTINCT FROM o.transfer_ids"""),
+        GROUP BY o.id HAVING array_agg(t.id ORDER BY t.id) IS DISTINCT FROM o.transfer_ids OR bool_or(t.at <> o.at)"""),
 )  # fmt: skip
 
 
 # Where the ledger meets money's nouns: credit lines, holds, leases, charges, usage.
 _NOUNS: tuple[tuple[str, str], ...] = (
     ("L1", """
-        SELECT a.code, 'it may go down to ' || b.floor || ', the audit log says ' || -coalesce(granted.line, 0)
+        SELECT a.code, 'it may go down to ' || coalesce(b.floor::text, 'any depth') || ', the audit log says '
+            || -coalesce(granted.line, 0)
         FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id LEFT JOIN LATERAL (
             SELECT (e.after ->> 'credit_line')::bigint AS line FROM quotas.audit_entry e
             WHERE e.subject = a.owner AND e.action = 'cash.credit_line' ORDER BY e.seq DESC LIMIT 1) granted ON true
-        WHERE a.bounded AND b.floor <> -coalesce(granted.line, 0)"""),
+        WHERE a.bounded <> (b.floor IS NOT NULL) OR b.floor IS DISTINCT FROM CASE WHEN a.bounded
+            OR a.code LIKE 'voucher:%' OR a.code LIKE 'programme:%pool' OR a.code LIKE 'firm:%' AND a.asset = 'CNY'
+            THEN -coalesce(granted.line, 0) END"""),
     ("L2", """
         WITH named AS (
             SELECT h.id, h.cash_pending_id AS pending_id, h.state = 'open' AS open FROM quotas.compute_hold h
@@ -112,6 +116,16 @@ _NOUNS: tuple[tuple[str, str], ...] = (
         WHERE c.reverses IS NULL AND NOT EXISTS (SELECT FROM quotas.token_usage t WHERE t.charge_id = c.id)
         AND NOT EXISTS (SELECT FROM quotas.compute_usage g WHERE g.charge_id = c.id)"""),
     ("L3", """
+        SELECT 'charge ' || c.id, 'it is of ' || c.gpu_ms || ' GPU-ms from ' || c.first_at || ' to ' || c.last_at
+            || ', its usage of ' || u.gpu_ms || ' from ' || u.started_at || ' to ' || u.ended_at
+        FROM quotas.compute_usage u JOIN quotas.charge c ON c.id = u.charge_id
+        WHERE (u.gpu_ms, u.started_at, u.ended_at) IS DISTINCT FROM (c.gpu_ms, c.first_at, c.last_at)"""),
+    ("L3", """
+        SELECT 'statement ' || s.firm_id || ' ' || s.period, 'there is none, and a later month is closed'
+        FROM (SELECT firm_id, period FROM quotas.charge UNION SELECT firm_id, period FROM quotas.cash_movement) s
+        WHERE NOT EXISTS (SELECT FROM quotas.statement d WHERE (d.firm_id, d.period) = (s.firm_id, s.period))
+        AND EXISTS (SELECT FROM quotas.statement d WHERE d.firm_id = s.firm_id AND d.period > s.period)"""),
+    ("L3", """
         SELECT 'usage ' || t.source || ' ' || t.id, 'no charge carries it' FROM quotas.token_usage t
         WHERE NOT EXISTS (SELECT FROM quotas.charge c WHERE c.id = t.charge_id)"""),
     ("L3", """
@@ -125,11 +139,13 @@ _NOUNS: tuple[tuple[str, str], ...] = (
                 SELECT firm_id, amount FROM quotas.cash_movement UNION ALL SELECT firm_id, -cash FROM quotas.charge) s
             GROUP BY firm_id
         )
-        SELECT a.code, 'the ledger says ' || (b.credits_posted - b.debits_posted) || ', payments less charges '
+        SELECT coalesce(a.code, k.firm_id), 'the ledger says ' || coalesce(a.posted, 0) || ', payments less charges '
             || coalesce(k.amount, 0)
-        FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id LEFT JOIN booked k ON k.firm_id = a.owner
-        WHERE a.code LIKE 'firm:%' AND a.asset = 'CNY'
-        AND b.credits_posted - b.debits_posted <> coalesce(k.amount, 0)"""),
+        FROM booked k FULL JOIN (
+            SELECT a.code, a.owner, b.credits_posted - b.debits_posted AS posted
+            FROM quotas.account a JOIN quotas.balance b ON b.account_id = a.id
+            WHERE a.code = 'firm:' || a.owner || ':' || 'cash') a ON a.owner = k.firm_id
+        WHERE coalesce(a.posted, 0) <> coalesce(k.amount, 0)"""),
     ("L3", """
         WITH paid AS (
             SELECT v.key AS voucher_id, sum(v.value::bigint) AS amount

@@ -12,13 +12,19 @@ LEASES: tuple[tuple[str, str], ...] = (
         WHERE l.state = 'open' AND (p.expires_at <> l.expires_at OR a.owner <> coalesce(l.voucher_id, l.firm_id)
             OR v.firm_id <> l.firm_id OR v.expires_at < l.expires_at)"""),
     ("L2", """
-        SELECT h.id, 'it says ' || named.amount || ' is held, the ledger ' || p.amount_left
+        SELECT h.id, CASE WHEN p.amount_left <> named.amount
+                THEN 'it says ' || named.amount || ' is held, the ledger ' || p.amount_left
+            WHEN p.expires_at <> h.expires_at THEN 'it ends ' || h.expires_at || ', its money at ' || p.expires_at
+            ELSE 'it is of ' || h.firm_id || ' and holds money of ' || a.code END
         FROM quotas.compute_hold h, LATERAL (
-            SELECT h.cash_pending_id AS pending_id, h.cash AS amount
-            UNION ALL SELECT (part ->> 'pending_id')::bigint, (part ->> 'amount')::bigint
-            FROM jsonb_array_elements(h.parts) AS part) named
-        JOIN quotas.pending p ON p.id = named.pending_id
-        WHERE h.state = 'open' AND p.amount_left <> named.amount"""),
+            SELECT h.cash_pending_id AS pending_id, h.cash AS amount, CASE h.firm_id WHEN 'firm_platform'
+                THEN 'platform:' || 'cost:' || 'own-workloads' ELSE 'firm:' || h.firm_id || ':' || 'cash' END AS payer
+            UNION ALL SELECT (part ->> 'pending_id')::bigint, (part ->> 'amount')::bigint, 'voucher:' || v.id
+            FROM jsonb_array_elements(h.parts) AS part
+            LEFT JOIN quotas.voucher v ON v.id = part ->> 'voucher_id' AND v.firm_id = h.firm_id) named
+        JOIN quotas.pending p ON p.id = named.pending_id JOIN quotas.account a ON a.id = p.debit_id
+        WHERE h.state = 'open' AND (p.amount_left <> named.amount OR p.expires_at <> h.expires_at
+            OR a.code IS DISTINCT FROM named.payer)"""),
     ("G2", """
         SELECT w.subject || ' in minute ' || w.minute, CASE
             WHEN w.requests_leased > w.requests_limit OR w.tokens_leased > w.tokens_limit THEN 'leased above its limit'
@@ -31,6 +37,10 @@ LEASES: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 VOUCHERS: tuple[tuple[str, str], ...] = (
+    ("L3", """
+        SELECT a.code, 'nothing of that name was granted or opened' FROM quotas.account a
+        WHERE a.code LIKE 'voucher:%' AND NOT EXISTS (SELECT FROM quotas.voucher v WHERE 'voucher:' || v.id = a.code)
+        OR a.code LIKE 'programme:%' AND NOT EXISTS (SELECT FROM quotas.programme g WHERE g.id = a.owner)"""),
     ("L3", """
         SELECT v.id, 'granted ' || v.amount || ', the ledger moved ' || coalesce(sum(t.amount), 0)
             || ' from its programme''s pool'

@@ -59,6 +59,35 @@ TAMPERED: dict[str, tuple[str, str, str]] = {
         "UPDATE quotas.balance b SET floor = -1000000 FROM quotas.account a "
         "WHERE a.id = b.account_id AND a.code LIKE 'firm:%cash'", "L1", "down to -1000000, the audit log says 0",
     ),
+    "an account that is not bounded any more": (
+        "UPDATE quotas.account SET bounded = false WHERE code LIKE 'firm:%cash'", "L1", "down to 0, the audit log says",
+    ),
+    "an account without a floor": (
+        "UPDATE quotas.balance b SET floor = NULL FROM quotas.account a "
+        "WHERE a.id = b.account_id AND a.code LIKE 'firm:%cash'", "L1", "down to any depth",
+    ),
+    "an account under another name": (
+        "UPDATE quotas.account SET code = code || 'x' WHERE code LIKE 'firm:%cash'", "L3",
+        "the ledger says 0, payments less",
+    ),
+    "an operation of another day": (
+        "UPDATE quotas.operation SET at = at - interval '1 day'", "L1", "of another time",
+    ),
+    "a hold of another firm": (
+        "UPDATE quotas.compute_hold SET firm_id = 'firm_platform' WHERE state = 'open'", "L2",
+        "it is of firm_platform and holds money of firm:",
+    ),
+    "a hold that lasts longer than its money": (
+        "UPDATE quotas.compute_hold SET expires_at = expires_at + interval '1 year' WHERE state = 'open'", "L2",
+        "its money at",
+    ),
+    "a voucher is gone": ("DELETE FROM quotas.voucher", "L3", "nothing of that name was granted"),
+    "GPU usage that took longer": (
+        "UPDATE quotas.compute_usage SET gpu_ms = gpu_ms + 1", "L3", "60000 GPU-ms from",
+    ),
+    "a closed month is gone": (
+        "DELETE FROM quotas.statement WHERE period = '2026-09'", "L3", "there is none, and a later month is closed",
+    ),
     "an open hold is gone": ("DELETE FROM quotas.pending", "L2", "neither open nor resolved"),
     "an open hold holds more": ("UPDATE quotas.pending SET amount_left = amount_left + 1", "L2", "left of"),
     "a hold was resolved twice": (
