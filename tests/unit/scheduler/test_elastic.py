@@ -1,15 +1,16 @@
 """Elastic gangs: as many workers as fit now, never fewer than their least, and nobody before them is delayed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from kit.units import GpuMilli
-from quotas.vocabulary import FirmId, PoolName
+from quotas.vocabulary import CohortName, FirmId, PoolName
 from scheduler.cycle import Policy, decide, refusal
-from scheduler.sharing import Quota
-from scheduler.snapshot import Node, Running, State, Waiting
-from scheduler.vocabulary import NodeId, Placement, RejectReason, Start, Wait, WaitReason, WorkloadId
+from scheduler.sharing import Quota, Seat
+from scheduler.snapshot import Node, Placed, Queued, Running, State, Waiting
+from scheduler.vocabulary import NodeId, Placement, Preempt, RejectReason, Start, Wait, WaitReason, WorkloadId
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOL, FIRM = PoolName("east/a100"), FirmId("firm_one")
@@ -64,3 +65,23 @@ def test_a_gang_is_refused_only_if_not_even_its_fewest_could_ever_run() -> None:
     assert refusal(gang(4, 8), state(nodes=4)) is None
     rejected = refusal(gang(5, 8), state(nodes=4))
     assert rejected is not None and rejected.reason is RejectReason.TOO_LARGE
+
+
+def test_stopped_for_promised_work_it_starts_again_with_what_that_leaves() -> None:
+    other, city = FirmId("firm_two"), CohortName("city")
+    quotas = {(FIRM, POOL): Quota(GpuMilli(2000)), (other, POOL): Quota(GpuMilli(6000))}
+    tree = {city: Seat(None), FIRM: Seat(city), other: Seat(city)}
+    alone = replace(state(gang(2, 8), nodes=8), quotas=quotas, tree=tree)
+    (start,) = decide(alone, (), Policy(), now=NOW)[1]
+    assert isinstance(start, Start) and len(start.placement.nodes) == 8, "it borrows all that nobody uses"
+
+    running = Running(start.workload_id, FIRM, start.placement, NOW + timedelta(seconds=900), since=NOW)
+    promised = Waiting(WorkloadId("job_2"), other, (POOL,), 3, GpuMilli(1000), 0, NOW, 100)
+    later = NOW + timedelta(seconds=120)
+    alone, decisions = decide(alone, [Placed(running), Queued(promised)], Policy(), now=later)
+    assert [d.why for d in decisions if isinstance(d, Preempt)] == ["reclaim"]
+
+    gone = later + timedelta(seconds=10)
+    _, decisions = decide(alone, [Queued(gang(2, 8))], Policy(), now=gone)
+    sizes = {d.workload_id: len(d.placement.nodes) for d in decisions if isinstance(d, Start)}
+    assert sizes == {"job_2": 3, "job_1": 5}
