@@ -136,7 +136,10 @@ async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An attempt that is over, both records locked, and why. `ran_ms` is the runner's count; None: nobody counted."""
+    """An attempt that is over, both records locked, and why. `ran_ms` is the runner's count; None: nobody counted.
+
+    `node_is_fit`: what it lacked says nothing against its node.
+    """
 
     workload: Workload
     attempt: Attempt
@@ -144,6 +147,7 @@ class Ending:
     message: str
     ran_ms: int | None = None
     exit_code: int | None = None
+    node_is_fit: bool = False
 
 
 async def end(

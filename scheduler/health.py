@@ -26,6 +26,8 @@ class Ended(Protocol):
     def cause(self) -> EndCause: ...
     @property
     def message(self) -> str: ...
+    @property
+    def node_is_fit(self) -> bool: ...
 
 
 async def note(tx: AsyncSession, endings: Sequence[Ended], terms: Terms, *, now: datetime) -> None:
@@ -34,7 +36,7 @@ async def note(tx: AsyncSession, endings: Sequence[Ended], terms: Terms, *, now:
     The caller holds the locks of these nodes: they were just given back.
     """
     began = [ending.attempt.id for ending in endings if ending.attempt.started_at is not None]
-    failed = {ending.attempt.id: ending.message for ending in endings if ending.cause is EndCause.SETUP}
+    failed = {e.attempt.id: e.message for e in endings if e.cause is EndCause.SETUP and not e.node_is_fit}
     if began:
         await tx.execute(
             sql("""

@@ -124,7 +124,8 @@ async def finished_many(
             continue
         cause, message = end_cause(report, attempt, workload), _without_credentials(report.message)
         message = message or report.cause.value
-        endings.append(attempts.Ending(workload, attempt, cause, message, report.ran_ms, report.exit_code))
+        fit = report.cause is Cause.MODEL_MISSING  # whoever names a model that is nowhere must not close nodes
+        endings.append(attempts.Ending(workload, attempt, cause, message, report.ran_ms, report.exit_code, fit))
         heard.add(identity)
     if endings:
         await attempts.end_many(tx, endings, terms=terms, now=now)

@@ -151,6 +151,19 @@ async def test_a_node_where_attempt_after_attempt_cannot_be_prepared_is_closed_w
     assert (await city.view(firm, waiting))["state"] == "starting"
 
 
+async def test_no_firm_can_close_a_node_by_naming_a_model_that_is_not_there(city: City) -> None:
+    firm = await city.firm()
+    for _ in range(3):
+        job_id = await city.submit(firm)
+        await city.step()
+        runner = await city.runner(job_id)
+        await runner.plan()
+        await runner.finished(ran_ms=0, outcome="failed", cause="model_missing", message="base model typo is not here")
+        await firm.http.post(f"/api/jobs/{job_id}/cancel")
+    (node,) = (await firm.http.get("/api/nodes")).json()
+    assert node["cordon_reason"] is None
+
+
 async def test_a_node_where_work_begins_now_and_then_stays_open(city: City) -> None:
     firm = await city.firm()
     for began in (False, False, True, False, False):
