@@ -5,7 +5,7 @@ more a placement may cost the tasks still to come. A node's parts depend on the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -98,13 +98,6 @@ def told(
     second = None if choice.second is None else parts(choice.second, choice.second_score)
     price = round(pool_price(workload, placement.pool, rates), 3) if workload.ranks else None
     return Told(parts(placement.nodes[0], choice.score), second, price)
-
-
-def stocked(holds: Holdings, model: str | None, files: Files) -> Holdings:
-    """What a node has once a job with these has run there."""
-    read = holds.models | {model} if model is not None else holds.models
-    warm = holds.warm | {model} if model is not None else holds.warm
-    return replace(holds, files=holds.files | {name for name, _ in files}, models=read, warm=warm)
 
 
 class Shelves:

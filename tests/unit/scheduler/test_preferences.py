@@ -23,7 +23,6 @@ from scheduler.preferences import (
     data_nearby,
     low_price,
     nearness,
-    stocked,
     warm_model,
 )
 from scheduler.rooms import Ints
@@ -112,12 +111,6 @@ def test_many_nodes_at_once_get_what_each_gets_by_itself(
     alone = [nearness(model, files, one).points(USUAL) for one in there]
     together = Shelves(there).points(model, files, USUAL)
     assert alone == ([0] * len(there) if together is None else together.tolist())
-
-
-def test_what_ran_on_a_node_is_there_for_the_next() -> None:
-    then = stocked(holds("a", "m"), "n", (("b", 1),))
-    assert then == Holdings(frozenset("ab"), frozenset("mn"), frozenset("n"))
-    assert stocked(then, None, ()) == then
 
 
 def city(*nodes: Node, rates: dict[PoolName, int] | None = None) -> State:
