@@ -8,10 +8,11 @@ import typer
 
 from benchmarks.results import Row, publish
 from benchmarks.scheduler.kueue import kueue_rows
+from benchmarks.scheduler.mixes import MIXES, remixed
 from benchmarks.scheduler.order import cycle_rows, order_rows
 from benchmarks.scheduler.placement import run
 from benchmarks.scheduler.policies import POLICIES
-from benchmarks.scheduler.trace import read_fleet, read_tasks
+from benchmarks.scheduler.trace import Fleet, Task, read_fleet, read_tasks
 
 TRACES = Path(__file__).parents[3] / "shared" / "data" / "openb"
 PUBLISHED = {"random": 87.47, "best-fit": 93.08, "fgd": 95.39}
@@ -41,11 +42,22 @@ def main(
             seconds = float(np.median([outcome.seconds for outcome in outcomes]))
             target, met = f"<= {SECONDS_TARGET:g}", seconds <= SECONDS_TARGET
             rows.append(Row("fgd_seconds_per_seed", seconds, f"s ({pods.stem})", "", None, target, met))
+    for mix, weights in MIXES.items() if policy is None else ():
+        rows.append(mix_row(fleet, remixed(tasks, weights), mix, seeds=1 if quick else 2))
     rows += order_rows()
     rows += kueue_rows(quick=quick)
     for size in jobs or ((1_000,) if quick else (1_000, 10_000)):
         rows += cycle_rows(size, size // 10)
     publish("scheduler", rows)
+
+
+def mix_row(fleet: Fleet, tasks: list[Task], mix: str, *, seeds: int) -> Row:
+    """Heliu's policy beside FGD in the same run, on another mix of the cluster."""
+    ours, fgd = (
+        float(np.mean([run(fleet, tasks, name, seed).allocated for seed in range(seeds)]))
+        for name in ("bid-price", "fgd")
+    )
+    return Row(f"allocated_{mix}", ours, "%", f"FGD {fgd:.2f}", ours / fgd, ">= FGD", ours >= fgd)
 
 
 def allocated_row(policy: str, allocated: float, pods: Path) -> Row:
