@@ -25,7 +25,7 @@ from serving.gateway.images import ImageBounds, ImageFetcher
 from serving.gateway.keys import KeyRing
 from serving.gateway.metrics import NO_MODEL, GatewayMetrics
 from serving.gateway.openai_errors import INTERNAL, Refusal
-from serving.gateway.pages import Pages, bearer_of
+from serving.gateway.pages import Pages, bearer_of, plain_path
 from serving.gateway.ports import Routes, Spending
 from serving.gateway.purses import Purses
 from serving.gateway.settings import GatewaySettings
@@ -159,6 +159,9 @@ class Gateway:
 
     def _handle(self, request: Request, reply: Connection) -> None:
         endpoint = ENDPOINTS.get(request.path)
+        if endpoint is None:
+            request.path = plain_path(request.path)
+            endpoint = ENDPOINTS.get(request.path)
         if endpoint is None:
             self._pages.handle(request, reply)
             return

@@ -20,7 +20,7 @@ from serving.gateway.gate import Denied, Subjects, Taken
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_server import Connection, Request
 from serving.gateway.metrics import NO_MODEL
-from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, HOLDS_TOO_MUCH, Refusal, refusal_for
+from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, ENCODED, HOLDS_TOO_MUCH, Refusal, refusal_for
 from serving.gateway.tracing import Ended, Traces
 from serving.limits import give_back
 from serving.metering import NOTHING, Subject, Tokens
@@ -234,7 +234,8 @@ class Intake(ABC):
             return Refusal(403, "missing_scope", f"this key lacks the scope `{Scope.INFERENCE}`")
         asked = decode(self._endpoint, request.body, request.headers.get(b"content-type", b""))
         if isinstance(asked, Refusal):
-            return asked
+            encoded = request.headers.get(b"content-encoding", b"identity").lower() != b"identity"
+            return ENCODED if encoded and asked.code == "invalid_json" else asked
         request.body = b""
         destination = self._gateway.directory.find(grant.firm_id, asked.model, grant.models)
         if destination is None:

@@ -55,6 +55,8 @@ HOLDS_TOO_MUCH = Refusal(
     503, "overloaded", "this gateway holds as much in memory as it may; try again", retry_after_seconds=5
 )
 
+ENCODED = Refusal(415, "content_encoding_not_supported", "send the body as it is, without a Content-Encoding")
+
 ADDRESS_NOT_ALLOWED = Refusal(403, "ip_not_allowed", "this key may not be used from this address")
 
 

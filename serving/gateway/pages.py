@@ -1,6 +1,7 @@
 """The paths that are answered without an engine: health, the models a key may use, what it has spent."""
 
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -91,6 +92,13 @@ class Pages:
             )
         else:
             reply.respond(200, msgspec.json.encode(found))
+
+
+def plain_path(path: bytes) -> bytes:
+    """The path that a request target of another form names: an absolute one (RFC 9112 §3.2.2), one with escapes."""
+    if path[:8].lower().startswith((b"http://", b"https://")):
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return unquote_to_bytes(path)
 
 
 def bearer_of(request: Request) -> bytes:

@@ -1,12 +1,14 @@
 """Requests that are refused before an engine sees them, each with a code in OpenAI's shape."""
 
+import gzip
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.gateway.server import RunningGateway
-from tests.support.gateways import FakePlane, chat, post, running
+from tests.support.gateways import KEY, FakePlane, RawClient, chat, post, running
 from tests.support.mock_engines import MockEngine, mock_engine
 
 
@@ -62,3 +64,26 @@ async def test_a_bad_request_is_refused_in_openais_shape(
     assert set(error) == {"message", "type", "param", "code"}
     assert plane.records == []
     assert not gateway.gateway.active
+
+
+async def test_a_compressed_body_is_refused_for_what_it_is(gateway: RunningGateway) -> None:
+    body = gzip.compress(json.dumps(chat()).encode())
+    answer = await post(gateway.port, body, extra="Content-Encoding: gzip\r\n")
+    assert (answer.status, answer.json()["error"]["code"]) == (415, "content_encoding_not_supported")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://gateway/v1/chat/completions", "HTTPS://gateway:443/v1/chat/completions", "/v1/chat%2Fcompletions"],
+)
+async def test_a_target_in_another_form_names_the_same_path(gateway: RunningGateway, target: str) -> None:
+    assert (await post(gateway.port, chat(max_tokens=1), path=target)).status == 200
+    assert (await post(gateway.port, chat(), path="http://gateway")).status == 404
+
+
+@pytest.mark.parametrize("name", ["mock-model", "mock%2Dmodel", "%6dock-model"])
+async def test_a_model_is_found_under_its_name_with_escapes(gateway: RunningGateway, name: str) -> None:
+    client = await RawClient.to(gateway.port)
+    client.send(f"GET /v1/models/{name} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
+    assert (await client.answer()).json()["id"] == "mock-model"
+    await client.close()
