@@ -109,11 +109,18 @@ def resource_of(record: UsageRecord) -> tuple[str, str]:
     return record.resource, record.base_resource
 
 
-def quantities_of(record: UsageRecord) -> Quantities:
-    """What one record adds to its line."""
+def counts_of(record: UsageRecord) -> tuple[int, int, int, int]:
+    """(input, cached input, output, quantity) of one record."""
     if isinstance(record, TokenUsage):
-        return Quantities(record.input, record.cached_input, record.output, 1, record.at, record.at)
-    return Quantities(requests=1, first_at=record.at, last_at=record.at, quantity=record.quantity)
+        return record.input, record.cached_input, record.output, 0
+    return 0, 0, 0, record.quantity
+
+
+def quantities_of(records: Sequence[UsageRecord]) -> Quantities:
+    """What these records add to their line; there is at least one."""
+    input, cached_input, output, quantity = map(sum, zip(*map(counts_of, records), strict=True))
+    instants = [record.at for record in records]
+    return Quantities(input, cached_input, output, len(records), min(instants), max(instants), quantity)
 
 
 def check_records(records: Iterable[UsageRecord]) -> None:
@@ -141,15 +148,15 @@ def unique(records: Sequence[UsageRecord]) -> list[UsageRecord]:
 
 
 def summed(
-    lines: Mapping[tuple[str, str], LineKey],
-    records: Iterable[UsageRecord],
-    span: Callable[[UsageRecord], int] = lambda _: 0,
+    records: Iterable[tuple[LineKey, UsageRecord]], span: Callable[[UsageRecord], int] = lambda _: 0
 ) -> dict[tuple[LineKey, int], Quantities]:
     """What each line grows by, apart for each `span` of time in which other vouchers are valid."""
+    parts: dict[tuple[int, int], tuple[LineKey, list[UsageRecord]]] = {}
+    for line, record in records:
+        parts.setdefault((id(line), span(record)), (line, []))[1].append(record)
     growth: dict[tuple[LineKey, int], Quantities] = {}
-    for record in records:
-        part = lines[record.source, record.id], span(record)
-        growth[part] = growth.get(part, Quantities()).plus(quantities_of(record))
+    for (_, of), (line, together) in parts.items():
+        growth[line, of] = growth.get((line, of), Quantities()).plus(quantities_of(together))
     return growth
 
 

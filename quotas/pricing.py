@@ -163,6 +163,12 @@ def tariff_at(tariffs: Sequence[Tariff], at: datetime) -> Tariff | None:
     return next((t for t in tariffs if t.covers(at)), None)
 
 
+def price_edges(tariffs: Sequence[Tariff], discounts: Sequence[Discount]) -> list[datetime]:
+    """The instants between which no tariff and no discount begins or ends, in order."""
+    edges = {edge for one in (*tariffs, *discounts) for edge in (one.valid_from, one.valid_until) if edge is not None}
+    return sorted(edges)
+
+
 def gpu_segments(
     tariffs: Sequence[Tariff],
     *,

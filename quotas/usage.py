@@ -6,7 +6,7 @@ and are rounded as a whole, so the order, the repetition and the size of batches
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import select, text
@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from kit.errors import InvalidInput
 from kit.units import MAX_AMOUNT
 from quotas.adapters.money_tables import ChargeRow
+from quotas.adapters.usage_store import keep
 from quotas.collecting import Due, Step, added, collect, residue_moves
 from quotas.discounts import discounts_between, discounts_by_id
 from quotas.metering import (
@@ -26,9 +27,9 @@ from quotas.metering import (
     Rates,
     UsageRecord,
     check_records,
+    counts_of,
     kind_of,
     price_line,
-    quantities_of,
     rates_in,
     resource_of,
     summed,
@@ -36,7 +37,7 @@ from quotas.metering import (
 )
 from quotas.periods import billing_periods
 from quotas.price_times import keep_prices
-from quotas.pricing import Discount, Tariff, contract_rate, discount_at, tariff_at
+from quotas.pricing import Discount, Tariff, contract_rate, discount_at, price_edges, tariff_at
 from quotas.programmes import validity_edges
 from quotas.statements import period_of
 from quotas.tariffs import tariffs_between
@@ -54,6 +55,7 @@ from quotas.vocabulary import (
 BATCH_MAX = 10_000
 COUNT_MAX = 2**63 - 1
 """Largest count a line can carry, in the database."""
+MINUTE_SECONDS = 60
 
 
 async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now: datetime) -> IngestResult:
@@ -79,29 +81,30 @@ async def ingest_usage(
     lines = await _lines_of(tx, distinct, now=now)
     if refuse_unpriced:
         _refuse_unpriced(distinct, lines)
-    new = await _keep(tx, distinct, lines, now=now)
+    charges = {number: charge_id_of(line) for number, line in {id(line): line for line in lines}.items()}
+    kept = await keep(tx, distinct, lines, [charges[id(line)] for line in lines], now=now)
+    new = [(line, record) for line, record, is_new in zip(lines, distinct, kept, strict=True) if is_new]
     if new:
-        await _charge(tx, new, lines, now=now)
-    return IngestResult(accepted=len(new), duplicates=len(records) - len(new))
+        await _charge(tx, new, now=now)
+    return IngestResult(len(new), len(records) - len(new), tuple(record for _, record in new))
 
 
-async def _lines_of(
-    tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime
-) -> dict[tuple[str, str], LineKey]:
-    """(source, id) → the line it belongs to."""
+async def _lines_of(tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime) -> list[LineKey]:
+    """The line that each record belongs to; equal lines are the same object."""
     instants = [record.at for record in records]
     first, last = min(instants), max(instants)
     await keep_prices(tx)
     tariffs = await tariffs_between(tx, first, last)
     contracts = await discounts_between(tx, {record.firm_id for record in records}, first, last)
-    periods = await billing_periods(tx, {(record.firm_id, period_of(record.at)) for record in records}, now=now)
-    lines: dict[tuple[str, str], LineKey] = {}
-    for record in records:
+    services = {(record.firm_id, record.at.timestamp() // MINUTE_SECONDS): record.at for record in records}
+    periods = await billing_periods(tx, {(firm, period_of(at)) for (firm, _), at in services.items()}, now=now)
+
+    def line_of(record: UsageRecord) -> LineKey:
         kind, (resource, priced_as) = kind_of(record), resource_of(record)
         tariff = None if free_of_charge(record) else _tariff_of(tariffs, record)
         contract = discount_at(contracts.get(record.firm_id, ()), kind, priced_as, record.at) if tariff else None
         service = period_of(record.at)
-        lines[record.source, record.id] = LineKey(
+        return LineKey(
             record.firm_id,
             record.project_id,
             record.key_id,
@@ -115,6 +118,22 @@ async def _lines_of(
             kind,
             contract.id if contract else DiscountId(""),
         )
+
+    # Hours of the day and months change on the minute; all other prices at these instants.
+    edges = price_edges(tariffs, [discount for of_firm in contracts.values() for discount in of_firm])
+    found: dict[tuple[object, ...], LineKey] = {}
+    same: dict[LineKey, LineKey] = {}
+    lines: list[LineKey] = []
+    for record in records:
+        of = (
+            record.firm_id, record.project_id, record.key_id, resource_of(record), record.dedicated, kind_of(record),
+            record.at.timestamp() // MINUTE_SECONDS, bisect_right(edges, record.at),
+        )  # fmt: skip
+        line = found.get(of)
+        if line is None:
+            line = line_of(record)
+            line = found[of] = same.setdefault(line, line)
+        lines.append(line)
     return lines
 
 
@@ -131,9 +150,9 @@ def _tariff_of(tariffs: Sequence[Tariff], record: UsageRecord) -> Tariff | None:
     return tariff
 
 
-def _refuse_unpriced(records: Sequence[UsageRecord], lines: Mapping[tuple[str, str], LineKey]) -> None:
-    for record in records:
-        if free_of_charge(record) or lines[record.source, record.id].tariff_id:
+def _refuse_unpriced(records: Sequence[UsageRecord], lines: Sequence[LineKey]) -> None:
+    for record, line in zip(records, lines, strict=True):
+        if free_of_charge(record) or line.tariff_id:
             continue
         raise InvalidInput(
             f"usage {record.id!r} of {record.source!r}: no tariff prices {kind_of(record)} of "
@@ -148,55 +167,17 @@ def charge_id_of(line: LineKey) -> ChargeId:
     return ChargeId("chg_" + hashlib.sha256(line.text.encode()).hexdigest()[:26])
 
 
-_KEEP = text("""
-    INSERT INTO quotas.token_usage (source, id, firm_id, project_id, key_id, model, base_model, input, cached_input,
-        output, at, outcome, lease_id, dedicated, charge_id, kind, quantity, ingested_at)
-    SELECT u.*, CAST(:now AS timestamptz) FROM unnest(
-        CAST(:source AS text[]), CAST(:id AS text[]), CAST(:firm_id AS text[]), CAST(:project_id AS text[]),
-        CAST(:key_id AS text[]), CAST(:model AS text[]), CAST(:base_model AS text[]), CAST(:input AS bigint[]),
-        CAST(:cached_input AS bigint[]), CAST(:output AS bigint[]), CAST(:at AS timestamptz[]),
-        CAST(:outcome AS text[]), CAST(:lease_id AS text[]), CAST(:dedicated AS boolean[]),
-        CAST(:charge_id AS text[]), CAST(:kind AS text[]), CAST(:quantity AS bigint[])) AS u
-    ON CONFLICT (source, id) DO NOTHING RETURNING source, id""")
-_FIELDS = ("source", "id", "firm_id", "project_id", "key_id", "at", "outcome", "lease_id", "dedicated")
-_COUNTS = ("input", "cached_input", "output", "quantity")
-
-
-async def _keep(
-    tx: AsyncSession,
-    records: Sequence[UsageRecord],
-    lines: Mapping[tuple[str, str], LineKey],
-    *,
-    now: datetime,
-) -> list[UsageRecord]:
-    """Store the records; returns those that were not there before. They come sorted, so two batches never deadlock."""
-    ids = {line: charge_id_of(line) for line in set(lines.values())}
-    columns: dict[str, object] = {field: [getattr(record, field) for record in records] for field in _FIELDS}
-    counts = [quantities_of(record) for record in records]
-    columns |= {name: [getattr(count, name) for count in counts] for name in _COUNTS}
-    of = [lines[record.source, record.id] for record in records]
-    columns |= {"model": [line.model for line in of], "base_model": [line.base_model for line in of]}
-    columns |= {"kind": [line.kind.value for line in of], "charge_id": [ids[line] for line in of]}
-    rows = await tx.execute(_KEEP, columns | {"now": now})
-    new = {(row.source, row.id) for row in rows}
-    return [record for record in records if (record.source, record.id) in new]
-
-
-async def _charge(
-    tx: AsyncSession,
-    new: Sequence[UsageRecord],
-    lines: Mapping[tuple[str, str], LineKey],
-    *,
-    now: datetime,
-) -> None:
-    firms = {record.firm_id for record in new}
-    edges = await validity_edges(tx, firms - {PLATFORM_FIRM}, at=now)
-    growth = summed(lines, new, lambda record: bisect_right(edges.get(record.firm_id, ()), record.at))
+async def _charge(tx: AsyncSession, new: Sequence[tuple[LineKey, UsageRecord]], *, now: datetime) -> None:
+    of_firms: dict[FirmId, list[UsageRecord]] = {}
+    for _, record in new:
+        of_firms.setdefault(record.firm_id, []).append(record)
+    edges = await validity_edges(tx, of_firms.keys() - {PLATFORM_FIRM}, at=now)
+    growth = summed(new, lambda record: bisect_right(edges.get(record.firm_id, ()), record.at))
     rows = await _locked_lines(tx, sorted({line for line, _ in growth}), now=now)
     dues: dict[FirmId, Due] = {}
     for (line, _), more in sorted(growth.items(), key=lambda item: item[0]):
         if not _fits(rows[line.text], more):
-            raise _too_much([record for record in new if lines[record.source, record.id] == line])
+            raise _too_much([record for of, record in new if of == line])
         step, residue = _grow(rows[line.text], more)
         assert more.last_at is not None, "a record has a time"
         due = dues.setdefault(line.firm_id, Due())
@@ -204,14 +185,13 @@ async def _charge(
         due.moves += residue_moves(residue, line.kind)
     for firm_id, due in sorted(dues.items()):
         due.moves = added(due.moves)
-        of_firm = [record for record in new if record.firm_id == firm_id]
         await collect(
             tx,
             firm_id,
             due,
             scope="usage",
-            request=[[record.source, record.id] for record in of_firm],
-            lease_ids={record.lease_id for record in of_firm if record.lease_id},
+            request=[[record.source, record.id] for record in of_firms[firm_id]],
+            lease_ids={record.lease_id for record in of_firms[firm_id] if record.lease_id},
             vouchers=firm_id in edges,
             now=now,
         )
@@ -286,7 +266,7 @@ def _begun(line: LineKey, rates: Rates, discount: Discount | None, now: datetime
 
 def _too_much(records: Sequence[UsageRecord]) -> InvalidInput:
     """Names the largest of the records that a line cannot take."""
-    most = max(records, key=lambda record: sum(getattr(quantities_of(record), name) for name in _COUNTS))
+    most = max(records, key=lambda record: sum(counts_of(record)))
     return InvalidInput(
         f"usage {most.id!r} of {most.source!r} is more than its line of the statement can hold",
         code="amount_too_large",

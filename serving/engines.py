@@ -26,10 +26,9 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class EngineUsage:
-    """Where a usage record's tokens were made. (source, usage_id) are the usage record's own."""
+    """Tokens that one engine start made and gateway `source` has billed."""
 
     source: str
-    usage_id: str
     engine_start: str
     prompt_tokens: int  # cached ones included
     generation_tokens: int
@@ -98,30 +97,29 @@ async def counts(tx: AsyncSession, *, since: datetime | None = None) -> list[Eng
     ]
 
 
-async def record_usage(tx: AsyncSession, usages: Sequence[EngineUsage]) -> int:
-    """Remember where billed tokens were made, in the transaction that bills them; a record known already is left out.
-
-    Returns how many were new.
-    """
-    if not usages:
-        return 0
-    rows = await tx.execute(
+async def record_usage(tx: AsyncSession, usages: Sequence[EngineUsage]) -> None:
+    """Add what was billed to the sums of its engines, in the transaction that bills it, and only what is new to that."""
+    # In order, so that two batches never deadlock.
+    await tx.execute(
         text("""
-            INSERT INTO serving.engine_usage (source, usage_id, engine_start, prompt_tokens, generation_tokens, at)
-            SELECT * FROM unnest(CAST(:sources AS text[]), CAST(:ids AS text[]), CAST(:starts AS text[]),
-                                 CAST(:prompts AS bigint[]), CAST(:generations AS bigint[]),
-                                 CAST(:ats AS timestamptz[]))
-            ON CONFLICT DO NOTHING RETURNING 1"""),
+            INSERT INTO serving.engine_usage AS had (source, engine_start, prompt_tokens, generation_tokens, last_at)
+            SELECT source, start, sum(prompt), sum(generation), max(at)
+            FROM unnest(CAST(:sources AS text[]), CAST(:starts AS text[]), CAST(:prompts AS bigint[]),
+                        CAST(:generations AS bigint[]), CAST(:ats AS timestamptz[]))
+                AS more (source, start, prompt, generation, at)
+            GROUP BY source, start ORDER BY source, start
+            ON CONFLICT (engine_start, source) DO UPDATE SET
+                prompt_tokens = had.prompt_tokens + excluded.prompt_tokens,
+                generation_tokens = had.generation_tokens + excluded.generation_tokens,
+                last_at = greatest(had.last_at, excluded.last_at)"""),
         {
             "sources": [u.source for u in usages],
-            "ids": [u.usage_id for u in usages],
             "starts": [u.engine_start for u in usages],
             "prompts": [u.prompt_tokens for u in usages],
             "generations": [u.generation_tokens for u in usages],
             "ats": [u.at for u in usages],
         },
     )
-    return len(rows.all())
 
 
 async def reconcile(tx: AsyncSession) -> list[Line]:
@@ -130,7 +128,7 @@ async def reconcile(tx: AsyncSession) -> list[Line]:
         start: Billed(prompt_tokens=int(prompt), generation_tokens=int(generation), last_at=last_at)
         for start, prompt, generation, last_at in await tx.execute(
             text("""
-                SELECT engine_start, sum(prompt_tokens), sum(generation_tokens), max(at)
+                SELECT engine_start, sum(prompt_tokens), sum(generation_tokens), max(last_at)
                 FROM serving.engine_usage GROUP BY engine_start""")
         )
     }

@@ -169,14 +169,13 @@ class EngineCountRow(Table, table=True):
 
 
 class EngineUsageRow(Table, table=True):
-    """Which engine start a billed request ran on: the link between a usage record and an engine's counters."""
+    """What one gateway billed of an engine start, in all: to be held against the engine's own counters."""
 
     __tablename__ = "engine_usage"
     __table_args__ = SCHEMA
 
+    engine_start: str = Field(sa_column=Column(Text, primary_key=True))
     source: str = Field(sa_column=Column(Text, primary_key=True))
-    usage_id: str = Field(sa_column=Column(Text, primary_key=True))
-    engine_start: str = Field(sa_type=Text)
     prompt_tokens: int = Field(sa_type=BigInteger)
     generation_tokens: int = Field(sa_type=BigInteger)
-    at: datetime = Field(sa_column=_at())
+    last_at: datetime = Field(sa_column=_at())

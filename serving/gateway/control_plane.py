@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -11,7 +11,6 @@ from kit.db import Database, notify
 from kit.errors import Conflict, Forbidden, HeliuError, NoMoney, NotFound, Refused, Unauthenticated
 from kit.ids import new_id
 from kit.units import MicroYuan
-from kit.units import Tokens as TokenCount
 from quotas import api as quotas
 from quotas.vocabulary import (
     ALLOWANCES_CHANNEL,
@@ -21,20 +20,16 @@ from quotas.vocabulary import (
     AllowanceLease,
     FirmId,
     KeyGrant,
-    KeyId,
     LeaseId,
     ModelName,
     Payer,
     PlaceAsk,
     PlaceLease,
-    ProjectId,
     RateAsk,
     RateLease,
-    TokenUsage,
 )
 from serving import api as serving
 from serving.admission import Lease, Rate, TopUp
-from serving.metering import Closed
 from serving.vocabulary import REPLICAS_CHANNEL, RouteTable
 
 log = logging.getLogger(__name__)
@@ -54,7 +49,8 @@ class ControlPlane:
         self.holder = holder
         self._lease_seconds = lease_seconds
         self._life = f"{holder}/{new_id('req')}"  # what an earlier life leased of a minute may have been used
-        self._successors: dict[str, str] = {}  # a lease that was shrunk goes on under another id
+        self.successors: dict[str, str] = {}
+        """A lease that was shrunk goes on under another id."""
 
     # --- keys -----------------------------------------------------------------------------------------------------
 
@@ -137,7 +133,7 @@ class ControlPlane:
 
         kept = await self._db.retrying(work)
         if kept is not None:
-            self._successors[lease.id] = kept.id
+            self.successors[lease.id] = kept.id
             lease.id, lease.expires_ms, lease.recalled = kept.id, _ms(kept.expires_at), False
 
     async def rule_against(self, payer: str, missing: TopUp) -> Refused | None:
@@ -266,30 +262,8 @@ class ControlPlane:
 
     # --- usage ----------------------------------------------------------------------------------------------------
 
-    async def ingest(self, records: Sequence[Closed]) -> None:
-        """See ports.UsageSink."""
-        usages = [self._usage(record) for record in records]
-        made = [
-            serving.EngineUsage(
-                self.holder,
-                r.subject.id,
-                r.subject.engine_start,
-                r.tokens.input * r.subject.choices,
-                r.tokens.output,
-                u.at,
-            )
-            for r, u in zip(records, usages, strict=True)
-            if r.subject.engine_start
-        ]
-
-        async def work(tx: AsyncSession) -> None:
-            await quotas.ingest_tokens(tx, usages, now=utc_now())
-            await serving.record_engine_usage(tx, made)
-
-        await self._db.retrying(work)
-
     async def spend(self, grant: KeyGrant, now: datetime) -> dict[str, object]:
-        """See ports.UsageSink."""
+        """See ports.Spending."""
         period = quotas.period_of(now)
         async with self._db.transaction() as tx:
             statement = await quotas.statement(tx, grant.firm_id, period, now)
@@ -304,26 +278,6 @@ class ControlPlane:
                 for line in lines
             ],
         }
-
-    def as_leased(self, record: Closed) -> Closed:
-        """The record under the id that its lease goes by now."""
-        lease_id = record.subject.lease_id
-        if lease_id not in self._successors:
-            return record
-        while lease_id in self._successors:
-            lease_id = self._successors[lease_id]
-        return record._replace(subject=record.subject._replace(lease_id=lease_id))
-
-    def _usage(self, record: Closed) -> TokenUsage:
-        subject, tokens = self.as_leased(record).subject, record.tokens
-        return TokenUsage(
-            id=subject.id, source=self.holder, key_id=KeyId(subject.key_id), firm_id=FirmId(subject.firm_id),
-            project_id=ProjectId(subject.project_id), model=ModelName(subject.model),
-            base_model=ModelName(subject.base_model), input=TokenCount(tokens.input),
-            cached_input=TokenCount(tokens.cached_input), output=TokenCount(tokens.output),
-            at=datetime.fromtimestamp(subject.at_ms / 1000, UTC), outcome=record.outcome.value,
-            lease_id=None if subject.lease_id is None else LeaseId(subject.lease_id), dedicated=subject.dedicated,
-        )  # fmt: skip
 
 
 async def _rate(tx: AsyncSession, model: str, now: datetime) -> Rate | None:

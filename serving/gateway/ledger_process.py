@@ -1,6 +1,7 @@
 """Usage goes to the ledger through a process of its own: charging a batch is work that no open stream should wait for.
 
-The gateway sends frames of usage-log lines, the process answers each with a line: `ok`, or why not.
+The gateway sends frames: a line that says what shrunk leases go by now, then lines of its usage log as they stand
+there. The process answers each frame with a line: `ok`, or why not.
 """
 
 import asyncio
@@ -9,12 +10,15 @@ import os
 import sys
 from collections.abc import Sequence
 
+import msgspec
+
 from kit.db import Database
 from kit.errors import HeliuError, InvalidInput, Unavailable
 from kit.telemetry import configure_logging
+from serving.gateway.charging import charge
 from serving.gateway.control_plane import ControlPlane
 from serving.gateway.ports import UNFORESEEN
-from serving.gateway.usage_log import decode, encode
+from serving.gateway.usage_lines import decode
 from serving.metering import Closed
 
 log = logging.getLogger(__name__)
@@ -22,7 +26,7 @@ log = logging.getLogger(__name__)
 FRAME_BYTES = 4
 ANSWER_SECONDS_MAX = 60
 """A ledger that takes longer for a batch than this is taken to hang."""
-NICER = 5
+NICER = 10
 """On a machine with too few cores, answering comes before charging."""
 
 
@@ -40,14 +44,15 @@ class LedgerProcess:
         """Its process id, once it runs."""
         return None if self._process is None else self._process.pid
 
-    async def ingest(self, records: Sequence[Closed]) -> None:
-        """Charge these records. Raises Unavailable when the ledger or the process is away."""
-        lines = b"".join(encode(self._control.as_leased(record)) for record in records)
+    async def ingest(self, lines: Sequence[bytes]) -> None:
+        """See ports.Ledger."""
+        frame = b"".join((msgspec.json.encode(self._control.successors), b"\n", *lines))
         async with self._turn:
             process = await self._running()
             assert process.stdin is not None and process.stdout is not None
             try:
-                process.stdin.write(len(lines).to_bytes(FRAME_BYTES, "big") + lines)
+                process.stdin.write(len(frame).to_bytes(FRAME_BYTES, "big"))
+                process.stdin.write(frame)
                 async with asyncio.timeout(ANSWER_SECONDS_MAX):
                     await process.stdin.drain()
                     answer = await process.stdout.readline()
@@ -92,14 +97,14 @@ async def _charge_frames() -> None:
     reader = asyncio.StreamReader(limit=64 << 20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     db = Database(os.environ["HELIU_DATABASE_URL"], pool_size=1)
-    control = ControlPlane(db, holder=os.environ["HELIU_GATEWAY_HOLDER"], lease_seconds=1)
+    source = os.environ["HELIU_GATEWAY_HOLDER"]
     try:
         while True:
             size = int.from_bytes(await reader.readexactly(FRAME_BYTES), "big")
-            frame = await reader.readexactly(size)
-            records = [decode(line) for line in frame.split(b"\n") if line]
+            head, *lines = (await reader.readexactly(size)).split(b"\n")
+            records = [record for line in lines if isinstance(record := decode(line), Closed)]
             try:
-                await control.ingest([record for record in records if isinstance(record, Closed)])
+                await charge(db, source, records, msgspec.json.decode(head, type=dict[str, str]))
             except InvalidInput as error:
                 answer = f"never {error.code} {error.message}"
             except (HeliuError, OSError) as error:

@@ -7,7 +7,6 @@ from typing import Protocol
 from kit.errors import Refused
 from quotas.vocabulary import KeyGrant, PlaceAsk, PlaceLease, RateAsk, RateLease
 from serving.admission import Lease, Rate, TopUp
-from serving.metering import Closed
 from serving.vocabulary import RouteTable
 
 
@@ -121,8 +120,8 @@ UNFORESEEN = "unforeseen"
 
 
 class Ledger(Protocol):
-    async def ingest(self, records: Sequence[Closed]) -> None:
-        """Charge these records, each exactly once however often it comes, or none of them.
+    async def ingest(self, lines: Sequence[bytes]) -> None:
+        """Charge the closed requests of these lines of the usage log, each once however often it comes; or none.
 
         Raises InvalidInput when it will never take one of them, and Unavailable or OSError when it is down.
         """

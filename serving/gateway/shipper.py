@@ -17,13 +17,14 @@ from functools import partial
 from kit.errors import HeliuError, InvalidInput
 from serving.admission import Lease, shipped
 from serving.gateway.ports import UNFORESEEN, Ledger
-from serving.gateway.usage_log import SEGMENT_BYTES, Segment, UsageLog, encode, read_segment
+from serving.gateway.usage_lines import decode, encode, read_lines, read_segment
+from serving.gateway.usage_log import SEGMENT_BYTES, Segment, UsageLog
 from serving.metering import Closed, Counted, Opened, Outcome, Subject, Tokens, follow
 
 log = logging.getLogger(__name__)
 
-BATCH_MAX = 500
-IN_MEMORY_MAX = 10_000
+BATCH_MAX = 5_000
+IN_MEMORY_MAX = 20_000
 """Records that wait in memory; those after them are left on disk."""
 ROTATE_BYTES = SEGMENT_BYTES - (256 << 10)
 
@@ -32,7 +33,7 @@ ROTATE_BYTES = SEGMENT_BYTES - (256 << 10)
 class _Owed:
     """A closed request that the ledger does not have yet, and the segments that are needed until it has."""
 
-    closed: Closed
+    line: bytes
     segments: list[Segment]
     lease: Lease | None
     charge: int
@@ -40,21 +41,37 @@ class _Owed:
 
 
 @dataclass(slots=True)
-class _OnDisk:
-    """Closed requests that are read from their segment again, with what their leases owe in all."""
+class _Parcel:
+    """Closed requests that go to the ledger together, and what leases owe for them in all.
 
-    segment: Segment
+    They wait as lines in memory, or (`segment`) on disk, from where they are read again.
+    """
+
+    segment: Segment | None = None
+    lines: list[bytes] = field(default_factory=list[bytes])
     needs: Counter[Segment] = field(default_factory=Counter[Segment])
     leases: dict[int, tuple[Lease, int, int]] = field(default_factory=dict[int, tuple[Lease, int, int]])
     records: int = 0
+    sealed: bool = False
+    """Whether it is being charged: what comes meanwhile goes into another."""
 
     def add(self, owed: _Owed) -> None:
         """One more waits there."""
         self.records += 1
-        self.needs.update(owed.segments)
+        if self.segment is None:
+            self.lines.append(owed.line)
+        for segment in owed.segments:
+            self.needs[segment] += 1
         if owed.lease is not None:
             _, charge, tokens = self.leases.get(id(owed.lease), (owed.lease, 0, 0))
             self.leases[id(owed.lease)] = owed.lease, charge + owed.charge, tokens + owed.tokens
+
+    def taken(self) -> None:
+        """The ledger has all of it."""
+        for lease, charge, tokens in self.leases.values():
+            shipped(lease, charge, tokens=tokens)
+        for segment, times in self.needs.items():
+            segment.needed -= times
 
 
 class Shipper:
@@ -64,8 +81,9 @@ class Shipper:
         self.log = usage_log
         self._sink = sink
         self._backlog_bytes_max = backlog_bytes_max
-        self._backlog: deque[_Owed] = deque()
-        self._on_disk: deque[_OnDisk] = deque()  # what came after the backlog in memory
+        self._in_memory: deque[_Parcel] = deque()
+        self._on_disk: deque[_Parcel] = deque()  # what came after those in memory
+        self._last = _Parcel(sealed=True)  # the one that took the last record
         self._segments: set[Segment] = set()  # those with lines that are not yet shipped
         self._open: dict[str, list[Segment]] = {}  # open stream → the segments with a line of it
         self._more = asyncio.Event()
@@ -82,7 +100,7 @@ class Shipper:
     @property
     def backlog(self) -> int:
         """Records that the ledger does not have yet."""
-        return len(self._backlog) + sum(one.records for one in self._on_disk)
+        return sum(parcel.records for waiting in (self._in_memory, self._on_disk) for parcel in waiting)
 
     def count(self, subject: Subject, tokens: Tokens) -> None:
         """Log the running count of an open stream."""
@@ -105,8 +123,9 @@ class Shipper:
         `charge` and `tokens` were settled from `lease` and stay owed there until the ledger has taken them.
         """
         self._rotate_when_full()
-        owed = _Owed(closed, self._open.pop(closed.subject.id, None) or [], lease, charge, tokens)
-        segment = self.log.append(encode(closed), partial(self._durable, owed, done, self.log.segment))
+        line = encode(closed)
+        owed = _Owed(line, self._open.pop(closed.subject.id, None) or [], lease, charge, tokens)
+        segment = self.log.append(line, partial(self._durable, owed, done, self.log.segment))
         self._need(owed.segments, segment)
 
     def _rotate_when_full(self) -> None:
@@ -120,14 +139,22 @@ class Shipper:
         self.full = waiting * SEGMENT_BYTES + self.log.bytes_in_segment >= self._backlog_bytes_max
 
     def _durable(self, owed: _Owed, done: Callable[[], None], segment: Segment) -> None:
-        if len(self._backlog) < IN_MEMORY_MAX and not self._on_disk:
-            self._backlog.append(owed)
-        else:
-            if not self._on_disk or self._on_disk[-1].segment is not segment:
-                self._on_disk.append(_OnDisk(segment))
-            self._on_disk[-1].add(owed)
+        last = self._last
+        if last.segment is not None or last.sealed or last.records >= BATCH_MAX:
+            last = self._last = self._parcel(segment)
+        last.add(owed)
         self._more.set()
         done()
+
+    def _parcel(self, segment: Segment) -> _Parcel:
+        """Where the next record waits: in memory, but behind those that wait on disk already."""
+        if self._on_disk or self.backlog > IN_MEMORY_MAX - BATCH_MAX:
+            waiting, where = self._on_disk, segment
+        else:
+            waiting, where = self._in_memory, None
+        if not waiting or waiting[-1].sealed or waiting[-1].segment is not where or where is None:
+            waiting.append(_Parcel(where))
+        return waiting[-1]
 
     def _need(self, segments: list[Segment], segment: Segment) -> None:
         if segment not in segments:
@@ -143,10 +170,12 @@ class Shipper:
         cut: dict[str, Opened] = {}
         for segment in segments:
             closed = follow(cut, read_segment(segment.path))
-            self._on_disk.append(_OnDisk(segment, Counter(segments), records=closed))
+            self._on_disk.append(_Parcel(segment, needs=Counter(segments), records=closed))
+        if cut:
+            self._in_memory.append(_Parcel())
         for opened in cut.values():
             killed = Closed(opened.subject, opened.tokens, Outcome.GATEWAY_KILLED)
-            self._backlog.append(_Owed(killed, segments, None, 0, 0))
+            self._in_memory[0].add(_Owed(encode(killed), segments, None, 0, 0))
         for segment in segments:
             segment.needed = len(segments) + len(cut)
         self._segments.update(segments)
@@ -176,80 +205,68 @@ class Shipper:
             yield
 
     async def _ship(self) -> bool:
-        while self._backlog or self._on_disk:
-            if not (await self._ship_from_memory() if self._backlog else await self._ship_from_disk()):
+        while self._in_memory or self._on_disk:
+            waiting = self._in_memory or self._on_disk
+            parcel = waiting[0]
+            parcel.sealed = True
+            work = self._charge_lines(parcel.lines) if parcel.segment is None else self._charge_segment(parcel.segment)
+            if not await work:
                 self.late = True
                 self._weigh()
                 return False
+            waiting.popleft()
+            parcel.taken()
             self.late = False
             self._delete_shipped()
         self._more.clear()
         return True
 
-    async def _ship_from_memory(self) -> bool:
-        batch = list(itertools.islice(self._backlog, BATCH_MAX))
-        if not await self._charge([owed.closed for owed in batch]):
-            return False
-        for owed in batch:
-            self._backlog.popleft()
-            if owed.lease is not None:
-                shipped(owed.lease, owed.charge, tokens=owed.tokens)
-            for segment in owed.segments:
-                segment.needed -= 1
-        return True
-
-    async def _ship_from_disk(self) -> bool:
-        """A segment at a time; some of it may have been shipped before, which changes nothing."""
-        waiting = self._on_disk.popleft()
-        if waiting.segment is self.log.segment:
+    async def _charge_segment(self, segment: Segment) -> bool:
+        """All that is in it; some may have been charged before, which changes nothing."""
+        if segment is self.log.segment:
             self.log.rotate()  # what is durable of it is read; what is not yet comes later
-        records = read_segment(waiting.segment.path)
-        closed = (record for record in records if isinstance(record, Closed))
+        closed = (line for line, record in read_lines(segment.path) if isinstance(record, Closed))
         while batch := list(itertools.islice(closed, BATCH_MAX)):
-            if not await self._charge(batch):
-                self._on_disk.appendleft(waiting)
+            if not await self._charge_lines(batch):
                 return False
-        for lease, charge, tokens in waiting.leases.values():
-            shipped(lease, charge, tokens=tokens)
-        for segment, times in waiting.needs.items():
-            segment.needed -= times
         return True
 
-    async def _charge(self, batch: Sequence[Closed]) -> bool:
+    async def _charge_lines(self, lines: Sequence[bytes]) -> bool:
         """Have the ledger take these, but for what it will never take; False when it takes nothing now."""
         try:
-            bad = await self._refused(batch)
+            bad = await self._refused(lines)
         except (HeliuError, OSError) as error:
             if not self.late:
                 log.warning("usage could not be shipped; it is kept and tried again", extra={"why": str(error)})
             return False
-        if len(bad) == len(batch) and all(error.code == UNFORESEEN for _, error in bad):
+        if len(bad) == len(lines) and all(error.code == UNFORESEEN for _, error in bad):
             log.error("the ledger fails on all usage in a way nobody foresaw; it is kept and tried again")
             return False
         if bad:
             await asyncio.to_thread(self._quarantine, bad)
-        self.shipped += len(batch) - len(bad)
+        self.shipped += len(lines) - len(bad)
         return True
 
-    async def _refused(self, batch: Sequence[Closed]) -> list[tuple[Closed, InvalidInput]]:
-        """The records that the ledger refuses, whenever they come: found by halves, so that they hold up no other."""
+    async def _refused(self, lines: Sequence[bytes]) -> list[tuple[bytes, InvalidInput]]:
+        """The lines that the ledger refuses, whenever they come: found by halves, so that they hold up no other."""
         try:
-            await self._sink.ingest(batch)
+            await self._sink.ingest(lines)
         except InvalidInput as error:
-            if len(batch) == 1:
-                return [(batch[0], error)]
-            half = len(batch) // 2
-            return [*await self._refused(batch[:half]), *await self._refused(batch[half:])]
+            if len(lines) == 1:
+                return [(lines[0], error)]
+            half = len(lines) // 2
+            return [*await self._refused(lines[:half]), *await self._refused(lines[half:])]
         return []
 
-    def _quarantine(self, bad: Iterable[tuple[Closed, InvalidInput]]) -> None:
+    def _quarantine(self, bad: Iterable[tuple[bytes, InvalidInput]]) -> None:
         with (self.log.folder / "quarantine.log").open("ab") as file:
-            for closed, why in bad:
-                file.write(encode(closed))
+            for line, why in bad:
+                file.write(line)
                 self.quarantined += 1
+                record = decode(line.rstrip(b"\n"))
                 log.error(
                     "the ledger will never take a record of usage; it is kept in quarantine.log and not charged",
-                    extra={"request": closed.subject.id, "why": str(why)},
+                    extra={"request": record.subject.id if isinstance(record, Closed) else "", "why": str(why)},
                 )
             file.flush()
             os.fsync(file.fileno())

@@ -1,11 +1,10 @@
-"""The gateway's durable usage log: what is appended in one turn of the event loop is written and synced together.
+"""The gateway's durable usage log: what is appended while every turn of the loop brings more is synced together.
 
 While the disk is quick the loop syncs itself, which costs less than waking a thread and taking turns with it; as soon
 as a sync is slow, or refused, a thread does it, so that open streams do not wait for a disk.
 
-A segment is a file of lines `<crc32, 8 hex digits> <JSON>`; a torn or foreign line at the end of a killed gateway's
-file is left out. A small ballast file is given up when the disk fills, so that what runs can still be logged while
-nothing new is admitted.
+A segment is a file of lines (`usage_lines.py`). A small ballast file is given up when the disk fills, so that what
+runs can still be logged while nothing new is admitted.
 """
 
 import asyncio
@@ -16,16 +15,12 @@ import os
 import queue
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from kit.errors import Conflict
 from serving.gateway.faults import where
-from serving.metering import Closed, Counted, Opened, Outcome, Record, Subject, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -33,64 +28,13 @@ BALLAST_BYTES = 4 << 20
 SEGMENT_BYTES = 8 << 20
 """A segment is filled with zeros first: overwriting changes no file size, and syncing takes half as long."""
 RETRY_SECONDS = 0.2
+GATHER_SECONDS = 0.002
+"""So long a record waits at most for others to share its sync: a sync costs as much as a request or two."""
 QUICK_SECONDS = 0.002
 """A disk that syncs in less than this, on the mean, is synced by the loop."""
 HICCUP_SECONDS = 0.05
 SLOW_SECONDS = 2.0
 """So long the thread writes after a sync was slow; then the disk is tried again."""
-
-
-class _Line(msgspec.Struct, array_like=True):
-    """A line as it is read; `encode` writes it."""
-
-    kind: str  # o(pened) | c(ounted) | e(nded)
-    id: str
-    tokens: Tokens
-    subject: Subject | None = None
-    outcome: str = ""
-
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(_Line)
-
-
-def encode(record: Record) -> bytes:
-    """One line of a segment."""
-    if isinstance(record, Closed):
-        subject, tokens, outcome = record
-        payload = _encoder.encode(("e", subject.id, tokens, subject, outcome))
-    elif isinstance(record, Opened):
-        payload = _encoder.encode(("o", record.subject.id, record.tokens, record.subject))
-    else:
-        payload = _encoder.encode(("c", record.id, record.tokens))
-    return b"%08x %s\n" % (zlib.crc32(payload), payload)
-
-
-def decode(line: bytes) -> Record | None:
-    """The record of a line without its line break; None for a torn or damaged line."""
-    try:
-        if int(line[:8], 16) != zlib.crc32(line[9:]):
-            return None
-        read = _decoder.decode(line[9:])
-        tokens = read.tokens
-        if read.kind == "c" or read.subject is None:
-            return Counted(read.id, tokens)
-        return Opened(read.subject, tokens) if read.kind == "o" else Closed(read.subject, tokens, Outcome(read.outcome))
-    except (ValueError, msgspec.MsgspecError):  # an outcome that another version knows is damage too
-        return None
-
-
-def read_segment(path: Path) -> Iterator[Record]:
-    """Every whole record of a segment."""
-    with path.open("rb") as file:
-        for line in file:
-            if line.startswith(b"\0"):
-                return  # the part of the segment that was never written
-            record = decode(line.rstrip(b"\n")) if line.endswith(b"\n") else None
-            if record is None:
-                log.warning("a damaged line in the usage log is left out", extra={"segment": path.name})
-            else:
-                yield record
 
 
 @dataclass(slots=True, eq=False)
@@ -104,8 +48,12 @@ class Segment:
 @dataclass(slots=True)
 class _Batch:
     segment: Segment
+    until: float
+    """When it is written at the latest, on the loop's clock."""
     lines: list[bytes] = field(default_factory=list)
     done: list[Callable[[], None]] = field(default_factory=list)
+    seen: int = 0
+    """Lines in it when the loop last looked."""
 
 
 class UsageLog:
@@ -148,12 +96,12 @@ class UsageLog:
     def append(self, line: bytes, done: Callable[[], None] | None = None) -> Segment:
         """Queue one encoded record, return its segment; `done` is called on the loop, in order, once it is durable.
 
-        What is appended in one turn of the loop is written and synced together.
+        What is appended while every turn of the loop brings more is written and synced together.
         """
         batch = self._batch
         if batch is None:
-            batch = self._batch = _Batch(self.segment)
-            self._loop.call_soon(self._hand_over)
+            batch = self._batch = _Batch(self.segment, self._loop.time() + GATHER_SECONDS)
+            self._loop.call_soon(self._gather, batch)
         batch.lines.append(line)
         if done is not None:
             batch.done.append(done)
@@ -192,6 +140,16 @@ class UsageLog:
         if self._fd >= 0:
             os.close(self._fd)
         os.close(self._owner)
+
+    def _gather(self, batch: _Batch) -> None:
+        """A turn of the loop is over: write when it brought nothing more, or when others have waited long enough."""
+        if batch is not self._batch:
+            return
+        if len(batch.lines) > batch.seen and self._loop.time() < batch.until:
+            batch.seen = len(batch.lines)
+            self._loop.call_soon(self._gather, batch)
+        else:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         """Write what has gathered. While the thread writes, more gathers: it is handed over when that is done."""

@@ -45,6 +45,7 @@ from serving.vocabulary import (
     RouteTable,
 )
 from tests.support.until import until_async
+from tests.support.usage import closed_requests
 
 BORN = datetime(2026, 11, 1, tzinfo=UTC)
 KEY = "hl_key1_secret"
@@ -241,10 +242,10 @@ class FakePlane:
         await asyncio.Event().wait()
         yield "", 0
 
-    async def ingest(self, records: Sequence[Closed]) -> None:
+    async def ingest(self, lines: Sequence[bytes]) -> None:
         self._up()
         known = {record.subject.id for record in self.records}
-        self.records += [record for record in records if record.subject.id not in known]
+        self.records += [record for record in closed_requests(lines) if record.subject.id not in known]
 
     async def spend(self, grant: KeyGrant, now: datetime) -> dict[str, object]:
         return {"key_id": grant.key_id}

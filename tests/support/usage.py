@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kit.errors import Unavailable
 from serving.gateway.shipper import Shipper
+from serving.gateway.usage_lines import decode
 from serving.metering import Closed, Outcome, Subject, Tokens
 from tests.support.until import until_async
 
@@ -18,15 +19,22 @@ def closed(id: str, output: int = 2) -> Closed:
     return Closed(subject(id), Tokens(3, 1, output), Outcome.COMPLETED)
 
 
+def closed_requests(lines: Sequence[bytes]) -> list[Closed]:
+    """The records of lines of a usage log."""
+    records = [decode(line.rstrip(b"\n")) for line in lines]
+    assert all(isinstance(record, Closed) for record in records), "only these go to the ledger"
+    return [record for record in records if isinstance(record, Closed)]
+
+
 class Sink:
     def __init__(self) -> None:
         self.taken: list[Closed] = []
         self.down = False
 
-    async def ingest(self, records: Sequence[Closed]) -> None:
+    async def ingest(self, lines: Sequence[bytes]) -> None:
         if self.down:
             raise Unavailable("the ledger is away")
-        self.taken += records
+        self.taken += closed_requests(lines)
 
 
 def segments(folder: Path) -> list[str]:

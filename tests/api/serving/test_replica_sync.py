@@ -262,10 +262,10 @@ async def test_an_engines_counters_only_grow_and_end_with_it(stage: Stage) -> No
 
 async def test_tokens_billed_are_held_against_the_engines_own_count(stage: Stage) -> None:
     await stage.ready()
-    usage = [EngineUsage("gw-1", f"use_{i}", stage.host.engine_start, 30, 20, stage.clock.now()) for i in range(3)]
+    usage = [EngineUsage(gateway, stage.host.engine_start, 30, 20, stage.clock.now()) for gateway in ("gw-1", "gw-2")]
     async with stage.db.transaction() as tx:
-        assert await api.record_engine_usage(tx, usage) == 3
-        assert await api.record_engine_usage(tx, usage) == 0, "a shipped batch may come twice"
+        await api.record_engine_usage(tx, usage)
+        await api.record_engine_usage(tx, usage[:1])
         (line,) = await api.reconcile(tx)
     assert line.verdict is Verdict.OPEN, "the engine has not reported since"
     stage.clock.advance(ENGINE_LAG)
@@ -287,8 +287,8 @@ async def test_what_an_ended_engine_counted_and_nobody_was_billed_is_booked_once
     await stage.ready()
     start = stage.host.engine_start
 
-    async def use(number: int) -> None:
-        usage = EngineUsage("gw-1", f"use_{number}", start, 30, 20, stage.clock.now())
+    async def use() -> None:
+        usage = EngineUsage("gw-1", start, 30, 20, stage.clock.now())
         async with stage.db.transaction() as tx:
             await api.record_engine_usage(tx, [usage])
 
@@ -297,7 +297,7 @@ async def test_what_an_ended_engine_counted_and_nobody_was_billed_is_booked_once
             rows = await losses.losses(tx)
         return [(row.engine_start, row.prompt_tokens, row.generation_tokens, row.micro_yuan) for row in rows]
 
-    await use(1)
+    await use()
     stage.clock.advance(ENGINE_LAG * 2)
     await stage.ready(counters=Counters(110, 65, 10, 1))
     stage.host.engine_start = "eng_01restarted"
@@ -305,11 +305,11 @@ async def test_what_an_ended_engine_counted_and_nobody_was_billed_is_booked_once
     assert await losses.book(stage.db, now=stage.clock.now()) == 1
     assert await booked() == [(start, 70, 44, 70 + 2 * 44)]
     assert await losses.book(stage.db, now=stage.clock.now()) == 0, "what is booked is not booked again"
-    await use(2)
+    await use()
     assert await losses.book(stage.db, now=stage.clock.now()) == 1
     assert await booked() == [(start, 40, 24, 40 + 2 * 24)]
     async with stage.db.transaction() as tx:
-        last = EngineUsage("gw-1", "use_3", start, 40, 24, stage.clock.now())
+        last = EngineUsage("gw-1", start, 40, 24, stage.clock.now())
         await api.record_engine_usage(tx, [last])
     assert await losses.book(stage.db, now=stage.clock.now()) == 1
     assert await booked() == [(start, 0, 0, 0)]

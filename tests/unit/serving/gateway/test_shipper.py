@@ -14,10 +14,11 @@ from serving.gateway import shipper as shipping
 from serving.gateway import usage_log as module
 from serving.gateway.ports import UNFORESEEN
 from serving.gateway.shipper import Shipper
-from serving.gateway.usage_log import UsageLog, decode, encode
+from serving.gateway.usage_lines import decode, encode
+from serving.gateway.usage_log import UsageLog
 from serving.metering import Closed, Counted, Opened, Outcome, Tokens
 from tests.support.until import until_async
-from tests.support.usage import Sink, closed, durable, segments, subject
+from tests.support.usage import Sink, closed, closed_requests, durable, segments, subject
 
 
 async def test_a_gateway_starts_on_a_full_disk_ships_what_is_there_and_then_admits(
@@ -129,7 +130,8 @@ async def test_what_an_unreachable_ledger_does_not_take_waits_on_disk_until_that
         await durable(shipper, count)
         assert count < 5_000, "it is never full"
     assert len(segments(tmp_path)) == 21, "what is written now is the last"
-    assert len(shipper._backlog) == 50, "the rest is not held in memory"
+    held = sum(len(parcel.lines) for parcel in (*shipper._in_memory, *shipper._on_disk))
+    assert 0 < held <= 50, "the rest is not held in memory"
     assert not await shipper.ship()
     assert lease.owed == 3 * count
     sink.down = False
@@ -155,8 +157,8 @@ async def test_records_that_come_while_the_disk_is_read_are_neither_lost_nor_set
     await durable(shipper, 200)
     taken = sink.ingest
 
-    async def more_meanwhile(records: Sequence[Closed]) -> None:
-        await taken(records)
+    async def more_meanwhile(lines: Sequence[bytes]) -> None:
+        await taken(lines)
         if len(sink.taken) < 400:
             one(len({record.subject.id for record in sink.taken}) + 1_000)
         for _ in range(3):
@@ -187,7 +189,8 @@ async def test_a_killed_gateways_backlog_on_disk_is_shipped_by_the_next(tmp_path
     again, sink = UsageLog(tmp_path), Sink()
     replayed = Shipper(again, sink, backlog_bytes_max=1 << 30)
     assert replayed.backlog == 301
-    assert len(replayed._backlog) == 1, "only what was cut is in memory"
+    (cut,) = replayed._in_memory
+    assert len(cut.lines) == 1, "only what was cut is in memory"
     assert await replayed.ship()
     assert Counter(record.subject.id for record in sink.taken) == Counter(["cut", *(f"req_{n}" for n in range(300))])
     assert sink.taken[0] == Closed(subject("cut"), Tokens(3, 0, 8), Outcome.GATEWAY_KILLED)
@@ -202,11 +205,11 @@ class Picky(Sink):
         super().__init__()
         self.refused, self.code, self.calls = refused, code, 0
 
-    async def ingest(self, records: Sequence[Closed]) -> None:
+    async def ingest(self, lines: Sequence[bytes]) -> None:
         self.calls += 1
-        if any(record.subject.id in self.refused for record in records):
+        if any(record.subject.id in self.refused for record in closed_requests(lines)):
             raise InvalidInput("more cached tokens than input", code=self.code)
-        await super().ingest(records)
+        await super().ingest(lines)
 
 
 @pytest.mark.parametrize("code", ["negative_tokens", UNFORESEEN])

@@ -12,7 +12,8 @@ import pytest
 
 from kit.errors import Conflict
 from serving.gateway import usage_log as module
-from serving.gateway.usage_log import UsageLog, decode, encode, read_segment
+from serving.gateway.usage_lines import decode, encode, read_segment
+from serving.gateway.usage_log import UsageLog
 from serving.metering import Counted, Opened, Tokens
 from tests.support.until import until_async
 from tests.support.usage import closed, subject
@@ -53,6 +54,39 @@ async def test_a_record_is_on_disk_when_the_log_says_so(tmp_path: Path) -> None:
     log.close()
 
 
+async def quiet_turns() -> None:
+    """So many that the log no longer waits for more to come."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_records_share_a_sync_while_each_turn_brings_more_but_none_waits_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = UsageLog(tmp_path)
+    sync = os.fdatasync
+    synced: list[int] = []
+    durable: list[int] = []
+
+    def counted(fd: int) -> None:
+        sync(fd)
+        synced.append(len(durable))
+
+    monkeypatch.setattr(module.os, "fdatasync", counted)
+    monkeypatch.setattr(module, "GATHER_SECONDS", 60.0)
+    for n in range(5):
+        log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
+        await asyncio.sleep(0)
+        assert not durable, "the next turn may bring more"
+    await quiet_turns()
+    assert (durable, synced) == ([0, 1, 2, 3, 4], [0])
+    monkeypatch.setattr(module, "GATHER_SECONDS", 0.0)
+    log.append(encode(closed("req_5")), lambda: durable.append(5))
+    await asyncio.sleep(0)
+    assert durable[5:] == [5], "it has waited long enough"
+    log.close()
+
+
 async def test_a_disk_that_turns_slow_is_left_to_a_thread_and_the_order_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +103,7 @@ async def test_a_disk_that_turns_slow_is_left_to_a_thread_and_the_order_stays(
     monkeypatch.setattr(module.os, "fdatasync", slow)
     for n in range(4):
         log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
-        await asyncio.sleep(0)
+        await quiet_turns()
 
     async def all_durable() -> bool:
         return len(durable) == 4
@@ -100,7 +134,7 @@ async def test_what_comes_while_the_thread_syncs_gathers_and_is_synced_together(
     monkeypatch.setattr(module.os, "fdatasync", slow)
     for n in range(12):
         log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
-        await asyncio.sleep(0)
+        await quiet_turns()
     assert durable == [0]
     go.set()
 
