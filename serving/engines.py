@@ -98,7 +98,7 @@ async def counts(tx: AsyncSession, *, since: datetime | None = None) -> list[Eng
 
 
 async def record_usage(tx: AsyncSession, usages: Sequence[EngineUsage]) -> None:
-    """Add what was billed to the sums of its engines, in the transaction that bills it, and only what is new to that."""
+    """Add what was billed to the sums of its engines, in the transaction that bills it and only what is new there."""
     # In order, so that two batches never deadlock.
     await tx.execute(
         text("""

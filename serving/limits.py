@@ -78,21 +78,23 @@ def take(
     minute = now_ms // WINDOW_MS
     if meter.minute != minute:
         meter.minute, meter.requests, meter.tokens = minute, 0, 0
-    refusal = _refusal(limits, meter, tokens, now_ms)
-    if refusal is not None:
-        return refusal
-    if share is not None:
-        granted = share if share.minute == minute else Share(minute)
-        requests = 0 if limits.requests_per_minute is None else meter.requests + 1 - granted.requests
-        missing = 0 if limits.tokens_per_minute is None else meter.tokens + tokens - granted.tokens
-        if requests > 0 or missing > 0:
-            return Short(max(0, requests), max(0, missing))
-    if places is not None and limits.at_once is not None and meter.running >= places:
-        return Short(0, 0, meter.running + 1 - places)
-    meter.requests += 1
-    meter.tokens += tokens
-    meter.running += 1
-    return None
+    no = _refusal(limits, meter, tokens, now_ms)
+    if no is None and share is not None:
+        no = _short(limits, meter, tokens, share, minute)
+    if no is None and places is not None and limits.at_once is not None and meter.running >= places:
+        no = Short(0, 0, meter.running + 1 - places)
+    if no is None:
+        meter.requests += 1
+        meter.tokens += tokens
+        meter.running += 1
+    return no
+
+
+def _short(limits: Limits, meter: Meter, tokens: int, share: Share, minute: int) -> Short | None:
+    granted = share if share.minute == minute else Share(minute)
+    requests = 0 if limits.requests_per_minute is None else meter.requests + 1 - granted.requests
+    missing = 0 if limits.tokens_per_minute is None else meter.tokens + tokens - granted.tokens
+    return Short(max(0, requests), max(0, missing)) if requests > 0 or missing > 0 else None
 
 
 def give_back(meter: Meter, *, minute: int, reserved: int, used: int) -> None:
@@ -129,15 +131,13 @@ def remaining(
 
 
 def _refusal(limits: Limits, meter: Meter, tokens: int, now_ms: int) -> Limited | None:
-    until_next = WINDOW_MS - now_ms % WINDOW_MS
     for at_once in (limits.at_once, limits.at_once_here):
         if at_once is not None and meter.running >= at_once:
             return Limited(LimitReason.CONCURRENCY, at_once, 1_000)
-    if limits.requests_per_minute is not None and meter.requests >= limits.requests_per_minute:
-        return Limited(LimitReason.REQUESTS, limits.requests_per_minute, until_next)
-    if limits.tokens_per_minute is not None:
-        if tokens > limits.tokens_per_minute:
-            return Limited(LimitReason.TOO_LARGE, limits.tokens_per_minute, until_next)
-        if meter.tokens + tokens > limits.tokens_per_minute:
-            return Limited(LimitReason.TOKENS, limits.tokens_per_minute, until_next)
+    requests_max, tokens_max = limits.requests_per_minute, limits.tokens_per_minute
+    if requests_max is not None and meter.requests >= requests_max:
+        return Limited(LimitReason.REQUESTS, requests_max, WINDOW_MS - now_ms % WINDOW_MS)
+    if tokens_max is not None and meter.tokens + tokens > tokens_max:
+        reason = LimitReason.TOO_LARGE if tokens > tokens_max else LimitReason.TOKENS
+        return Limited(reason, tokens_max, WINDOW_MS - now_ms % WINDOW_MS)
     return None

@@ -39,7 +39,7 @@ class Breaker:
             return True
         return now_ms >= self.open_until_ms and not self.trial
 
-    def begin(self, now_ms: int) -> None:
+    def begin(self) -> None:
         """A request goes there; when the breaker was open this is the one trial."""
         if self.failures >= FAILURES_TO_OPEN:
             self.trial = True

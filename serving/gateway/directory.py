@@ -78,10 +78,12 @@ class Directory:
         self.rates: Mapping[str, Rate] = {}
         self.services: dict[tuple[str, str | None], Service] = {}
         self._engines: dict[str, Engine] = {}
+        self._found: dict[tuple[str, str], Destination] = {}
 
     def update(self, table: RouteTable, rates: Mapping[str, Rate]) -> bool:
         """Take over a newer table; whether anything that routing depends on differs."""
         self.rates = dict(rates)
+        self._found.clear()
         if table.version == self.version and self.table is not None:
             return False
         self.version, self.table = table.version, table
@@ -129,7 +131,12 @@ class Directory:
 
     def find(self, firm_id: str, name: str, allowed: frozenset[str] | None) -> Destination | None:
         """What `name` means to this firm; None for a name that is unknown, foreign, or not allowed to the key."""
-        if self.table is None or (allowed is not None and name not in allowed):
+        if allowed is not None and name not in allowed:
+            return None
+        return self._found.get((firm_id, name)) or self._look_up(firm_id, name)
+
+    def _look_up(self, firm_id: str, name: str) -> Destination | None:
+        if self.table is None:
             return None
         adapter = self.table.adapters.get((firm_id, name))
         base = name if adapter is None else adapter.base_model
@@ -137,7 +144,8 @@ class Directory:
         if service is None:
             return None
         free = service.dedicated or firm_id == PLATFORM_FIRM  # the platform does not charge itself
-        return Destination(service, adapter, FREE if free else self.rates.get(base))
+        found = self._found[firm_id, name] = Destination(service, adapter, FREE if free else self.rates.get(base))
+        return found
 
     def names(self, firm_id: str, allowed: frozenset[str] | None) -> list[tuple[str, ModelRoute, AdapterRoute | None]]:
         """Every name this firm may use: served base models, then its own adapters on them."""

@@ -4,9 +4,11 @@ The top level is decoded once into raw values, so that the engine sees each fiel
 copied, never rebuilt.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -31,7 +33,7 @@ class Family(Enum):
     FREE = auto()  # tokenize, count_tokens: no model runs, nothing is billed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Endpoint:
     """One path of /v1: where it goes in the engine, which fields bound its output, which hold its input."""
 
@@ -44,6 +46,11 @@ class Endpoint:
     salted: bool = True
     generates: bool = True  # whether it makes output tokens
     paired: bool = False  # whether what is given once goes into the prompt of each input
+
+    @cached_property
+    def number_fields(self) -> tuple[str, ...]:
+        """Those that hold a whole number."""
+        return ("n", "best_of", *self.output_fields)
 
 
 _CHAT = Endpoint(b"/v1/chat/completions", Family.OPENAI, "chat", ("max_completion_tokens", "max_tokens"))
@@ -108,6 +115,8 @@ _BOOLEANS = (_NULL, Raw(b"false"), _TRUE)
 _NO_TOOLS = (_NULL, Raw(b"[]"))
 _OFF = (b"null", b"false", b"0", b"{}")
 _CONTAINERS = (b"[", b"{")
+_NESTED = re.compile(rb":\s*[\[{]")
+"""Messages of plain text have nothing that could hold an image: no field is a list or an object."""
 _USAGE_OPTIONS = Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
 
 _object = msgspec.json.Decoder(dict[str, Raw])
@@ -229,7 +238,7 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
 def _numbers(endpoint: Endpoint, fields: dict[str, Raw]) -> dict[str, int] | Refusal:
     """What bounds the output. Refuses what engines would convert on their own: metering and holds need it exact."""
     numbers: dict[str, int] = {}
-    for name in ("n", "best_of", *endpoint.output_fields):
+    for name in endpoint.number_fields:
         raw = fields.get(name)
         if raw is None:
             continue
@@ -320,7 +329,7 @@ def _media(endpoint: Endpoint, fields: dict[str, Raw]) -> Media | Refusal:
         if name not in fields:
             continue
         raw = bytes(fields[name])
-        if raw[:1] not in _CONTAINERS:
+        if raw[:1] not in _CONTAINERS or (name == "messages" and not _NESTED.search(raw)):
             continue
         for part in _parts(name, raw):
             found = scan(part, name)

@@ -14,6 +14,7 @@ METERS_MAX = 100_000
 _LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
 _REQUESTS_LEFT = _LEFT % ((b"requests",) * 3)
 _TOKENS_LEFT = _LEFT % ((b"tokens",) * 3)
+_BOTH_LEFT = _REQUESTS_LEFT + _TOKENS_LEFT
 Subjects = tuple[tuple[str, Limits], ...]
 Taken = tuple[tuple[Meter, int], ...]  # meters that counted a request, and in which minute
 
@@ -33,9 +34,20 @@ class Gate:
         self._here = at_once_here
         self._limits: dict[tuple[int | None, ...], Limits] = {}
         self._meters: dict[str, Meter] = {}
+        self._subjects: dict[tuple[str, str], tuple[KeyGrant, Subjects]] = {}
 
     def subjects(self, grant: KeyGrant, model: str) -> Subjects:
         """Whose limits a request with this key at this base model is under, its key's first."""
+        known = self._subjects.get((grant.key_id, model))
+        if known is not None and known[0] is grant:
+            return known[1]
+        if len(self._subjects) >= METERS_MAX:
+            self._subjects.clear()
+        subjects = self._subjects_of(grant, model)
+        self._subjects[grant.key_id, model] = grant, subjects
+        return subjects
+
+    def _subjects_of(self, grant: KeyGrant, model: str) -> Subjects:
         own = self._known(grant.requests_per_minute, grant.tokens_per_minute, grant.requests_at_once, self._here)
         if not grant.rates:
             return ((grant.key_id, own),)
@@ -51,10 +63,10 @@ class Gate:
         """Count a request at all of them; None asks for `take_or_lease`."""
         taken: list[tuple[Meter, int]] = []
         for subject, limits in subjects:
-            meter = self._meter(subject)
+            meter = self._meters.get(subject) or self._meter(subject)
             outcome = self.windows.take(subject, limits, meter, tokens=tokens, now_ms=now_ms)
             if outcome is None:
-                taken.append((meter, now_ms // WINDOW_MS))
+                taken.append((meter, meter.minute))
                 continue
             _undo(taken, tokens)
             return None if isinstance(outcome, Short) else Denied(outcome, _whose(subject))
@@ -97,12 +109,11 @@ class Gate:
         """Header lines of what is left of the limits, where least is left; none where nothing is limited by minute."""
         requests, tokens, ends_ms = self.left(subjects, now_ms=now_ms)
         seconds = -(-ends_ms // 1_000)
-        head = b""
+        if requests is not None and tokens is not None:
+            return _BOTH_LEFT % (*requests, seconds, *tokens, seconds)
         if requests is not None:
-            head = _REQUESTS_LEFT % (*requests, seconds)
-        if tokens is not None:
-            head += _TOKENS_LEFT % (*tokens, seconds)
-        return head
+            return _REQUESTS_LEFT % (*requests, seconds)
+        return b"" if tokens is None else _TOKENS_LEFT % (*tokens, seconds)
 
     def _known(self, requests: int | None, tokens: int | None, at_once: int | None, here: int | None) -> Limits:
         name = (requests, tokens, at_once, here)

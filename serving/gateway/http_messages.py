@@ -40,7 +40,7 @@ class HttpLimits:
 class Request:
     """One complete request. Header names are lower case."""
 
-    __slots__ = ("body", "chunks", "headers", "held", "keep_alive", "method", "path", "query")
+    __slots__ = ("bearer", "body", "chunks", "headers", "held", "keep_alive", "method", "path", "query")
 
     def __init__(self, method: bytes, path: bytes, query: bytes, headers: dict[bytes, bytes], keep_alive: bool) -> None:
         self.method = method
@@ -51,6 +51,7 @@ class Request:
         self.chunks = True  # whether it may be answered in chunks
         self.body = b""
         self.held = 0  # bytes of it that count among all bodies (see `HttpServer.let_go`)
+        self.bearer: bytes | None = None  # once somebody has read it off the headers
 
 
 def head_refusal(

@@ -151,7 +151,7 @@ class Connection(Answers, asyncio.Protocol):
         if known is None or len(data) != self._known_bytes or not data.startswith(self._known_head):
             return False
         request = Request(known.method, known.path, known.query, known.headers, True)
-        request.body = data[len(self._known_head) :]
+        request.body, request.bearer = data[len(self._known_head) :], known.bearer
         self._queue.append(request)
         return True
 

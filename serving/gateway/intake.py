@@ -188,7 +188,7 @@ class Intake(ABC):
 
     def _hold_money(self, grant: KeyGrant) -> None:
         payer, tokens = grant.payer, self._reserve.tokens if grant.counts_tokens else 0
-        held = self._gateway.purses.hold(payer, self._reserve.micro_yuan, tokens)
+        held = self._gateway.purses.hold(payer, self._reserve.micro_yuan, tokens, now_ms=self.at_ms)
         if isinstance(held, TopUp):
             self._gateway.spawn(self._top_up(payer, tokens), self.fault)
         else:
@@ -382,10 +382,7 @@ class Intake(ABC):
 
     def _headers(self) -> bytes:
         if not self._head:
-            head = b"x-request-id: %s\r\n" % self.id.encode()
-            if self._subjects:
-                head += self._gateway.gate.headers(self._subjects, now_ms=self._gateway.now_ms())
-            if self._destination is not None:
-                head += self._destination.service.notices
-            self._head = head
+            limits = self._gateway.gate.headers(self._subjects, now_ms=self._gateway.now_ms()) if self._subjects else b""
+            notices = b"" if self._destination is None else self._destination.service.notices
+            self._head = b"x-request-id: %b\r\n%b%b" % (self.id.encode(), limits, notices)
         return self._head

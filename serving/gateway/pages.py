@@ -103,6 +103,12 @@ def plain_path(path: bytes) -> bytes:
 
 def bearer_of(request: Request) -> bytes:
     """The key a request carries, in either header; empty for none."""
+    if request.bearer is None:
+        request.bearer = _bearer(request)
+    return request.bearer
+
+
+def _bearer(request: Request) -> bytes:
     authorization = request.headers.get(b"authorization")
     if authorization is None:
         return request.headers.get(b"x-api-key", b"").strip()

@@ -51,13 +51,14 @@ class Purses:
         self._purses: dict[str, _Purse] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def hold(self, payer: str, amount: int, tokens: int = 0) -> Hold | TopUp:
+    def hold(self, payer: str, amount: int, tokens: int = 0, *, now_ms: int | None = None) -> Hold | TopUp:
         """Reserve from what is leased; a TopUp asks for `hold_or_top_up`."""
         purse = self._purses.get(payer)
         if purse is None:
             purse = self._purses[payer] = _Purse()
         purse.used = time.monotonic()
-        return hold(purse.lease, amount, tokens=tokens, now_ms=_now_ms(), margin_ms=EXPIRY_MARGIN_MS)
+        now_ms = _now_ms() if now_ms is None else now_ms
+        return hold(purse.lease, amount, tokens=tokens, now_ms=now_ms, margin_ms=EXPIRY_MARGIN_MS)
 
     async def hold_or_top_up(self, payer: str, amount: int, tokens: int = 0) -> Hold | TopUp:
         """Reserve, leasing more when need be; a TopUp says what nobody has to give. Raises Unavailable.

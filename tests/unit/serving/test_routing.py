@@ -63,7 +63,7 @@ def test_an_open_breaker_lets_one_trial_through_when_its_time_is_over() -> None:
     breaker = broken(now_ms=1_000)
     assert not breaker.allows(1_000 + OPEN_FIRST_MS - 1)
     assert breaker.allows(1_000 + OPEN_FIRST_MS)
-    breaker.begin(1_000 + OPEN_FIRST_MS)
+    breaker.begin()
     assert not breaker.allows(1_000 + OPEN_FIRST_MS)
     breaker.failed(3_000)
     assert not breaker.allows(3_000 + 2 * OPEN_FIRST_MS - 1), "each failed trial doubles the pause"
