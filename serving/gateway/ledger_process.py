@@ -5,6 +5,7 @@ there. The process answers each frame with a line: `ok`, or why not.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -93,6 +94,9 @@ class LedgerProcess:
 
 async def _charge_frames() -> None:
     """The receiving side: until the gateway closes its end, or dies."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)  # a batch is many objects and no cycles: looking for them took half the time
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=64 << 20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
