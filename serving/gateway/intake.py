@@ -382,7 +382,8 @@ class Intake(ABC):
 
     def _headers(self) -> bytes:
         if not self._head:
-            limits = self._gateway.gate.headers(self._subjects, now_ms=self._gateway.now_ms()) if self._subjects else b""
+            gateway = self._gateway
+            limits = gateway.gate.headers(self._subjects, now_ms=gateway.now_ms()) if self._subjects else b""
             notices = b"" if self._destination is None else self._destination.service.notices
             self._head = b"x-request-id: %b\r\n%b%b" % (self.id.encode(), limits, notices)
         return self._head

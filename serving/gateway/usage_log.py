@@ -63,6 +63,8 @@ class UsageLog:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self.healthy = True
+        self.expecting: Callable[[], object] = lambda: True
+        """Whether anybody is at work who may have something to log soon."""
         self._loop = asyncio.get_running_loop()
         self._owner = _own(folder)
         self.left_behind = sorted(folder.glob("usage-*.log"))
@@ -142,10 +144,10 @@ class UsageLog:
         os.close(self._owner)
 
     def _gather(self, batch: _Batch) -> None:
-        """A turn of the loop is over: write when it brought nothing more, or when others have waited long enough."""
+        """A turn of the loop is over: write when it brought nothing more, nobody else is at work, or it is time."""
         if batch is not self._batch:
             return
-        if len(batch.lines) > batch.seen and self._loop.time() < batch.until:
+        if len(batch.lines) > batch.seen and self._loop.time() < batch.until and self.expecting():
             batch.seen = len(batch.lines)
             self._loop.call_soon(self._gather, batch)
         else:
