@@ -13,6 +13,8 @@ ARGUMENTS = '{"city":"Wuhan"}'
 VECTOR = (0.0, 1.0)
 Event = tuple[str, dict[str, Any]]
 
+_CHUNK = b"%x\r\ndata: %b%b\r\n"
+_USAGE = b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}\n\n'
 _inputs = msgspec.json.Decoder()
 
 
@@ -61,6 +63,26 @@ def chat_deltas(tokens: int, *, tool: bool) -> Iterator[tuple[dict[str, Any], st
     for half in halves:
         yield {"tool_calls": [{"index": 0, "function": {"arguments": half}}]}, None
     yield {}, "tool_calls"
+
+
+class Chunks:
+    """A stream's running chunks, as HTTP. One token is like another: what it shares with the last is encoded once."""
+
+    def __init__(self, base: dict[str, Any], *, chat: bool, choices: int, prompt: int, usage: bool) -> None:
+        self.base, self.chat, self.choices = base, chat, choices
+        self.prompt, self.usage = prompt, usage
+        self.said: tuple[dict[str, Any], str | None] | None = None
+        self.heads: list[bytes] = []
+
+    def of(self, delta: dict[str, Any], finish: str | None, count: int) -> list[bytes]:
+        """Those of token number `count`, one for each choice."""
+        if self.said != (delta, finish):
+            self.said = delta, finish
+            part = {"delta": delta} if self.chat else {"text": "tok "}
+            rows = [{"index": i, **part, "finish_reason": finish} for i in range(self.choices)]
+            self.heads = [msgspec.json.encode(self.base | {"choices": [row]})[:-1] for row in rows]
+        end = _USAGE % (self.prompt, count, self.prompt + count) if self.usage else b"}\n\n"
+        return [_CHUNK % (6 + len(head) + len(end), head, end) for head in self.heads]
 
 
 def message(model: str, tokens: int, prompt: int, *, tool: bool) -> dict[str, Any]:

@@ -24,8 +24,6 @@ from tests.support import mock_answers
 
 ERROR = {"message": "", "type": "BadRequestError", "param": None, "code": 400}
 WRITE_TOGETHER = 32
-_CHUNK = b"%x\r\ndata: %b%b\r\n"
-_USAGE = b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}\n\n'
 Events = Iterator[tuple[str, dict[str, Any]]]
 _STALL_AFTER = re.compile(r"!stall-after-(\d+)")
 _DROP_AFTER = re.compile(r"!drop-after-(\d+)")
@@ -283,33 +281,29 @@ class Connection(asyncio.Protocol):
 
         if chat:
             for i in range(choices):
-                self.event(base | {"choices": [{"index": i, "delta": {"role": "assistant", "content": ""}}]}
-                           | ({"usage": running(0)} if usage and each else {}))  # fmt: skip
-        count, said, events, chunks = 0, (None, None), [b""], []
+                first = {"choices": [{"index": i, "delta": {"role": "assistant", "content": ""}}]}
+                self.event(base | first | ({"usage": running(0)} if usage and each else {}))
+        tokens_as = mock_answers.Chunks(base, chat=chat, choices=choices, prompt=prompt, usage=usage and each)
+        count, chunks = 0, list[bytes]()
         for count, (delta, finish) in enumerate(mock_answers.chat_deltas(tokens, tool=tool and chat), 1):
-            if count - 1 == drop_after:
+            if count - 1 in (drop_after, stall_after) or (count == 2 and failing):
                 self.send(chunks)
+            if count - 1 == drop_after:
                 self.transport.abort()
                 return
             if count - 1 == stall_after:
-                self.send(chunks)
                 await asyncio.Event().wait()
             if count == 2 and failing:
-                self.send(chunks)
                 self.event({"error": ERROR | {"message": "boom", "code": 500}})
                 usage = False
                 break
             if engine.interval:
                 await asyncio.sleep(engine.interval)
             if not self.room.is_set():
+                self.send(chunks)  # what is counted is sent, whoever leaves meanwhile
                 await self.room.wait()
-            if said != (delta, finish):  # one token is like another: in a load test this is what an engine costs
-                said, part = (delta, finish), {"delta": delta} if chat else {"text": "tok "}
-                choices_of = [{"index": i, **part, "finish_reason": finish} for i in range(choices)]
-                events = [msgspec.json.encode(base | {"choices": [choice]})[:-1] for choice in choices_of]
             engine.generation_tokens += choices
-            end = _USAGE % (prompt, count, prompt + count) if usage and each else b"}\n\n"
-            chunks += [_CHUNK % (6 + len(event) + len(end), event, end) for event in events]
+            chunks += tokens_as.of(delta, finish, count)
             if engine.interval or len(chunks) >= WRITE_TOGETHER:
                 self.send(chunks)
         self.send(chunks)
