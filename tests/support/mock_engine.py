@@ -304,9 +304,8 @@ class Connection(asyncio.Protocol):
                 await self.room.wait()
             engine.generation_tokens += choices
             chunks += tokens_as.of(delta, finish, count)
-            if engine.interval or len(chunks) >= WRITE_TOGETHER:
+            if engine.interval or len(chunks) >= WRITE_TOGETHER or finish:
                 self.send(chunks)
-        self.send(chunks)
         if usage:
             final = running(count * choices) | {"prompt_tokens_details": {"cached_tokens": prompt // 2}}
             self.event(base | {"choices": [], "usage": final})
