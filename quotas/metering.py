@@ -18,6 +18,15 @@ UsageRecord = TokenUsage | MeteredUsage
 """One request's tokens, or a number of images, milliseconds of audio, byte-hours."""
 
 
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """How many records of a batch were new, how many were not, and the new ones."""
+
+    accepted: int
+    duplicates: int
+    new: tuple[UsageRecord, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class LineKey:
     """What makes one line of a statement: everything that a price or a reader could depend on. Empty: none."""

@@ -22,6 +22,7 @@ from quotas.discounts import discounts_between, discounts_by_id
 from quotas.metering import (
     TOKEN_RATES,
     UNIT,
+    IngestResult,
     LineKey,
     Quantities,
     Rates,
@@ -46,7 +47,6 @@ from quotas.vocabulary import (
     ChargeId,
     DiscountId,
     FirmId,
-    IngestResult,
     TariffId,
     TokenUsage,
     UsageKind,

@@ -293,15 +293,6 @@ class StorageMeasure:
 
 
 @dataclass(frozen=True, slots=True)
-class IngestResult:
-    """How many records of a batch were new, how many were not, and the new ones."""
-
-    accepted: int
-    duplicates: int
-    new: tuple["TokenUsage | MeteredUsage", ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class OpenHold:
     """A ledger hold that is not resolved; `id` is a hold's or a lease's."""
 
