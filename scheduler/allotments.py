@@ -5,39 +5,33 @@ else: the least that is left over a time is what is left at its beginning or at 
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from itertools import accumulate
+from datetime import datetime, timedelta
 
 from quotas.vocabulary import FirmId, PoolName, QoS
+from scheduler.bookings import Horizon
 from scheduler.sharing import Quota, Sharing
-
-FOREVER = datetime.max.replace(tzinfo=UTC)
+from scheduler.usage import FOREVER as FOREVER
+from scheduler.usage import Ends, Holding
 
 
 @dataclass(slots=True)
 class Course:
-    """A firm's use over time: `ends` of what runs, `given[i]` back after the first i of them, and what is planned."""
+    """A firm's use over time: what comes back at the ends of what runs (`late` ones then), and what is planned."""
 
-    ends: list[datetime] = field(default_factory=list[datetime])
-    given: Sequence[int] = (0,)
-    total: int = 0
+    ends: Ends
+    late: datetime
     planned: list[tuple[datetime, datetime, int]] = field(default_factory=list[tuple[datetime, datetime, int]])
     _known: dict[datetime, int] = field(default_factory=dict[datetime, int])
-
-    @classmethod
-    def of(cls, running: Iterable[tuple[datetime, int]]) -> "Course":
-        """Of work that runs now, by its expected ends."""
-        rows = sorted(running)
-        given = [0, *accumulate(amount for _, amount in rows)]
-        return cls([end for end, _ in rows], given, given[-1])
 
     def at(self, moment: datetime) -> int:
         """What is in use at an instant."""
         used = self._known.get(moment)
         if used is None:
-            used = self.total - self.given[bisect_right(self.ends, moment)]
+            used = self.ends.given[-1]
+            if moment >= self.late:
+                used -= self.ends.given[bisect_right(self.ends.at, moment)]
             used += sum(amount for start, end, amount in self.planned if start <= moment < end)
             self._known[moment] = used
         return used
@@ -51,58 +45,54 @@ class Course:
 
 
 class Allotment:
-    """Mutable, made anew for one decision and gone with it."""
+    """Mutable, made anew for one decision and gone with it. `ends`: those of the whole tree in order, late ones too."""
 
     def __init__(
         self,
         sharing: Sharing,
         pool: PoolName,
         lent: int,
-        running: Iterable[tuple[FirmId, QoS, datetime, int]],
-        now: datetime,
+        held: Mapping[FirmId, Holding],
+        ends: Sequence[datetime],
+        horizon: Horizon,
     ) -> None:
-        self._sharing, self._pool, self._lent, self._now = sharing, pool, lent, now
-        by_firm: dict[FirmId, list[tuple[datetime, int]]] = {}
-        reserved: dict[FirmId, list[tuple[datetime, int]]] = {}
-        for firm, qos, end, need in running:
-            by_firm.setdefault(firm, []).append((end, need))
-            if qos is QoS.RESERVED:
-                reserved.setdefault(firm, []).append((end, need))
-        self._used = {firm: Course.of(rows) for firm, rows in by_firm.items()}
-        self._reserved = {firm: Course.of(rows) for firm, rows in reserved.items()}
-        self._ends = sorted(end for course in self._used.values() for end in course.ends)
+        self._sharing, self._pool, self._lent = sharing, pool, lent
+        self._now, self._late = horizon.now, horizon.late
+        self._used = {firm: Course(holding.ends, horizon.late) for firm, holding in held.items()}
+        self._reserved = {firm: Course(holding.reserved_ends, horizon.late) for firm, holding in held.items()}
+        first = bisect_right(ends, horizon.late)
+        self._ends = [*([horizon.late] if first else []), *ends[first:]]
         self._rises: list[datetime] = []  # when something planned starts
         self._lendable: dict[datetime, int] = {}  # as looked up so far
+        for firm, holding in held.items():
+            for work in holding.stopping:
+                self.change(firm, work.qos, horizon.now, horizon.end_of(work), work.need)
 
     def change(self, firm: FirmId, qos: QoS, start: datetime, end: datetime, amount: int) -> None:
         """Plan (or, with a negative amount, stop) so much of a firm's use in `[start, end)`."""
         if start >= end:
             return
-        quota, course = self._quota(firm), self._used.setdefault(firm, Course())
+        quota, course = self._quota(firm), self._used.setdefault(firm, Course(_NONE, self._late))
         for moment in self._lendable:
             if start <= moment < end:
                 used = course.at(moment)
                 self._lendable[moment] += quota.shared(used) - quota.shared(used + amount)
         course.plan(start, end, amount)
         if qos is QoS.RESERVED:
-            self._reserved.setdefault(firm, Course()).plan(start, end, amount)
+            self._reserved.setdefault(firm, Course(_NONE, self._late)).plan(start, end, amount)
         if amount > 0 and start > self._now:
             insort(self._rises, start)
         insort(self._ends, end if amount > 0 else start)
 
-    def left(self, firm: FirmId, qos: QoS, start: datetime, end: datetime) -> int:
-        """How much more the firm may use throughout `[start, end)`: promised, borrowed and lent taken together.
+    def holds(self, firm: FirmId, qos: QoS, need: int, start: datetime, end: datetime) -> bool:
+        """Whether the firm may use so much more throughout `[start, end)`: promised, borrowed and lent together.
 
         Reserved work has the nominal quota and no more: what cannot be taken back is never borrowed.
         """
-        quota, first = self._quota(firm), bisect_right(self._rises, start)
-        left = self._left_at(firm, qos, quota, start)
-        for i in range(first, len(self._rises)):
-            moment = self._rises[i]
-            if moment >= end:
-                break
-            left = min(left, self._left_at(firm, qos, quota, moment))
-        return left
+        quota = self._quota(firm)
+        if self._left_at(firm, qos, quota, start) < need:
+            return False
+        return self._short(firm, qos, need, quota, start, end) is None
 
     def earliest(self, firm: FirmId, qos: QoS, need: int, seconds: int | None, not_before: datetime) -> datetime | None:
         """The first instant from which on the firm may use so much more for its time; None when no end brings it."""
@@ -165,3 +155,6 @@ class Allotment:
 
     def _quota(self, firm: FirmId) -> Quota:
         return self._sharing.quota((firm, self._pool))
+
+
+_NONE = Ends()

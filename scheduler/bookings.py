@@ -1,55 +1,50 @@
 """The room of one pool over time: what runs gives back when it ends, what is planned takes from its start on.
 
-Nodes on which nothing is planned only get emptier, so for them the room at an instant is the room for good, and one
-sum over the ends says what it is. The few others are looked at use by use.
+Nodes on which nothing is planned only get emptier, so the occupancy's sweep says for good when one has room. The few
+others, those planned on in this cycle or with work that has been told to stop, are looked at use by use.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 import numpy as np
 
 from kit.units import MILLI_PER_GPU
 from quotas.vocabulary import FirmId
-from scheduler.placement import Ask, as_rooms, could_hold, slots
-from scheduler.rooms import NOBODY, Flags, Ground, Ints, Room, Rooms, workers_of
+from scheduler.occupancy import FREE_NOW, NEVER, Occupancy, Use, Wish, instant, microseconds, wish_of
+from scheduler.placement import Ask, could_hold
+from scheduler.rooms import NOBODY, Ground, Ints, Room, workers_of
+from scheduler.snapshot import Running
+from scheduler.usage import FOREVER
 from scheduler.vocabulary import Placement, Shape
 
 _SEVERAL = -1  # firms, one after the other: no share fits beside them
-_NEVER = datetime.max.replace(tzinfo=UTC)
-_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-_NEVER_US = 1 << 62
-
-
-_Wish: TypeAlias = tuple[Shape, FirmId | None, int | None]
-"""What one worker asks of a node: its shape, its firm where it shares, and for how many seconds."""
+_TimedWish: TypeAlias = tuple[Wish, int | None]
+"""What one worker asks of a node, and for how many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Use:
-    """One worker on a node in `[start, end)`."""
+class Horizon:
+    """When running work is expected to end, seen from `now`: what is late soon, what was told to stop at once."""
 
-    start: datetime
-    end: datetime
-    devices: tuple[int, ...]
-    shape: Shape
-    firm: FirmId
+    now: datetime
+    late: datetime
 
+    @property
+    def soon(self) -> datetime:
+        """The first moment that is not now."""
+        return self.now + timedelta(seconds=1)
 
-@dataclass(frozen=True, slots=True)
-class _Ends:
-    """What comes back, in time order: of workers [K], and of accelerators [D] as places in a flat [N·G]."""
+    def end(self, end: datetime, *, may_overrun: bool) -> datetime:
+        """The moment at which work is expected to be gone."""
+        return max(end, self.late if may_overrun else self.soon)
 
-    at: list[datetime]
-    node: Ints
-    cpu_milli: Ints
-    memory_mib: Ints
-    device_at: list[datetime]
-    device: Ints
-    gpu_milli: Ints
+    def end_of(self, work: Running) -> datetime:
+        """The moment at which running work is expected to be gone."""
+        return FOREVER if work.ends_at is None else self.end(work.ends_at, may_overrun=not work.is_stopping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,110 +70,74 @@ class _Steps:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _After:
-    """Rooms [K] of nodes after each end of what lies there now, with the firms of accelerators [K, G]."""
-
-    at: Ints  # microseconds
-    node: Ints
-    rooms: Rooms
-    firm: Ints
-
-    def usable(self, number: int) -> Flags:
-        """Which accelerators a firm may take a share of."""
-        return (self.firm == NOBODY) | (self.firm == number)
-
-
-def _after(room: Room, rows: Sequence[tuple[int, _Use]]) -> _After:
-    """Sums of what comes back, node by node; `rows` are in the order of nodes, then of ends."""
-    node = _ints(node for node, _ in rows)
-    width = room.gpu_milli.shape[1]
-    back = np.zeros((len(rows), 2 + width), dtype=np.int64)
-    for i, (_, use) in enumerate(rows):
-        back[i, 0], back[i, 1] = use.shape.cpu_milli, use.shape.memory_mib
-        for device in use.devices:
-            back[i, 2 + device] += use.shape.gpu_milli
-    total = np.cumsum(back, axis=0)
-    is_first = np.ones(len(rows), dtype=bool)
-    is_first[1:] = node[1:] != node[:-1]
-    start = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
-    total -= (total - back)[start]
-    gpus = room.gpu_milli[node] + total[:, 2:]
-    firm = np.where(gpus >= room.ground.rooms.gpu_milli[node], NOBODY, room.firm[node])
-    at = _ints(min(_us(use.end), _NEVER_US) for _, use in rows)
-    rooms = Rooms(room.cpu_milli[node] + total[:, 0], room.memory_mib[node] + total[:, 1], gpus)
-    return _After(at, node, rooms, firm)
-
-
 class Bookings:
-    """Mutable, made anew for one decision and gone with it."""
+    """An occupancy and what a cycle plans on it. Mutable, made anew for one decision and gone with it."""
 
-    def __init__(self, ground: Ground, now: datetime) -> None:
-        self.ground = ground
-        self._now = now
-        self._room = ground.empty()  # at this instant
-        self._uses: list[list[_Use]] = [[] for _ in ground.ids]
-        self._planned: set[int] = set()  # nodes on which something starts later, or whose work was told to end earlier
-        self._is_planned = np.zeros(len(ground.ids), dtype=bool)
-        self._ends: _Ends | None = None
-        self._after: _After | None = None
-        self._sweeps: dict[tuple[Shape, FirmId | None], Ints] = {}
+    def __init__(self, base: Occupancy, horizon: Horizon) -> None:
+        self.ground: Ground = base.ground
+        self._base, self._horizon, self._now = base, horizon, horizon.now
+        self.room_now = base.room.copy()
+        self._uses: dict[int, list[Use]] = {}  # of the nodes that were looked at, with their ends as seen from now
+        self._apart: set[int] = set(base.stopping)  # nodes that do not only get emptier
+        self._is_apart = np.zeros(len(base.ground.ids), dtype=bool)
+        self._is_apart[list(base.stopping)] = True
+        self._started: dict[int, list[Use]] = {}  # what this cycle starts now, by node
+        self._sweeps: dict[Wish, Ints] = {}  # of nodes that only get emptier; the others never have room here
+        self._holds: dict[Ask, bool] = {}  # at this instant
+        self._free: int | None = None
         self._steps: dict[int, _Steps] = {}
-        self._on_planned: dict[int, dict[_Wish, tuple[datetime, datetime | None]]] = {}
+        self._first: dict[_TimedWish, dict[int, tuple[datetime, datetime | None]]] = {}
 
     def add(self, start: datetime, end: datetime, placement: Placement, firm: FirmId) -> None:
         """The gang lies there in `[start, end)`."""
         for node, devices in workers_of(placement, self.ground):
-            self._uses[node].append(_Use(start, end, devices, placement.shape, firm))
+            use = Use(start, end, devices, placement.shape, firm)
+            self._on(node).append(use)
             self._forget(node)
             if start <= self._now:
-                self._room.take(node, devices, placement.shape, firm)
-                self._changed(node)
+                self.room_now.take(node, devices, placement.shape, firm)
+                self._started.setdefault(node, []).append(use)
+                self._holds, self._free = {}, None
+                self._sweep_again(node)
             else:
-                self._plan(node)
-
-    def _plan(self, node: int) -> None:
-        self._planned.add(node)
-        self._is_planned[node] = True
-
-    def _forget(self, node: int) -> None:
-        self._on_planned.pop(node, None)
-        self._steps.pop(node, None)
+                self._set_apart(node)
 
     def end(self, placement: Placement, firm: FirmId, before: datetime, after: datetime) -> None:
         """The gang that was to lie there until `before` does until `after`."""
         for node, devices in workers_of(placement, self.ground):
-            uses = self._uses[node]
-            i = next(
-                i
-                for i, use in enumerate(uses)
-                if (use.end, use.devices, use.shape, use.firm) == (before, devices, placement.shape, firm)
-            )
-            use = uses[i]
-            uses[i] = _Use(use.start, after, devices, use.shape, firm)
+            uses = self._on(node)
+            told = before, devices, placement.shape, firm
+            i = next(i for i, use in enumerate(uses) if (use.end, use.devices, use.shape, use.firm) == told)
+            uses[i] = replace(uses[i], end=after)
             self._forget(node)
-            self._plan(node)
+            self._set_apart(node)
 
     def earliest(self, ask: Ask, seconds: int | None, not_before: datetime) -> tuple[datetime, int] | None:
-        """When a node first has room for one worker throughout its time, not before an instant, and which node.
-
-        Nodes on which nothing is planned are answered by one sweep for each shape; planned ones by their own uses,
-        remembered until something is planned there again.
-        """
+        """When a node first has room for one worker throughout its time, not before an instant, and which node."""
         assert ask.workers == 1 and ask.topology is None, "gangs look at all nodes together"
         first = self._sweep(ask)
-        open_ = np.where(self._is_planned, _NEVER_US, first)
-        best = max(int(open_.min(initial=_NEVER_US)), _us(not_before))
-        found = None if best >= _NEVER_US else self._tightest(open_, best)
-        for node in sorted(self._planned):
-            at = self._earliest_on(node, ask, seconds, not_before)
-            if at is not None and (_us(at) < best or (_us(at) == best and at > self._now and found is not None)):
-                best, found = _us(at), node
-        return None if found is None else (_instant(best), found)
+        at_best = max(int(first.min(initial=NEVER)), microseconds(not_before))
+        best, found = FOREVER if at_best >= NEVER else instant(at_best), None
+        for node, at in self._firsts_apart(ask, seconds, not_before):
+            if at is not None and (at < best or (at == best and at > self._now)):
+                best, found = at, node
+        if best >= FOREVER:
+            return None
+        return best, _tightest(first, at_best) if found is None else found
 
-    def _tightest(self, first: Ints, at: int) -> int:
-        """Of the nodes that have room by then, one that got it last: what has been free for longer stays whole."""
-        return int(np.argmax(np.where(first <= at, first, -1)))
+    def holds_now(self, ask: Ask) -> bool:
+        """Whether a gang has room at this instant, the future left out."""
+        ask = replace(ask, firm=ask.firm if ask.shape.is_share else FirmId(""), model=None, files=())
+        if ask not in self._holds:
+            self._holds[ask] = could_hold(self.room_now, ask)
+        return self._holds[ask]
+
+    @property
+    def free_milli(self) -> int:
+        """Thousandths that are free at this instant."""
+        if self._free is None:
+            self._free = int(self.room_now.gpu_milli.sum())
+        return self._free
 
     def on(self, node: int, start: datetime, end: datetime) -> Room:
         """What is free of one node throughout `[start, end)`, as a room of that node alone."""
@@ -186,33 +145,121 @@ class Bookings:
         self._look(room, node, start, end, at=0)
         return room
 
+    def room(self, ask: Ask, start: datetime, seconds: int | None) -> Room | None:
+        """What is free for a gang throughout its time; None where not even one worker of it has room.
+
+        Nodes apart that have no room for a worker are shown as full.
+        """
+        fits = [node for node, at in self._firsts_apart(ask, seconds, start) if at == start]
+        if not fits and int(self._sweep(ask).min(initial=NEVER)) > microseconds(start):
+            return None
+        room = self._from(start)
+        shut = sorted(self._apart.difference(fits))
+        room.cpu_milli[shut], room.memory_mib[shut], room.gpu_milli[shut] = 0, 0, 0
+        for node in fits:
+            self._look(room, node, start, _end(start, seconds))
+        return room
+
+    def may_hold(self, ask: Ask, start: datetime) -> bool:
+        """Whether it might fit from `start` on, taking nodes apart for empty; once it might, it might for ever."""
+        room, all_of, apart = self._from(start), self.ground.rooms, sorted(self._apart)
+        room.cpu_milli[apart], room.memory_mib[apart] = all_of.cpu_milli[apart], all_of.memory_mib[apart]
+        room.gpu_milli[apart], room.firm[apart] = all_of.gpu_milli[apart], NOBODY
+        return could_hold(room, ask)
+
+    def moments(self, after: datetime) -> Iterator[datetime]:
+        """When something comes back after an instant; never is not a moment."""
+        late = microseconds(self._horizon.late)
+        ends = np.unique(np.maximum(self._base.by_end().at, late))
+        first = int(np.searchsorted(ends, microseconds(after), side="right"))
+        yield from (instant(int(us)) for us in ends[first:] if us < NEVER)
+        yield from (use.end for uses in self._uses.values() for use in uses if after < use.end < FOREVER)
+        for node in self._base.stopping:
+            yield from (use.end for use in self._on(node) if after < use.end < FOREVER)
+
+    def _on(self, node: int) -> list[Use]:
+        """What lies on a node, and what is planned there."""
+        if node not in self._uses:
+            end = self._horizon.end
+            self._uses[node] = [
+                replace(use, end=end(use.end, may_overrun=use.may_overrun)) for use in self._base.uses[node]
+            ]
+        return self._uses[node]
+
+    def _set_apart(self, node: int) -> None:
+        self._apart.add(node)
+        self._is_apart[node] = True
+        for first in self._sweeps.values():
+            first[node] = NEVER
+
+    def _forget(self, node: int) -> None:
+        self._steps.pop(node, None)
+        for first in self._first.values():
+            first.pop(node, None)
+
+    def _sweep(self, ask: Ask) -> Ints:
+        """When each node that only gets emptier has room for one worker, in microseconds [N]."""
+        wish = wish_of(ask)
+        if wish not in self._sweeps:
+            first, late = self._base.sweep(ask), microseconds(self._horizon.late)
+            seen = np.where(first == FREE_NOW, microseconds(self._now), np.maximum(first, late))
+            seen[self._is_apart] = NEVER
+            self._sweeps[wish] = seen
+            for node in self._started:
+                self._sweep_one(wish, node)
+        return self._sweeps[wish]
+
+    def _sweep_again(self, node: int) -> None:
+        """Something begins on a node now: what was swept of it is swept again, of it alone."""
+        for wish in self._sweeps:
+            self._sweep_one(wish, node)
+
+    def _sweep_one(self, wish: Wish, node: int) -> None:
+        if not self._is_apart[node]:
+            shape, firm = wish
+            at = self._earliest_on(node, Ask(firm or FirmId(""), shape), None, self._now)
+            self._sweeps[wish][node] = NEVER if at is None else microseconds(at)
+
+    def _firsts_apart(
+        self, ask: Ask, seconds: int | None, not_before: datetime
+    ) -> Iterator[tuple[int, datetime | None]]:
+        """When each node apart first has room for one worker throughout its time, not before an instant."""
+        firsts = self._first.setdefault((wish_of(ask), seconds), {})
+        for node in sorted(self._apart):
+            known = firsts.get(node)
+            if known is not None and known[0] <= not_before and (known[1] is None or known[1] >= not_before):
+                yield node, known[1]
+            else:
+                yield node, self._earliest_on(node, ask, seconds, not_before)
+
     def _earliest_on(self, node: int, ask: Ask, seconds: int | None, not_before: datetime) -> datetime | None:
-        key = ask.shape, ask.firm if ask.shape.is_share else None, seconds
-        known = self._on_planned.setdefault(node, {}).get(key)
+        firsts = self._first.setdefault((wish_of(ask), seconds), {})
+        known = firsts.get(node)
         if known is not None and known[0] <= not_before and (known[1] is None or known[1] >= not_before):
             return known[1]
         found = self._first_on(node, ask, seconds, not_before)
-        self._on_planned[node][key] = not_before, found
+        firsts[node] = not_before, found
         return found
 
     def _first_on(self, node: int, ask: Ask, seconds: int | None, not_before: datetime) -> datetime | None:
-        moments = sorted({not_before, *(use.end for use in self._uses[node] if not_before < use.end < _NEVER)})
+        moments = sorted({not_before, *(use.end for use in self._on(node) if not_before < use.end < FOREVER)})
         steps = None if ask.shape.is_share else self._steps_of(node)
+        one = replace(ask, workers=1, topology=None) if ask.workers > 1 or ask.topology else ask
         for moment in moments:
-            until = _NEVER if seconds is None else moment + timedelta(seconds=seconds)
+            until = _end(moment, seconds)
             fits = (
-                could_hold(self.on(node, moment, until), ask) if steps is None else steps.hold(ask.shape, moment, until)
+                could_hold(self.on(node, moment, until), one) if steps is None else steps.hold(ask.shape, moment, until)
             )
             if fits:
                 return moment
         return None
 
-    def _steps_of(self, node: int) -> "_Steps":
+    def _steps_of(self, node: int) -> _Steps:
         """What is wholly free of a node, from each start and end on it to the next."""
         if node not in self._steps:
-            uses, size = self._uses[node], self.ground.rooms
-            at = sorted({self._now, *(t for use in uses for t in (use.start, use.end) if self._now < t < _NEVER)})
-            whole = sum(1 << i for i, milli in enumerate(size.gpu_milli[node]) if milli >= MILLI_PER_GPU)
+            uses, size = self._on(node), self.ground.rooms
+            at = sorted({self._now, *(t for use in uses for t in (use.start, use.end) if self._now < t < FOREVER)})
+            whole = sum(1 << i for i, milli in enumerate(size.gpu_milli[node].tolist()) if milli >= MILLI_PER_GPU)
             cpu, memory = [int(size.cpu_milli[node])] * len(at), [int(size.memory_mib[node])] * len(at)
             gpus = [whole] * len(at)
             for use in uses:
@@ -224,88 +271,19 @@ class Bookings:
             self._steps[node] = _Steps(at, cpu, memory, gpus)
         return self._steps[node]
 
-    def _sweep(self, ask: Ask) -> Ints:
-        """When each node has room for one worker, were nothing planned: microseconds; never is `_NEVER_US`."""
-        key = ask.shape, ask.firm if ask.shape.is_share else None
-        if key not in self._sweeps:
-            self._sweeps[key] = self._swept(ask)
-        return self._sweeps[key]
-
-    def _swept(self, ask: Ask) -> Ints:
-        table = self._table()
-        first = np.full(len(self.ground.ids), _NEVER_US, dtype=np.int64)
-        usable = table.usable(self.ground.number(ask.firm)) if ask.shape.is_share else None
-        later = slots(table.rooms, ask.shape, usable) > 0
-        np.minimum.at(first, table.node[later], table.at[later])
-        usable = self._room.usable(ask.firm) if ask.shape.is_share else None
-        first[slots(as_rooms(self._room), ask.shape, usable) > 0] = _us(self._now)
-        return first
-
-    def _table(self) -> "_After":
-        """Every node's room after each of its ends."""
-        if self._after is None:
-            rows = [(node, use) for node, uses in enumerate(self._uses) for use in uses if use.start <= self._now]
-            rows.sort(key=lambda row: (row[0], row[1].end))
-            self._after = _after(self._room, rows)
-        return self._after
-
-    def _changed(self, node: int) -> None:
-        """Something began on a node now: what was swept of it is swept again, of it alone."""
-        self._ends = self._after = None
-        for (shape, firm), first in self._sweeps.items():
-            ask = Ask(FirmId("") if firm is None else firm, shape)
-            at = self._earliest_on(node, ask, None, self._now)
-            first[node] = _NEVER_US if at is None else _us(at)
-
-    def room(self, start: datetime, end: datetime) -> Room:
-        """What is free throughout `[start, end)`."""
-        room = self._from(start)
-        for node in self._planned:
-            self._look(room, node, start, end)
-        return room
-
-    def may_hold(self, ask: Ask, start: datetime) -> bool:
-        """Whether it might fit from `start` on, taking planned nodes for empty; once it might, it might for ever."""
-        room, all_of = self._from(start), self.ground.rooms
-        planned = sorted(self._planned)
-        room.cpu_milli[planned], room.memory_mib[planned] = all_of.cpu_milli[planned], all_of.memory_mib[planned]
-        room.gpu_milli[planned], room.firm[planned] = all_of.gpu_milli[planned], NOBODY
-        return could_hold(room, ask)
-
-    def moments(self, after: datetime) -> Iterator[datetime]:
-        """When something comes back after an instant; never is not a moment."""
-        return (use.end for uses in self._uses for use in uses if after < use.end < _NEVER)
-
     def _from(self, start: datetime) -> Room:
-        """What is free at `start`, were nothing planned."""
-        room = self._room.copy()
-        if start <= self._now:
-            return room
-        ends = self._ends = self._ends or self._sorted()
-        k, d = bisect_right(ends.at, start), bisect_right(ends.device_at, start)
-        np.add.at(room.cpu_milli, ends.node[:k], ends.cpu_milli[:k])
-        np.add.at(room.memory_mib, ends.node[:k], ends.memory_mib[:k])
-        np.add.at(room.gpu_milli.reshape(-1), ends.device[:d], ends.gpu_milli[:d])
-        room.firm[room.gpu_milli >= self.ground.rooms.gpu_milli] = NOBODY
+        """What is free at `start`, nodes apart aside; a room to be changed."""
+        if start < self._horizon.late and not any(use.end <= start for use in self._started_uses()):
+            return self.room_now.copy()
+        room = self._base.at(microseconds(start)) if start >= self._horizon.late else self._base.room.copy()
+        for node, uses in self._started.items():
+            for use in uses:
+                if use.end > start:
+                    room.take(node, use.devices, use.shape, use.firm)
         return room
 
-    def _sorted(self) -> _Ends:
-        width = self.ground.rooms.gpu_milli.shape[1]
-        now = self._now
-        rows = [(use.end, node, use) for node, uses in enumerate(self._uses) for use in uses if use.start <= now]
-        rows.sort(key=lambda row: row[0])
-        devices = [
-            (end, node * width + device, use.shape.gpu_milli) for end, node, use in rows for device in use.devices
-        ]
-        return _Ends(
-            [end for end, _, _ in rows],
-            _ints(node for _, node, _ in rows),
-            _ints(use.shape.cpu_milli for _, _, use in rows),
-            _ints(use.shape.memory_mib for _, _, use in rows),
-            [end for end, _, _ in devices],
-            _ints(place for _, place, _ in devices),
-            _ints(milli for _, _, milli in devices),
-        )
+    def _started_uses(self) -> Iterable[Use]:
+        return (use for uses in self._started.values() for use in uses)
 
     def _look(self, room: Room, node: int, start: datetime, end: datetime, *, at: int | None = None) -> None:
         """The least that is free of one node at any time of `[start, end)`, and whose its shared accelerators are.
@@ -313,7 +291,7 @@ class Bookings:
         Written to row `at` of the room, the node's own when not given.
         """
         row = node if at is None else at
-        uses = [use for use in self._uses[node] if use.start < end and use.end > start]
+        uses = [use for use in self._on(node) if use.start < end and use.end > start]
         size = self.ground.rooms
         cpu, memory, gpus = int(size.cpu_milli[node]), int(size.memory_mib[node]), size.gpu_milli[node].copy()
         for moment in {start, *(use.start for use in uses if use.start > start)}:
@@ -332,13 +310,10 @@ class Bookings:
                 room.firm[row, device] = number if room.firm[row, device] in (NOBODY, number) else _SEVERAL
 
 
-def _us(at: datetime) -> int:
-    return _NEVER_US if at >= _NEVER else (at - _EPOCH) // _MICROSECOND
+def _tightest(first: Ints, at: int) -> int:
+    """Of the nodes that have room by then, one that got it last: what has been free for longer stays whole."""
+    return int(np.argmax(np.where(first <= at, first, -1)))
 
 
-def _instant(us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=us)
-
-
-def _ints(values: Iterable[int]) -> Ints:
-    return np.fromiter(values, dtype=np.int64)
+def _end(start: datetime, seconds: int | None) -> datetime:
+    return FOREVER if seconds is None else start + timedelta(seconds=seconds)

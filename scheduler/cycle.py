@@ -7,27 +7,34 @@ The cycle, in order:
    whole gang on nodes (`placement`). A slot that begins now is a start; any other is a wait with its reason and
    expected time. The slot is kept either way, so nobody later delays somebody earlier.
 4. What is promised its quota and would start sooner if borrowed work were stopped has it stopped (`preemption`).
-5. Beyond `Policy.reservations` per pool nothing more is reserved: those may still start now where they delay nobody,
-   and their expected time is an estimate.
+5. Beyond `Policy.reservations` per pool nothing more is reserved: those may still start now where they delay nobody.
+6. What keeps one workload from a place keeps all of its kind (`lines`) that take as long or longer: they wait together,
+   unseen (`decisions`), and their expected times are estimates, made when somebody asks.
+
+What it looks up is kept up as the facts change (`index`), so a look costs what changed and what gets a place, not what
+exists; docs/decisions/0014 says how.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeAlias
 
-from quotas.vocabulary import FirmId, PoolName, QoS
+from quotas.vocabulary import PoolName, QoS
+from scheduler.bookings import Horizon
 from scheduler.decision_checks import check_decisions
-from scheduler.ordering import in_order
+from scheduler.decisions import Decisions, KindWaits
+from scheduler.index import Index, follow, indexed
+from scheduler.lines import Kind, duration, kind_of
+from scheduler.ordering import Order, Turn
 from scheduler.placement import BEST_FIT, Scoring, ask_of, could_hold
-from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Standings
+from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Age, Standings
 from scheduler.preferences import told as told_of
 from scheduler.rooms import ground_of, largest
 from scheduler.sharing import QuotaKey, Sharing
-from scheduler.snapshot import Change, Running, State, Waiting, apply
+from scheduler.snapshot import Change, Running, State, Waiting
 from scheduler.timeline import Slot, Timeline
-from scheduler.usage import Facts
+from scheduler.usage import InUse
 from scheduler.vocabulary import (
     Decision,
     Placement,
@@ -38,7 +45,6 @@ from scheduler.vocabulary import (
     Start,
     Wait,
     WaitReason,
-    WorkloadId,
 )
 from scheduler.windows import told
 
@@ -54,26 +60,26 @@ class Policy:
     scoring: Scoring = BEST_FIT  # where work goes of all the places that have room; `mix.py` sets it by recent work
 
 
-def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: datetime) -> tuple[State, list[Decision]]:
-    """The state after `changes`, and a decision for each waiting workload and each that has to stop.
+def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: datetime) -> tuple[State, Decisions]:
+    """The state after `changes`, and decisions for all waiting work and for what has to stop.
 
-    The decisions depend on the resulting state, `policy` and `now` alone: feeding the same facts in another order,
-    or all at once, gives the same ones.
+    The decisions depend on the resulting facts, `policy` and `now` alone: feeding the same facts in another order, or
+    all at once, gives the same ones. The state that comes back carries its index: give it to the next call.
     """
-    seen = apply(state, changes)
-    sharing = Sharing(seen.quotas, seen.tree)
-    cycle = _Cycle(seen, sharing, policy, now)
-    decisions: list[Decision] = list(cycle.drain())
-    for workload in cycle.promised_first([turn.workload for turn in in_order(seen, sharing)]):
-        decisions += cycle.consider(workload)
-    check_decisions(seen, decisions)
+    seen, index = indexed(follow(state, changes))
+    cycle = _Cycle(seen, index, policy, now)
+    made: list[Decision] = list(cycle.drain())
+    for turn in cycle.turns():
+        made += cycle.consider(turn)
+    decisions = Decisions(made, cycle.closed)
+    check_decisions(seen, decisions, now=now)
     return seen, decisions
 
 
 def refusal(workload: Waiting, state: State) -> Reject | None:
     """Why this workload can never run on the pools and quotas as they are; asked before it is accepted."""
     workload = workload.of(workload.workers_least)
-    hopeless = _impossible(workload, _pools_of(state))
+    hopeless = _impossible(workload, indexed(state)[1].known_pools)
     if hopeless:
         return hopeless
     pools = {node.pool for node in state.nodes.values()}
@@ -101,33 +107,36 @@ def gpus(milli: int) -> str:
 class _Cycle:
     """The timeline as it fills up, and what is really free now: what runs, and what this cycle starts."""
 
-    def __init__(self, state: State, sharing: Sharing, policy: Policy, now: datetime) -> None:
-        self._state, self._sharing, self._policy, self._now = state, sharing, policy, now
+    def __init__(self, state: State, index: Index, policy: Policy, now: datetime) -> None:
+        self._state, self._index, self._policy, self._now = state, index, policy, now
+        self._sharing: Sharing = index.sharing
         self._grace = max(1, policy.grace_seconds)  # nothing is free before what holds it has gone
         overrun = max(policy.overrun_seconds, self._grace + 1)  # to be late is no way to keep what was borrowed
         self._timeline = Timeline(
-            state,
-            sharing,
-            now=now,
-            overrun_seconds=overrun,
+            index,
+            state.windows,
+            Horizon(now, now + timedelta(seconds=overrun)),
+            rates=state.rates,
             movable_seconds=policy.minimum_seconds + self._grace,
             scoring=policy.scoring,
         )
-        self._facts = Facts(state, sharing)
-        self._standings = Standings.of(state, sharing)
+        self._in_use = InUse(index.held, index.sharing)
+        self._standings = Standings(index.sharing, index.held)
+        self._order = Order(state, index, self._standings, now=now)
         self._ready = now + timedelta(seconds=self._grace)  # when what is stopped now will have gone
-        self._pools = _pools_of(state)
+        self._age = Age(now, timedelta(seconds=policy.minimum_seconds))
         self._reserved: dict[PoolName, int] = {}
-        self._work_ahead: dict[PoolName, int] = {}  # thousandths × seconds, of what waits before
         self._last: dict[PoolName, datetime] = {}
-        self._stuck: set[_Kind] = set()  # of which one does not fit now: another one does not either
-        self._told: dict[_Kind, tuple[WaitReason, str]] = {}
+        self._told: dict[Kind, tuple[WaitReason, str, bool]] = {}
+        self.closed: list[KindWaits] = []
 
     def drain(self) -> Iterable[Preempt]:
         """Stop what runs on draining nodes, and where a window begins that keeps the node from it."""
-        nodes = self._state.nodes.values()
-        draining = {node.id for node in nodes if node.is_draining}
+        draining = self._index.draining
         due = [w for w in self._state.windows if w.meets(self._now, self._ready + _MOMENT)]
+        if not due and not draining:
+            return
+        nodes = self._state.nodes.values()
         kept = {node.id: [w for w in due if w.covers(node.id, node.pool)] for node in nodes} if due else {}
         for work in sorted(self._state.running.values(), key=lambda r: r.id):
             if work.is_stopping:
@@ -137,55 +146,48 @@ class _Cycle:
                 self._standings.stop(work)
                 yield Preempt(work.id, WINDOW if begun else DRAIN)
 
-    def promised_first(self, waiting: Sequence[Waiting]) -> Iterable[Waiting]:
+    def turns(self) -> Iterator[Turn]:
         """Everybody in order, but what its firm's quota promises before what would borrow.
 
-        The order weighs a firm by all that waits before a workload, the promise by what runs: behind work of its own
-        firm that does not fit, promised work would come after borrowers of other firms, who would take the room that
-        was cleared for it and be stopped again, for ever. It still waits for work of its own firm that fits now.
+        The order weighs a firm by all that got a place before, the promise by what runs: behind work of its own firm
+        that does not fit, promised work would come after borrowers of other firms, who would take the room that was
+        cleared for it and be stopped again, for ever. It still waits for work of its own firm that fits now.
         """
-        last = {w.firm_id: i for i, w in enumerate(waiting) if self._is_promised(w)}  # the last one of each firm
-        later: list[Waiting] = []
-        behind: set[FirmId] = set()
-        for i, workload in enumerate(waiting):
-            firm = workload.firm_id
-            if firm not in behind and self._is_promised(workload):
-                yield workload
-                continue
-            later.append(workload)
-            if i < last.get(firm, 0) and firm not in behind and self._timeline.fits(workload, self._now):
-                behind.add(firm)
-        yield from later
+        yield from self._order.promised(lambda workload: self._timeline.fits(workload, self._now) is not None)
+        yield from self._order.borrowing()
 
-    def _is_promised(self, workload: Waiting) -> bool:
-        return any(self._standings.is_promised(workload, pool) for pool in workload.pools)
-
-    def consider(self, workload: Waiting) -> list[Decision]:
+    def consider(self, turn: Turn) -> list[Decision]:
         """The decision for one workload, given those considered before it, and what is stopped for it."""
-        hopeless = _impossible(workload, self._pools)
+        kind, workload = kind_of(turn.workload), turn.workload
+        hopeless = _impossible(workload, self._index.known_pools)
         if hopeless:
             return [hopeless]
-        if workload.held and workload.held_until and workload.held_until > self._now:
-            return [self._held(workload.of(workload.workers_least), workload.held, workload.held_until)]
         workload = self._sized(workload)
         if all(self._reserved.get(pool, 0) >= self._policy.reservations for pool in workload.pools):
-            return self._beyond(workload)
+            return self._beyond(kind, workload)
         slot = self._timeline.earliest(workload)
         if slot is None or slot.start > self._ready:
             reclaimed = self._reclaim(workload)
             if reclaimed:
                 return reclaimed
         if slot is None:
-            return [self._wait(workload, eta=None)]
+            self._close(kind, workload, after=None)
+            return [self._wait(kind, workload, eta=None)]
+        return [self._keep(kind, workload, slot)]
+
+    def _keep(self, kind: Kind, workload: Waiting, slot: Slot) -> Decision:
+        """The slot is its: it starts, or waits for it."""
+        pool = slot.placement.pool
         self._timeline.reserve(workload, slot)
         if slot.start <= self._now:
-            return [self._start(workload, slot.placement)]
-        pool = slot.placement.pool
-        if slot.start <= self._ready and self._standings.is_promised(workload, pool):
+            return self._start(workload, slot.placement)
+        is_near = slot.start <= self._ready and self._standings.is_promised(workload, pool)
+        if is_near:
             self._standings.start(workload, pool)
+        self._order.place(workload, pool, later=not is_near)
         self._reserved[pool] = self._reserved.get(pool, 0) + 1
         self._last[pool] = max(slot.start, self._last.get(pool, slot.start))
-        return [self._wait(workload, eta=slot.start)]
+        return self._wait(kind, workload, eta=slot.start)
 
     def _sized(self, workload: Waiting) -> Waiting:
         """An elastic gang with as many workers as fit now; where not even its fewest do, with those."""
@@ -198,8 +200,9 @@ class _Cycle:
         return workload.of(max(least, least + fitting - 1))
 
     def _start(self, workload: Waiting, placement: Placement) -> Start:
-        self._facts.start(workload, placement)
+        self._in_use.start(workload, placement.pool)
         self._standings.start(workload, placement.pool)
+        self._order.place(workload, placement.pool, later=False)
         self._told.clear()
         weights = self._policy.scoring.weights
         why = told_of(placement, workload, self._state.nodes, weights, self._state.rates)
@@ -218,6 +221,7 @@ class _Cycle:
             for work in victims:
                 self._standings.stop(work)
             self._standings.start(workload, pool)
+            self._order.place(workload, pool, later=False)
             self._timeline.reserve(workload, Slot(ready, placement))
             detail = f"{len(victims)} borrowing in {pool} told to stop, with {self._grace} s of grace"
             stops = [Preempt(v.id, YIELD if v.firm_id == workload.firm_id else RECLAIM, workload.id) for v in victims]
@@ -226,13 +230,14 @@ class _Cycle:
 
     def _fewest(self, workload: Waiting, pool: PoolName, ready: datetime) -> list[Running]:
         """Enough work to stop, its slots released in the timeline from `ready` on, and none of it for nothing."""
-        minimum = timedelta(seconds=self._policy.minimum_seconds)
         stopped: list[Running] = []
-        for work in self._standings.victims(workload, pool, now=self._now, minimum=minimum):
+        for work in self._standings.victims(workload, pool, self._age):
             self._timeline.release(work, ready)
             stopped.append(work)
             if self._timeline.fits_in(pool, workload, ready):
                 break
+        if not stopped:
+            return []
         needed: list[Running] = []
         enough = self._timeline.fits_in(pool, workload, ready) is not None
         for work in reversed(stopped):  # the last one made it fit; of those before, the dearest may be spared first
@@ -242,51 +247,48 @@ class _Cycle:
                 needed.append(work)
         return needed
 
-    def _held(self, workload: Waiting, reason: WaitReason, until: datetime) -> Wait:
-        if reason is not WaitReason.BACKOFF:  # nobody knows when money or a price comes
-            return Wait(workload.id, reason, f"asked again at {until:%H:%M:%S} UTC", None)
-        slot = self._timeline.earliest(workload, not_before=until)
-        return Wait(workload.id, reason, f"tried again at {until:%H:%M:%S} UTC", slot.start if slot else None)
+    def _beyond(self, kind: Kind, workload: Waiting) -> list[Decision]:
+        """It starts if it delays nobody; else all of its kind waits."""
+        placement = self._timeline.fits(workload, self._now)
+        if placement is None:
+            self._close(kind, workload, after=self._last.get(workload.pools[0], self._now))
+            return []
+        self._timeline.reserve(workload, Slot(self._now, placement))
+        return [self._start(workload, placement)]
 
-    def _beyond(self, workload: Waiting) -> list[Decision]:
-        kind = _kind(workload)
-        placement = None if kind in self._stuck else self._timeline.fits(workload, self._now)
-        if placement:
-            self._timeline.reserve(workload, Slot(self._now, placement))
-            return [self._start(workload, placement)]
-        self._stuck.add(kind)
-        pool = workload.pools[0]
-        capacity = self._facts.size(pool)
-        ahead = self._work_ahead.get(pool, 0)
-        self._work_ahead[pool] = ahead + workload.need * (workload.seconds or 0)
-        if not capacity or workload.seconds is None:
-            return [self._wait(workload, eta=None)]
-        start = self._last.get(pool, self._now) + timedelta(seconds=ahead // capacity)
-        return [self._wait(workload, eta=start, estimated=True)]
+    def _close(self, kind: Kind, workload: Waiting, *, after: datetime | None) -> None:
+        """The rest of its kind has no place either: none of it, or none that takes as long."""
+        reason, detail, for_all = self._why(kind, workload)
+        seconds = 0.0 if for_all and after else duration(workload)  # for less time there might be room one day
+        self._order.close(kind, seconds)
+        self.closed.append(KindWaits(kind, seconds, reason, detail, after))
 
-    def _wait(self, workload: Waiting, *, eta: datetime | None, estimated: bool = False) -> Wait:
-        """The rule that holds it, told for the pool that comes nearest to taking it."""
-        kind = _kind(workload)
+    def _wait(self, kind: Kind, workload: Waiting, *, eta: datetime | None) -> Wait:
+        reason, detail, _ = self._why(kind, workload)
+        return Wait(workload.id, reason, detail, eta)
+
+    def _why(self, kind: Kind, workload: Waiting) -> tuple[WaitReason, str, bool]:
+        """The rule that holds it, told for the pool that comes nearest to taking it; whether for any duration."""
         if kind not in self._told:
             reasons = [self._reason(workload, pool) for pool in workload.pools]
-            self._told[kind] = min(reasons, key=lambda r: _NEARNESS.index(r[0]))
-        reason, detail = self._told[kind]
-        return Wait(workload.id, reason, detail, eta, estimated)
+            reason, detail = min(reasons, key=lambda r: _NEARNESS.index(r[0]))
+            self._told[kind] = reason, detail, not any(r in _OF_TIME for r, _ in reasons)
+        return self._told[kind]
 
     def _reason(self, workload: Waiting, pool: PoolName) -> tuple[WaitReason, str]:
-        ground, ask = self._facts.capacity.get(pool), ask_of(workload)
-        if ground is None or not could_hold(ground.empty(), ask):
-            up = len(ground.ids) if ground else 0
+        occupancy, ask = self._index.pools.get(pool), ask_of(workload)
+        if occupancy is None or not occupancy.holds_empty(ask):
+            up = len(occupancy.ground.ids) if occupancy else 0
             return WaitReason.NO_NODE, f"{_gang(workload)}; {pool} has {up} nodes up and open"
         key: QuotaKey = (workload.firm_id, pool)
-        if self._facts.quota_left(key, workload.qos) < workload.need:
-            return self._no_quota(workload, key, self._facts.used.get(key, 0))
-        free = self._facts.free[pool]
-        if not could_hold(free, ask):
-            total = gpus(int(free.gpu_milli.sum()))
-            return WaitReason.NO_ROOM, f"{_gang(workload)}; {total} of {gpus(self._facts.size(pool))} free in {pool}"
+        if self._in_use.quota_left(key, workload.qos) < workload.need:
+            return self._no_quota(workload, key, self._in_use.used.get(key, 0))
+        bookings = self._timeline.now_in(pool)
+        if not bookings.holds_now(ask):
+            free, size = gpus(bookings.free_milli), gpus(occupancy.ground.size_milli)
+            return WaitReason.NO_ROOM, f"{_gang(workload)}; {free} of {size} free in {pool}"
         closed = self._timeline.closed(pool, workload, self._now)
-        if closed and not could_hold(free.without(closed), ask):
+        if closed and not could_hold(bookings.room_now.without(closed), ask):
             return WaitReason.WINDOW, told(next(iter(closed.values())))
         return WaitReason.BEHIND, f"its place in {pool} is kept for earlier work"
 
@@ -300,22 +302,11 @@ class _Cycle:
         if used + workload.need <= quota.nominal:
             minimum = self._policy.minimum_seconds
             return WaitReason.RECLAIM, f"{needs}; work that borrows the rest is stopped once it has run {minimum} s"
-        left = max(0, self._facts.lent_left(key))
+        left = max(0, self._in_use.lent_left(key))
         return WaitReason.NOT_LENT, f"{needs}; {root} has {gpus(left)} of {gpus(self._sharing.lent(root, pool))} left"
 
 
 _MOMENT = timedelta(milliseconds=1)
-_Kind: TypeAlias = tuple[object, ...]
-
-
-def _kind(workload: Waiting) -> _Kind:
-    """What a decision about it rests on, but its place in the queue."""
-    return (
-        workload.firm_id, workload.pools, workload.workers, workload.shape, workload.spread, workload.topology,
-        workload.qos, workload.seconds, workload.checkpoints,
-    )  # fmt: skip
-
-
 _NEARNESS = [
     WaitReason.BEHIND,
     WaitReason.NO_ROOM,
@@ -325,6 +316,8 @@ _NEARNESS = [
     WaitReason.NO_QUOTA,
     WaitReason.NO_NODE,
 ]
+_OF_TIME = {WaitReason.BEHIND, WaitReason.WINDOW}
+"""What keeps long work and might let shorter work start."""
 
 
 def _most(workload: Waiting, pool: PoolName, sharing: Sharing) -> int:
@@ -333,12 +326,7 @@ def _most(workload: Waiting, pool: PoolName, sharing: Sharing) -> int:
     return sharing.quota(key).nominal if workload.qos is QoS.RESERVED else sharing.most(key)
 
 
-def _pools_of(state: State) -> set[PoolName]:
-    """Pools that have a node or in which somebody has a quota."""
-    return {node.pool for node in state.nodes.values()} | {pool for _, pool in state.quotas}
-
-
-def _impossible(workload: Waiting, known: set[PoolName]) -> Reject | None:
+def _impossible(workload: Waiting, known: frozenset[PoolName]) -> Reject | None:
     if known.isdisjoint(workload.pools):
         return Reject(workload.id, RejectReason.UNKNOWN_POOL, f"there is no pool {_either(workload.pools)}")
     return None
@@ -356,11 +344,3 @@ def _gang(workload: Waiting) -> str:
 
 def _either(pools: tuple[PoolName, ...]) -> str:
     return " or ".join(pools)
-
-
-def decision_for(decisions: Iterable[Decision], workload_id: WorkloadId) -> Decision:
-    """The decision about one waiting workload. Raises KeyError when there is none."""
-    for decision in decisions:
-        if decision.workload_id == workload_id and not isinstance(decision, Preempt):
-            return decision
-    raise KeyError(workload_id)

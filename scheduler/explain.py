@@ -12,7 +12,8 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
 from scheduler.cycle import gpus
 from scheduler.facts import load_state
-from scheduler.ordering import Standing, Turn, in_order, rank
+from scheduler.ordering import Standing, Turn, in_order
+from scheduler.lines import rank
 from scheduler.sharing import NO_QUOTA, Sharing
 from scheduler.snapshot import State, Waiting
 from scheduler.terms import Terms
@@ -62,7 +63,7 @@ async def queue(tx: AsyncSession, terms: Terms, *, now: datetime) -> list[Place]
     """Everything that waits, in the order in which it is considered."""
     state = await load_state(tx, terms, now=now)
     rows = {row.id: row for row in await store.queued(tx)}
-    turns = [turn for turn in in_order(state, Sharing(state.quotas, state.tree)) if turn.workload.id in rows]
+    turns = [turn for turn in in_order(state) if turn.workload.id in rows]
     told = standings(turns, state)
     return [Place(i, rows[turn.workload.id], standing) for i, (turn, standing) in enumerate(told, start=1)]
 

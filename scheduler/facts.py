@@ -1,6 +1,7 @@
 """The state a decision sees, read from the database in one transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,10 +14,11 @@ from scheduler.adapters.records import AnyAttempt
 from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, WorkloadRow
 from scheduler.kept_times import as_window, open_windows
 from scheduler.lifetimes import seconds_left
+from scheduler.lines import Kind
 from scheduler.sharing import Quota, QuotaKey, Seat
-from scheduler.snapshot import Node, Running, State, Waiting
+from scheduler.snapshot import Running, State, Waiting
 from scheduler.terms import Terms
-from scheduler.usage import Lately
+from scheduler.usage import Holding, Lately, holdings
 from scheduler.vocabulary import NodeId, Placement, Spread, WaitReason, WorkloadId
 
 HOLDING = frozenset({WaitReason.BACKOFF, WaitReason.NO_MONEY, WaitReason.NO_PRICE})
@@ -29,34 +31,26 @@ async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
     running = [as_running(w, a, placed[a.id], terms, now=now) for a, w in live]
     waiting = [as_waiting(row) for row in await store.queued(tx)]
     nodes = store.as_nodes(await store.nodes(tx), await store.holdings(tx))
-    return await state_of(tx, nodes, {w.id: w for w in waiting}, {r.id: r for r in running}, terms, now=now)
+    as_they_are = await terms_of(tx, waiting, holdings(running), terms, now=now)
+    return replace(as_they_are, nodes=nodes, waiting={w.id: w for w in waiting}, running={r.id: r for r in running})
 
 
-async def state_of(
-    tx: AsyncSession,
-    nodes: Mapping[NodeId, Node],
-    waiting: Mapping[WorkloadId, Waiting],
-    running: Mapping[WorkloadId, Running],
-    terms: Terms,
-    *,
-    now: datetime,
+async def terms_of(
+    tx: AsyncSession, waiting: Iterable[Waiting | Kind], held: Mapping[QuotaKey, Holding], terms: Terms, *, now: datetime
 ) -> State:
-    """These nodes and this work under the quotas, the tree and the history of this instant."""
+    """A state without nodes and work: quotas, tree, history, kept times and prices of this instant, given what waits and runs."""
     limits = await quotas.quota_limits(tx, at=now)
     tree = await quotas.cohort_tree(tx, at=now)
     return State(
-        nodes=nodes,
-        waiting=waiting,
-        running=running,
         quotas={key: Quota(v.nominal, v.borrowing, v.lending) for key, v in limits.items()},
         tree={node: Seat(seat.parent, seat.weight_milli) for node, seat in tree.items()},
-        lately=_lately(await store.usage_lately(tx), list(running.values()), terms, now=now),
+        lately=_lately(await store.usage_lately(tx), held, terms, now=now),
         windows=tuple(as_window(row) for row in await open_windows(tx, now=now)),
-        rates=await rates_for(tx, waiting.values(), now=now),
+        rates=await rates_for(tx, waiting, now=now),
     )
 
 
-async def rates_for(tx: AsyncSession, waiting: Iterable[Waiting], *, now: datetime) -> dict[PoolName, int]:
+async def rates_for(tx: AsyncSession, waiting: Iterable[Waiting | Kind], *, now: datetime) -> dict[PoolName, int]:
     """Prices of the pools between which price decides: those that somebody likes equally."""
     pools = {pool for work in waiting if work.ranks for pool in work.pools}
     return dict(await quotas.gpu_rates(tx, sorted(pools), at=now)) if pools else {}
@@ -125,9 +119,9 @@ def as_running(
 
 
 def _lately(
-    rows: Sequence[FirmUsageRow], running: Sequence[Running], terms: Terms, *, now: datetime
+    rows: Sequence[FirmUsageRow], held: Mapping[QuotaKey, Holding], terms: Terms, *, now: datetime
 ) -> dict[QuotaKey, int]:
     lately = Lately(terms.half_life_seconds)
     for row in rows:
         lately.keep((FirmId(row.firm_id), PoolName(row.pool)), row.milli_seconds, as_of=row.as_of)
-    return lately.held(running, now=now)
+    return lately.held(held, now=now)

@@ -41,6 +41,7 @@ from scheduler.batch_admission import admit_many
 from scheduler.cycle import decide
 from scheduler.memory import Memory
 from scheduler.mix import Mix
+from scheduler.notices import Notices
 from scheduler.ports import ClusterRuntime, NodeDirectory
 from scheduler.sharing import Sharing
 from scheduler.terms import Terms
@@ -80,6 +81,7 @@ class Controller:
     terms: Terms
     token_key: bytes
     memory: Memory = field(default_factory=Memory)
+    notices: Notices = field(default_factory=Notices)
     mix: Mix = field(default_factory=Mix)
 
 
@@ -147,10 +149,10 @@ async def cycle(controller: Controller, *, tell: bool = True) -> None:
     now = controller.clock.now()
     async with controller.db.transaction() as tx:
         state = await controller.memory.look(tx, controller.terms, now=now)
-    _, decisions = decide(state, (), controller.mix.applied(controller.terms.policy), now=now)
-    sharing, told, poor = Sharing(state.quotas, state.tree), list[Wait](), set[WorkloadId | None]()
+    seen, decisions = decide(state, (), controller.mix.applied(controller.terms.policy), now=now)
+    sharing, told, poor = Sharing(seen.quotas, seen.tree), list[Wait](), set[WorkloadId | None]()
     starts: list[Start] = []
-    for decision in decisions:
+    for decision in decisions.made:
         if starts and isinstance(decision, Preempt | Reject):  # whoever came before has had its money first
             await _start_all(controller, starts, sharing)
             starts = []
@@ -169,7 +171,7 @@ async def cycle(controller: Controller, *, tell: bool = True) -> None:
                 assert_never(decision)
     await _start_all(controller, starts, sharing)
     if tell:
-        await _record_waits(controller, told, now)
+        await _record_waits(controller, [*told, *await controller.notices.due(seen, decisions, now=now)], now)
 
 
 async def look_at_nodes(controller: Controller) -> None:

@@ -1,8 +1,9 @@
-"""What a leader remembers between two looks at the queue, so that it reads only what has changed.
+"""What a leader remembers between two looks at the queue, so that it reads and decides only what has changed.
 
 It is a copy and nothing more: a leader that has just begun reads everything once and decides the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -10,17 +11,30 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from scheduler.adapters import store, versions, waits
 from scheduler.adapters.tables import NodeRow
-from scheduler.facts import as_running, as_waiting, state_of
-from scheduler.snapshot import Holdings, Node, Running, State, Waiting
+from scheduler.facts import as_running, as_waiting, terms_of
+from scheduler.index import follow, indexed
+from scheduler.snapshot import (
+    Change,
+    Holdings,
+    Node,
+    NodeGone,
+    NodeSeen,
+    Over,
+    Placed,
+    Queued,
+    Running,
+    State,
+    terms_between,
+)
 from scheduler.terms import Terms
 from scheduler.vocabulary import NodeId, NodeState, WorkloadId
 
 
 @dataclass(slots=True)
 class Memory:
-    """Rows as they were last read, with their versions."""
+    """The state as it was last seen, with its index, and the rows it came from with their versions."""
 
-    waiting: dict[WorkloadId, Waiting] = field(default_factory=dict[WorkloadId, Waiting])
+    state: State = field(default_factory=State)
     told: dict[str, waits.WaitRow] = field(default_factory=dict[str, waits.WaitRow])
     _queued: dict[str, int] = field(default_factory=dict[str, int])
     _running: dict[str, tuple[tuple[int, int], Running]] = field(
@@ -31,24 +45,60 @@ class Memory:
     _holdings: dict[str, tuple[int, Holdings]] = field(default_factory=dict[str, tuple[int, Holdings]])
 
     async def look(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
-        """The state as it is, equal to `load_state`; in a transaction that has read nothing yet."""
+        """The state as it is, equal to `load_state`; in a transaction that has read nothing yet.
+
+        What was seen of a look that fails is forgotten with all the rest, and read again.
+        """
+        try:
+            return await self._look(tx, terms, now=now)
+        except BaseException:
+            self.__init__()
+            raise
+
+    async def _look(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
         await versions.one_view(tx)
-        await self._look_at_queue(tx)
+        queued = await self._look_at_queue(tx)
         running = await self._look_at_running(tx, terms, now=now)
         await self._look_at_nodes(tx)
-        return await state_of(tx, self._nodes, dict(self.waiting), running, terms, now=now)
+        self.state = follow(self.state, [*self._moves(running), *queued, *self._changes_of_nodes()])
+        _, index = indexed(self.state)
+        as_they_are = await terms_of(tx, index.lines.by_kind, index.held, terms, now=now)
+        self.state = follow(self.state, terms_between(self.state, as_they_are))
+        return self.state
 
-    async def _look_at_queue(self, tx: AsyncSession) -> None:
+    async def _look_at_queue(self, tx: AsyncSession) -> list[Change]:
+        """What waits now and did not, or did so otherwise."""
         seen = await versions.queued(tx)
         for id in self._queued.keys() - seen.keys():
-            del self.waiting[WorkloadId(id)], self.told[id]
+            del self.told[id]
         changed = [id for id, version in seen.items() if self._queued.get(id) != version]
+        changes: list[Change] = []
         for row in await versions.workload_rows(tx, changed):
-            self.waiting[WorkloadId(row.id)] = as_waiting(row)
             self.told[row.id] = waits.WaitRow(
                 row.id, row.fence, row.wait_reason or "", row.wait_detail, row.eta, row.eta_estimated
             )
+            waiting = as_waiting(row)
+            if self.state.waiting.get(waiting.id) != waiting:
+                changes.append(Queued(waiting))
         self._queued = {id: version for id, version in seen.items() if id in self.told}
+        return changes
+
+    def _moves(self, running: Mapping[WorkloadId, Running]) -> list[Change]:
+        """What neither waits nor runs any more, and what runs and did not, or did so otherwise."""
+        state = self.state
+        changes: list[Change] = [Over(id) for id in state.waiting if id not in self._queued]
+        changes += [Over(id) for id in state.running if id not in running]
+        for id, work in running.items():
+            before = state.running.get(id)
+            if before is not work and before != work:
+                changes.append(Placed(work))
+        return changes
+
+    def _changes_of_nodes(self) -> list[Change]:
+        before = self.state.nodes
+        changes: list[Change] = [NodeGone(id) for id in before if id not in self._nodes]
+        new = ((node, before.get(id)) for id, node in self._nodes.items() if before.get(id) is not node)
+        return changes + [NodeSeen(node) for node, known in new if known != node]
 
     async def _look_at_running(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> dict[WorkloadId, Running]:
         live = await versions.live(tx)

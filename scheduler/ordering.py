@@ -8,21 +8,24 @@ first, so one that submits thousands of jobs and one that submits a single one t
 weighted dominant share above nominal (Ghodsi et al., NSDI'11; Kueue's fair sharing) at each cohort from the top of the
 tree down. A share counts what is held above nominal now, with the work before it in line (so a burst counts at once),
 and what was held above nominal lately, with a half-life.
+
+`Order` goes through the line while a cycle gives out places; `in_order` says the whole line as it stands, as if all of
+it got a place.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
 from quotas.vocabulary import FirmId, PoolName
-from scheduler.preemption import CLASS, Standings
-from scheduler.sharing import Member, Sharing
+from scheduler.index import Index, indexed
+from scheduler.lines import Entry, Kind, Rank, duration, is_held
+from scheduler.preemption import Standings
+from scheduler.sharing import Member, QuotaKey
 from scheduler.snapshot import State, Waiting
-
-_NO_DEADLINE = datetime.max.replace(tzinfo=UTC)
 
 
 class Standing(StrEnum):
@@ -42,131 +45,261 @@ class Turn:
     share: float
 
 
-def rank(workload: Waiting) -> tuple[int, int, datetime, datetime, str]:
-    """Sort key inside a firm: what ranks lower is considered earlier."""
-    latest = _NO_DEADLINE
-    if workload.deadline is not None:
-        latest = workload.deadline - timedelta(seconds=workload.seconds or 0)
-    return CLASS[workload.qos], -workload.priority, latest, workload.submitted_at, workload.id
+def in_order(state: State) -> list[Turn]:
+    """Waiting workloads, the one to be considered first in front, as if each got its place."""
+    seen, index = indexed(state)
+    order = Order(seen, index, Standings(index.sharing, index.held), strictly=True)
+    turns: list[Turn] = []
+    for turns_of in (order.promised(lambda _: False), order.borrowing()):
+        for turn in turns_of:
+            order.place(turn.workload, turn.pool, later=True)
+            turns.append(turn)
+    return turns
 
 
-def in_order(state: State, sharing: Sharing) -> list[Turn]:
-    """Waiting workloads, the one to be considered first in front."""
-    promised: dict[FirmId, list[tuple[Waiting, PoolName, float]]] = {}
-    borrowing: dict[FirmId, list[tuple[Waiting, PoolName]]] = {}
-    by_firm: dict[FirmId, list[Waiting]] = {}
-    for workload in state.waiting.values():
-        by_firm.setdefault(workload.firm_id, []).append(workload)
-    standings, use = Standings.of(state, sharing), _use_of(state)
-    for firm, works in by_firm.items():
-        inside = {pool: use.get((firm, pool), 0) for pool in {pool for work in works for pool in work.pools}}
-        for work in sorted(works, key=rank):
-            pool = next((p for p in work.pools if standings.is_promised(work, p)), None)
-            if pool is None:
-                borrowing.setdefault(firm, []).append((work, work.pools[0]))
+class Order:
+    """The line of everybody, one turn after the other, as work before gets its place or does not.
+
+    A firm's work is taken kind by kind: what is closed for a kind is closed for all of it that takes as long or
+    longer, and is not looked at one by one. Only what gets a place counts in the shares of those behind it. `strictly`:
+    promised is only what the quota covers beside everything before it.
+    """
+
+    def __init__(
+        self, state: State, index: Index, standings: Standings, *, now: datetime | None = None, strictly: bool = False
+    ) -> None:
+        self._index, self._standings, self._now = index, standings, now
+        self._shares = _Shares(state, index)
+        self._lines: dict[FirmId, _FirmLine] = {}
+        self._later: dict[QuotaKey, int] = {}
+        self._closed: dict[Kind, float] = {}
+        by_firm: dict[FirmId, list[Kind]] = {}
+        for kind in index.lines.by_kind:
+            by_firm.setdefault(kind.firm_id, []).append(kind)
+        for firm, kinds in sorted(by_firm.items()):
+            self._lines[firm] = _FirmLine(kinds, index.lines.by_kind, self._closed, self._sleeps)
+            self._lines[firm].is_behind = strictly
+
+    def promised(self, fits: Callable[[Waiting], bool]) -> Iterator[Turn]:
+        """What its firm's quota promises, the firm first that would use the smallest part of its quota.
+
+        Behind work of its own firm that borrows and `fits` now it waits, unless the quota covers all before it too.
+        """
+        heap: list[tuple[float, datetime, str, FirmId]] = []
+        for firm in self._lines:
+            self._push_promised(heap, firm, fits)
+        heapify(heap)
+        while heap:
+            *key, firm = heappop(heap)
+            turn = self._promised_turn(firm, fits)
+            if turn is None:
                 continue
-            standings.start(work, pool)
-            inside[pool] += work.need
-            part = inside[pool] / max(1, sharing.quota((firm, pool)).nominal)
-            promised.setdefault(firm, []).append((work, pool, part))
-    return [*_take_turns(promised), *_Borrowers(state, sharing).take_turns(borrowing)]
+            now = turn.share, turn.workload.submitted_at, turn.workload.id
+            if now != tuple(key) and heap and (*now, firm) > heap[0]:
+                heappush(heap, (*now, firm))
+                continue
+            self._lines[firm].advance()
+            yield turn
+            self._push_promised(heap, firm, fits)
 
-
-def _use_of(state: State) -> dict[tuple[FirmId, PoolName], int]:
-    use: dict[tuple[FirmId, PoolName], int] = {}
-    for work in state.running.values():
-        key = work.firm_id, work.placement.pool
-        use[key] = use.get(key, 0) + work.need
-    return use
-
-
-def _take_turns(queues: Mapping[FirmId, list[tuple[Waiting, PoolName, float]]]) -> Iterable[Turn]:
-    """The heads of the firms' queues, again and again the one whose firm would use the smallest part of its quota."""
-
-    def head(firm: FirmId, at: int) -> tuple[float, datetime, str, FirmId, int]:
-        work, _, part = queues[firm][at]
-        return part, work.submitted_at, work.id, firm, at
-
-    heap = [head(firm, 0) for firm in queues]
-    heapify(heap)
-    while heap:
-        *_, firm, at = heappop(heap)
-        work, pool, part = queues[firm][at]
-        yield Turn(work, pool, Standing.PROMISED, part)
-        if at + 1 < len(queues[firm]):
-            heappush(heap, head(firm, at + 1))
-
-
-_Entry: TypeAlias = tuple[tuple[float, ...], datetime, str, FirmId, int]
-
-
-class _Borrowers:
-    """Shares above nominal, growing as the work before in line is counted."""
-
-    def __init__(self, state: State, sharing: Sharing) -> None:
-        self._sharing = sharing
-        self._used: dict[tuple[Member, PoolName], int] = {}
-        self._nominal: dict[tuple[Member, PoolName], int] = {}
-        self._lately: dict[tuple[Member, PoolName], int] = {}
-        for (firm, pool), amount in _use_of(state).items():
-            self._count(firm, pool, amount)
-        for (firm, pool), quota in state.quotas.items():
-            for member in sharing.path(firm):
-                self._nominal[member, pool] = self._nominal.get((member, pool), 0) + quota.nominal
-        for (firm, pool), milli in state.lately.items():
-            above = max(0, milli - sharing.quota((firm, pool)).nominal)
-            for member in sharing.path(firm):
-                self._lately[member, pool] = self._lately.get((member, pool), 0) + above
-        self._pools = sorted({pool for _, pool in (*self._used, *self._nominal, *self._lately)})
-        self._depth = max((len(sharing.path(work.firm_id)) for work in state.waiting.values()), default=0)
-
-    def take_turns(self, queues: Mapping[FirmId, list[tuple[Waiting, PoolName]]]) -> Iterable[Turn]:
-        """Tree by tree, and in each the head of the firm with the smallest share at each cohort on its way.
+    def borrowing(self) -> Iterator[Turn]:
+        """The rest: tree by tree, and in each the firm with the smallest share at each cohort on its way.
 
         A share only grows, so a key in a heap is at worst too small and is looked at again when it comes up.
         """
         trees: dict[Member, list[_Entry]] = {}
-        for firm, works in queues.items():
-            trees.setdefault(self._sharing.root(firm), []).append((*self._key(firm, works[0]), firm, 0))
-        for heap in trees.values():
+        for firm, line in self._lines.items():
+            line.take_back()
+            head = line.head()
+            if head:
+                trees.setdefault(self._index.sharing.root(firm), []).append((*self._shares.key(head), firm))
+        tops: list[tuple[float, datetime, str, Member]] = []
+        for root, heap in trees.items():
             heapify(heap)
-        tops = [self._top(root, heap) for root, heap in trees.items()]
+            tops.append(self._top(root, heap))
         heapify(tops)
         while tops:
             root = heappop(tops)[-1]
             heap = trees[root]
-            yield self._next(heap, queues)
+            turn = self._next(heap)
+            if turn:
+                yield turn
+                self._push(heap, turn.workload.firm_id)
             if heap:
                 heappush(tops, self._top(root, heap))
 
-    def _next(self, heap: "list[_Entry]", queues: Mapping[FirmId, list[tuple[Waiting, PoolName]]]) -> Turn:
-        while True:
-            shares, _, _, firm, at = heappop(heap)
-            work, pool = queues[firm][at]
-            key = self._key(firm, (work, pool))
-            if key[0] > shares:
-                heappush(heap, (*key, firm, at))
+    def place(self, workload: Waiting, pool: PoolName, *, later: bool) -> None:
+        """It gets a place and counts for those behind it; `later`: the standings do not say so."""
+        key = workload.firm_id, pool
+        self._shares.count(*key, workload.need)
+        if later:
+            self._later[key] = self._later.get(key, 0) + workload.need
+
+    def close(self, kind: Kind, seconds: float) -> None:
+        """No work of a kind that takes so long or longer gets a turn any more."""
+        self._closed[kind] = min(seconds, self._closed.get(kind, seconds))
+
+    def _sleeps(self, workload: Waiting) -> bool:
+        return self._now is not None and is_held(workload, now=self._now)
+
+    def _push_promised(
+        self, heap: list[tuple[float, datetime, str, FirmId]], firm: FirmId, fits: Callable[[Waiting], bool]
+    ) -> None:
+        turn = self._promised_turn(firm, fits)
+        if turn:
+            heappush(heap, (turn.share, turn.workload.submitted_at, turn.workload.id, firm))
+
+    def _promised_turn(self, firm: FirmId, fits: Callable[[Waiting], bool]) -> Turn | None:
+        """The first of a firm's work that is promised; what does not count as promised is laid aside for later."""
+        line = self._lines[firm]
+        while (workload := line.head()) is not None:
+            pool = next((pool for pool in workload.pools if self._is_promised(workload, pool, line)), None)
+            if pool is not None:
+                share = self._shares.part(workload, pool)
+                return Turn(workload, pool, Standing.PROMISED, share)
+            kind = line.lay_aside()
+            if not line.is_behind and any(self._may_be_promised(other) for other in line.kinds() if other != kind):
+                line.is_behind = fits(workload)
+        return None
+
+    def _is_promised(self, workload: Waiting, pool: PoolName, line: "_FirmLine") -> bool:
+        room = self._standings.room_left((workload.firm_id, pool), workload.qos)
+        if line.is_behind:
+            room -= self._later.get((workload.firm_id, pool), 0)
+        return workload.need <= room
+
+    def _may_be_promised(self, kind: Kind) -> bool:
+        need = kind.workers * kind.shape.counted_milli
+        return any(need <= self._standings.room_left((kind.firm_id, pool), kind.qos) for pool in kind.pools)
+
+    def _next(self, heap: "list[_Entry]") -> Turn | None:
+        while heap:
+            shares, *_, firm = heappop(heap)
+            head = self._lines[firm].head()
+            if head is None:
                 continue
-            self._count(firm, pool, work.need)
-            if at + 1 < len(queues[firm]):
-                heappush(heap, (*self._key(firm, queues[firm][at + 1]), firm, at + 1))
-            return Turn(work, pool, Standing.BORROWS, shares[-1])
+            key = self._shares.key(head)
+            if key[0] > shares and heap and (*key, firm) > heap[0]:
+                heappush(heap, (*key, firm))
+                continue
+            self._lines[firm].advance()
+            return Turn(head, head.pools[0], Standing.BORROWS, key[0][-1])
+        return None
+
+    def _push(self, heap: "list[_Entry]", firm: FirmId) -> None:
+        head = self._lines[firm].head()
+        if head:
+            heappush(heap, (*self._shares.key(head), firm))
 
     def _top(self, root: Member, heap: "list[_Entry]") -> tuple[float, datetime, str, Member]:
         """Trees lend nothing to each other: first comes the one that has borrowed less of what it lends."""
-        _, submitted, id, _, _ = heap[0]
-        of = self._pools[0] if self._pools else None
-        return (0.0 if of is None else self._share(root, root, of, 0)), submitted, id, root
+        _, submitted, id, _ = heap[0]
+        return self._shares.of_tree(root), submitted, id, root
 
-    def _key(self, firm: FirmId, head: tuple[Waiting, PoolName]) -> tuple[tuple[float, ...], datetime, str]:
+
+_Entry: TypeAlias = tuple[tuple[float, ...], datetime, str, FirmId]
+
+
+class _FirmLine:
+    """A firm's kinds by the rank of their first open work; those laid aside come back for borrowing."""
+
+    def __init__(
+        self,
+        kinds: Iterable[Kind],
+        by_kind: Mapping[Kind, Sequence[Entry]],
+        closed: Mapping[Kind, float],
+        sleeps: Callable[[Waiting], bool],
+    ) -> None:
+        self.is_behind = False  # work of the firm that borrows comes before what follows
+        self._by_kind, self._closed, self._sleeps = by_kind, closed, sleeps
+        self._at = dict.fromkeys(kinds, 0)
+        self._heap = [(by_kind[kind][0][0], kind) for kind in self._at]
+        heapify(self._heap)
+        self._aside: list[tuple[Rank, Kind]] = []
+
+    def head(self) -> Waiting | None:
+        """The first work that is open; None when there is none any more."""
+        while self._heap:
+            _, kind = self._heap[0]
+            closed = self._closed.get(kind)
+            if closed == 0:
+                heappop(self._heap)
+                continue
+            workload = self._by_kind[kind][self._at[kind]][1]
+            if (closed is None or duration(workload) < closed) and not self._sleeps(workload):
+                return workload
+            self.advance()
+        return None
+
+    def kinds(self) -> Iterable[Kind]:
+        """Those that are still in line."""
+        return (kind for _, kind in self._heap)
+
+    def advance(self) -> None:
+        """The head has had its turn."""
+        _, kind = heappop(self._heap)
+        line, at = self._by_kind[kind], self._at[kind] + 1
+        self._at[kind] = at
+        if at < len(line):
+            heappush(self._heap, (line[at][0], kind))
+
+    def lay_aside(self) -> Kind:
+        """The head's kind has to wait until borrowing begins."""
+        entry = heappop(self._heap)
+        self._aside.append(entry)
+        return entry[1]
+
+    def take_back(self) -> None:
+        """What was laid aside is in line again."""
+        for entry in self._aside:
+            heappush(self._heap, entry)
+        self._aside = []
+
+
+class _Shares:
+    """What firms and their cohorts hold above nominal of what their trees lend, growing as places are given out."""
+
+    def __init__(self, state: State, index: Index) -> None:
+        self._sharing = index.sharing
+        self._used: dict[tuple[Member, PoolName], int] = {}
+        self._nominal: dict[tuple[Member, PoolName], int] = {}
+        self._lately: dict[tuple[Member, PoolName], int] = {}
+        for (firm, pool), holding in index.held.items():
+            self.count(firm, pool, holding.used)
+        for (firm, pool), quota in state.quotas.items():
+            for member in self._sharing.path(firm):
+                self._nominal[member, pool] = self._nominal.get((member, pool), 0) + quota.nominal
+        for (firm, pool), milli in state.lately.items():
+            above = max(0, milli - self._sharing.quota((firm, pool)).nominal)
+            for member in self._sharing.path(firm):
+                self._lately[member, pool] = self._lately.get((member, pool), 0) + above
+        self._pools = sorted({pool for _, pool in (*self._used, *self._nominal, *self._lately)})
+        firms = {kind.firm_id for kind in index.lines.by_kind}
+        self._depth = max((len(self._sharing.path(firm)) for firm in firms), default=0)
+
+    def part(self, workload: Waiting, pool: PoolName) -> float:
+        """The part of its firm's quota in use with it and what came before."""
+        used = self._used.get((workload.firm_id, pool), 0) + workload.need
+        return used / max(1, self._sharing.quota((workload.firm_id, pool)).nominal)
+
+    def key(self, head: Waiting) -> tuple[tuple[float, ...], datetime, str]:
         """Shares below the top, where there is somebody to compare with; the top's would count the job's size alone."""
-        work, pool = head
-        path = self._sharing.path(firm)
-        shares = [self._share(path[0], member, pool, work.need) for member in path[1:] or path]
+        path = self._sharing.path(head.firm_id)
+        pool, need = head.pools[0], head.need
+        shares = [self._share(path[0], member, pool, need) for member in path[1:] or path]
         shares += [shares[-1]] * (self._depth - len(shares))
-        return tuple(shares), work.submitted_at, work.id
+        return tuple(shares), head.submitted_at, head.id
 
-    def _share(self, root: Member, member: Member, pool: PoolName, more: int) -> float:
+    def of_tree(self, root: Member) -> float:
+        """Of what a tree lends, the part that is held above nominal, in the pool where that is largest."""
+        return self._share(root, root, None, 0)
+
+    def count(self, firm: FirmId, pool: PoolName, amount: int) -> None:
+        """So much more is held, or has its place."""
+        for member in self._sharing.path(firm):
+            self._used[member, pool] = self._used.get((member, pool), 0) + amount
+
+    def _share(self, root: Member, member: Member, pool: PoolName | None, more: int) -> float:
         """Of what its tree lends, the part that the member holds above nominal, in the pool where that is largest."""
         largest = 0.0
         for of in self._pools:
@@ -175,7 +308,3 @@ class _Borrowers:
             if above:
                 largest = max(largest, above / max(1, self._sharing.lent(root, of)))
         return largest / self._sharing.weight(member)
-
-    def _count(self, firm: FirmId, pool: PoolName, amount: int) -> None:
-        for member in self._sharing.path(firm):
-            self._used[member, pool] = self._used.get((member, pool), 0) + amount

@@ -13,43 +13,98 @@ raises its own class in its firm's line and may lower only classes after it. So 
 dictionary order, and they are bounded: while quotas stay and nothing arrives or ends, the rounds come to an end.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from heapq import merge
+from operator import itemgetter
+from typing import Protocol, TypeAlias
 
 from quotas.vocabulary import FirmId, PoolName, QoS
-from scheduler.sharing import QuotaKey, Sharing
-from scheduler.snapshot import Running, State, Waiting
+from scheduler.sharing import Member, QuotaKey, Sharing
+from scheduler.snapshot import Running, Waiting
 from scheduler.vocabulary import WorkloadId
 
 CLASS = {QoS.RESERVED: 0, QoS.STANDARD: 1, QoS.INTERRUPTIBLE: 2}
 RECLAIM, YIELD, DRAIN, WINDOW = "reclaim", "yield", "drain", "window"
 
+Row: TypeAlias = tuple[int, WorkloadId, int]
+"""What one workload has of a firm's quota: its class, its id, and how much."""
+_Ranked: TypeAlias = tuple[tuple[int, int, WorkloadId], Running]
+
+
+class Standing:
+    """What one firm holds in one pool, best class first: which of it its nominal quota covers. A value."""
+
+    def __init__(self, rows: Sequence[Row] = ()) -> None:
+        self.rows = rows
+        self._known: _Covered | None = None
+
+    @classmethod
+    def of(cls, works: Iterable[Running | Waiting]) -> "Standing":
+        """Of this work."""
+        return cls(sorted(_row(work) for work in works))
+
+    def with_(self, work: Running | Waiting) -> "Standing":
+        """With this work too."""
+        rows = list(self.rows)
+        insort(rows, _row(work))
+        return Standing(rows)
+
+    def without(self, work: Running | Waiting) -> "Standing":
+        """Without this work."""
+        rows = list(self.rows)
+        del rows[bisect_left(rows, _row(work))]
+        return Standing(rows)
+
+    def promised(self, nominal: int) -> set[WorkloadId]:
+        """What the nominal quota covers."""
+        outside = set(self.borrowed(nominal))
+        return {id for _, id, _ in self.rows if id not in outside}
+
+    def borrowed(self, nominal: int) -> Sequence[WorkloadId]:
+        """What it does not cover."""
+        return self._covered(nominal).outside
+
+    def room_left(self, qos: QoS, nominal: int) -> int:
+        """How much of the nominal quota no work of this class or a better one has: so much is promised to more."""
+        return self._covered(nominal).left_after[CLASS[qos]]
+
+    def _covered(self, nominal: int) -> "_Covered":
+        if self._known is None or self._known.nominal != nominal:
+            left, outside, left_after = nominal, list[WorkloadId](), [nominal] * len(CLASS)
+            for of, id, need in self.rows:
+                if need > left:
+                    outside.append(id)
+                    continue
+                left -= need
+                if left_after[of] != left:
+                    left_after[of:] = [left] * (len(CLASS) - of)
+            self._known = _Covered(nominal, outside, left_after)
+        return self._known
+
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What one workload has of a firm's quota."""
+class _Covered:
+    """What a nominal quota does not cover, and what is left of it after each class."""
 
-    id: WorkloadId
-    qos: QoS
-    need: int
-
-
-def promised(works: Iterable[Held], nominal: int) -> set[WorkloadId]:
-    """Which of a firm's works in a pool its nominal quota covers."""
-    inside: set[WorkloadId] = set()
-    for work in sorted(works, key=lambda w: (CLASS[w.qos], w.id)):
-        if work.need <= nominal:
-            nominal -= work.need
-            inside.add(work.id)
-    return inside
+    nominal: int
+    outside: list[WorkloadId]
+    left_after: list[int]
 
 
-def room_left(works: Iterable[Held], qos: QoS, nominal: int) -> int:
-    """How much of the nominal quota no work of this class or a better one has: up to this, waiting work is promised."""
-    peers = [work for work in works if CLASS[work.qos] <= CLASS[qos]]
-    inside = promised(peers, nominal)
-    return nominal - sum(work.need for work in peers if work.id in inside)
+class Held(Protocol):
+    """A firm's running work in a pool, as `usage.py` keeps it."""
+
+    @property
+    def works(self) -> Mapping[WorkloadId, Running]: ...
+    @property
+    def standing(self) -> Standing: ...  # of what has not been told to stop
+
+
+def _row(work: Running | Waiting) -> Row:
+    return CLASS[work.qos], work.id, work.need
 
 
 def lost_milli_seconds(work: Running, *, now: datetime) -> int:
@@ -58,71 +113,95 @@ def lost_milli_seconds(work: Running, *, now: datetime) -> int:
     return 0 if since is None else work.need * max(0, int((now - since).total_seconds()))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Age:
+    """How old work has to be to be stopped for other work."""
+
+    now: datetime
+    minimum: timedelta
+
+    def allows(self, work: Running) -> bool:
+        """Reserved work is never stopped for others."""
+        return work.qos is not QoS.RESERVED and (work.since is None or self.now - work.since >= self.minimum)
+
+
 class Standings:
-    """What each firm holds in each pool while a cycle starts and stops work; who is promised and who borrows."""
+    """Who is promised what and who borrows, while a cycle starts and stops work. What stops counts no more."""
 
-    sharing: Sharing
-    running: dict[QuotaKey, dict[WorkloadId, Running]] = field(
-        default_factory=dict[QuotaKey, dict[WorkloadId, Running]]
-    )
-    held: dict[QuotaKey, dict[WorkloadId, Held]] = field(default_factory=dict[QuotaKey, dict[WorkloadId, Held]])
-    _room: dict[tuple[QuotaKey, QoS], int] = field(default_factory=dict[tuple[QuotaKey, QoS], int])
-
-    @classmethod
-    def of(cls, state: State, sharing: Sharing) -> "Standings":
-        """As things are: what has been told to stop counts no more."""
-        standings = cls(sharing)
-        for work in state.running.values():
-            if not work.is_stopping:
-                key = work.firm_id, work.placement.pool
-                standings.running.setdefault(key, {})[work.id] = work
-                standings._put(key, Held(work.id, work.qos, work.need))
-        return standings
+    def __init__(self, sharing: Sharing, held: Mapping[QuotaKey, Held]) -> None:
+        self._sharing, self._held = sharing, held
+        self._changed: dict[QuotaKey, Standing] = {}
+        self._borrowed: dict[tuple[Member, PoolName], list[_Ranked]] = {}
+        self._borrowed_by: dict[QuotaKey, list[_Ranked]] = {}
+        self._using: dict[tuple[Member, PoolName], list[FirmId]] | None = None
 
     def is_promised(self, workload: Waiting, pool: PoolName) -> bool:
         """Whether the firm's nominal quota would cover it beside its work of the same class or a better one."""
-        key = workload.firm_id, pool
-        if (key, workload.qos) not in self._room:
-            nominal = self.sharing.quota(key).nominal
-            self._room[key, workload.qos] = room_left(self.held.get(key, {}).values(), workload.qos, nominal)
-        return workload.need <= self._room[key, workload.qos]
+        return workload.need <= self.room_left((workload.firm_id, pool), workload.qos)
+
+    def room_left(self, key: QuotaKey, qos: QoS) -> int:
+        """Up to this much more would be promised to work of a class."""
+        return self._of(key).room_left(qos, self._sharing.quota(key).nominal)
 
     def start(self, workload: Waiting, pool: PoolName) -> None:
         """It starts now, or as soon as what was stopped for it is gone."""
-        self._put((workload.firm_id, pool), Held(workload.id, workload.qos, workload.need))
+        key = workload.firm_id, pool
+        self._change(key, self._of(key).with_(workload))
 
     def stop(self, work: Running) -> None:
         """It has been told to stop."""
         key = work.firm_id, work.placement.pool
-        del self.running[key][work.id]
-        del self.held[key][work.id]
-        self._forget(key)
+        self._change(key, self._of(key).without(work))
 
-    def victims(self, workload: Waiting, pool: PoolName, *, now: datetime, minimum: timedelta) -> list[Running]:
+    def victims(self, workload: Waiting, pool: PoolName, age: Age) -> Iterator[Running]:
         """What may be stopped for it: interruptible work first, then what loses the fewest accelerator-seconds."""
-        own, root = (workload.firm_id, pool), self.sharing.root(workload.firm_id)
-        found: list[Running] = []
-        for firm in self._firms_of(workload.firm_id, pool):
-            key = firm, pool
-            works = self.held.get(key, {})
-            if key == own:
-                works = {**works, workload.id: Held(workload.id, workload.qos, workload.need)}
-            assert self.sharing.root(firm) == root, "only firms of one tree lend to each other"
-            inside = promised(works.values(), self.sharing.quota(key).nominal)
-            found += [work for id, work in self.running.get(key, {}).items() if id not in inside]
-        eligible = [w for w in found if w.qos is not QoS.RESERVED and (w.since is None or now - w.since >= minimum)]
-        return sorted(eligible, key=lambda w: (-CLASS[w.qos], lost_milli_seconds(w, now=now), w.id))
+        own = workload.firm_id, pool
+        ranked: Iterable[_Ranked] = self.borrowed(own, age)
+        rows = self._of(own).rows
+        if rows and rows[-1][0] > CLASS[workload.qos]:  # its own lower classes give way to it
+            others = (entry for entry in ranked if entry[1].firm_id != workload.firm_id)
+            ranked = merge(others, self._ranked(own, self._of(own).with_(workload), age), key=itemgetter(0))
+        return (work for _, work in ranked)
 
-    def _firms_of(self, firm_id: FirmId, pool: PoolName) -> Sequence[FirmId]:
-        root = self.sharing.root(firm_id)
-        using = {firm for firm, of in self.running if of == pool and self.sharing.root(firm) == root}
-        return sorted(using)
+    def borrowed(self, key: QuotaKey, age: Age) -> list[_Ranked]:
+        """All that is borrowed in a pool by the firms of this firm's tree and old enough, what goes first in front."""
+        tree = self._sharing.root(key[0]), key[1]
+        if tree not in self._borrowed:
+            firms = self._firms().get(tree, ())
+            ranked = [self._borrowed_of((firm, key[1]), age) for firm in firms]
+            self._borrowed[tree] = sorted((entry for of in ranked for entry in of), key=itemgetter(0))
+        return self._borrowed[tree]
 
-    def _put(self, key: QuotaKey, held: Held) -> None:
-        self.held.setdefault(key, {})[held.id] = held
-        self._forget(key)
+    def _borrowed_of(self, key: QuotaKey, age: Age) -> list[_Ranked]:
+        if key not in self._borrowed_by:
+            self._borrowed_by[key] = self._ranked(key, self._of(key), age)
+        return self._borrowed_by[key]
 
-    def _forget(self, key: QuotaKey) -> None:
-        for qos in QoS:
-            self._room.pop((key, qos), None)
+    def _ranked(self, key: QuotaKey, standing: Standing, age: Age) -> list[_Ranked]:
+        """What is borrowed and runs, as far as it may be stopped."""
+        if key not in self._held:
+            return []
+        works = self._held[key].works  # what this cycle starts does not run yet
+        outside = (works[id] for id in standing.borrowed(self._sharing.quota(key).nominal) if id in works)
+        ranked = [((-CLASS[w.qos], lost_milli_seconds(w, now=age.now), w.id), w) for w in outside if age.allows(w)]
+        return sorted(ranked, key=itemgetter(0))
+
+    def _firms(self) -> Mapping[tuple[Member, PoolName], list[FirmId]]:
+        if self._using is None:
+            self._using = {}
+            for firm, pool in sorted(self._held):
+                self._using.setdefault((self._sharing.root(firm), pool), []).append(firm)
+        return self._using
+
+    def _of(self, key: QuotaKey) -> Standing:
+        if key in self._changed:
+            return self._changed[key]
+        return self._held[key].standing if key in self._held else _NOTHING
+
+    def _change(self, key: QuotaKey, standing: Standing) -> None:
+        self._changed[key] = standing
+        self._borrowed_by.pop(key, None)
+        self._borrowed.pop((self._sharing.root(key[0]), key[1]), None)
+
+
+_NOTHING = Standing()

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from scheduler.cycle import Policy, decide, decision_for
-from scheduler.snapshot import State, Waiting
+from scheduler.cycle import Policy, decide
+from scheduler.decisions import decision_for
+from scheduler.snapshot import Queued, State, Waiting
 from scheduler.vocabulary import Preempt, Reject, Start, Wait, WaitReason
 
 
@@ -21,8 +22,8 @@ class Forecast:
 
 def forecast(state: State, workload: Waiting, policy: Policy, *, now: datetime) -> Forecast:
     """What would happen to `workload` if it were submitted now; `state` is not changed."""
-    _, decisions = decide(state.with_waiting(workload), (), policy, now=now)
-    match decision_for(decisions, workload.id):
+    seen, decisions = decide(state, [Queued(workload)], policy, now=now)
+    match decision_for(seen, decisions, workload.id, now=now):
         case Start():
             return Forecast(now, _finish(now, workload.seconds), False, None, "it starts at once")
         case Wait(_, reason, detail, eta, estimated):

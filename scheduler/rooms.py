@@ -43,6 +43,11 @@ class Ground:
     shelves: Shelves
     firms: dict[FirmId, int] = field(default_factory=dict[FirmId, int])
 
+    @property
+    def size_milli(self) -> int:
+        """Thousandths of all accelerators."""
+        return int(self.rooms.gpu_milli.sum())
+
     def number(self, firm: FirmId) -> int:
         """The firm's number."""
         return self.firms.setdefault(firm, len(self.firms) + 1)

@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.cycle import Policy, decide
+from scheduler.index import follow, indexed
 from scheduler.sharing import Member, Quota, QuotaKey, Seat
 from scheduler.snapshot import Change, LatelySet, Node, Over, Placed, Queued, Running, State, Waiting
 from scheduler.usage import Lately
@@ -164,14 +165,16 @@ class _Simulation:
         self._changes.append(Queued(work))
 
     def _history(self, now: datetime) -> list[Change]:
-        lately, known = self._lately.held(self._running.values(), now=now), self._state.lately
+        self._state, index = indexed(self._state)
+        lately, known = self._lately.held(index.held, now=now), self._state.lately
         return [LatelySet(*key, milli) for key, milli in lately.items() if known.get(key, 0) != milli]
 
     def _decide(self, now: datetime) -> None:
-        changes = [*self._changes, *self._history(now)]
-        self._state, decisions = decide(self._state, changes, self._policy, now=now)
-        self._changes = [change for decision in decisions for change in self._follow(decision, now)]
-        if any(isinstance(d, Wait) and d.reason is WaitReason.RECLAIM for d in decisions):
+        self._state = follow(self._state, self._changes)
+        self._state, decisions = decide(self._state, self._history(now), self._policy, now=now)
+        self._changes = [change for decision in decisions.made for change in self._follow(decision, now)]
+        waits = [d.reason for d in decisions.made if isinstance(d, Wait)]
+        if WaitReason.RECLAIM in (*waits, *(kind.reason for kind in decisions.kinds)):
             self._look_again(now)
 
     def _look_again(self, now: datetime) -> None:

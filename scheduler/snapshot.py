@@ -6,11 +6,12 @@ A state holds facts only. A decision becomes a fact when it has been recorded, a
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TypeAlias, assert_never
+from functools import cached_property
+from typing import TypeAlias, TypeVar, assert_never
 
 from kit.units import MILLI_PER_GPU, GpuMilli
 from quotas.vocabulary import FirmId, PoolName, QoS
-from scheduler.sharing import NO_QUOTA, Member, Quota, QuotaKey, Seat
+from scheduler.sharing import Member, Quota, QuotaKey, Seat
 from scheduler.vocabulary import NodeId, Placement, Shape, Spread, WaitReason, WorkloadId
 from scheduler.windows import Window
 
@@ -140,6 +141,8 @@ class State:
     lately: Mapping[QuotaKey, int] = field(default_factory=dict[QuotaKey, int])
     windows: tuple[Window, ...] = ()
     rates: Mapping[PoolName, int] = field(default_factory=dict[PoolName, int])
+    index: object = field(default=None, compare=False, repr=False)
+    """What `index.py` has worked out of exactly these facts, where somebody has."""
 
     def with_waiting(self, extra: Waiting) -> "State":
         """A copy in which `extra` waits too: for quotes and what-ifs."""
@@ -175,7 +178,7 @@ class Over:
 class QuotaSet:
     firm_id: FirmId
     pool: PoolName
-    quota: Quota
+    quota: Quota | None  # None: it has none any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +191,7 @@ class SeatSet:
 class LatelySet:
     firm_id: FirmId
     pool: PoolName
-    milli: int
+    milli: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,46 +204,92 @@ class RatesSet:
     rates: Mapping[PoolName, int]
 
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 Change: TypeAlias = (
     NodeSeen | NodeGone | Queued | Placed | Over | QuotaSet | SeatSet | LatelySet | WindowsSet | RatesSet
 )
 
 
 def apply(state: State, changes: Iterable[Change]) -> State:
-    """The state after `changes`, in their order; `state` itself stays as it is."""
-    nodes, waiting, running = dict(state.nodes), dict(state.waiting), dict(state.running)
-    quotas, tree, lately, windows = dict(state.quotas), dict(state.tree), dict(state.lately), state.windows
-    rates = state.rates
+    """The facts after `changes`, in their order; `state` itself stays as it is, and what did not change is shared."""
+    facts = _Facts(state)
     for change in changes:
         match change:
             case NodeSeen(node):
-                nodes[node.id] = node
+                facts.nodes[node.id] = node
             case NodeGone(node_id):
-                nodes.pop(node_id, None)
+                facts.nodes.pop(node_id, None)
             case Queued(queued):
-                running.pop(queued.id, None)
-                waiting[queued.id] = queued
+                facts.leave(queued.id)
+                facts.waiting[queued.id] = queued
             case Placed(placed):
-                waiting.pop(placed.id, None)
-                running[placed.id] = placed
+                facts.leave(placed.id)
+                facts.running[placed.id] = placed
             case Over(workload_id):
-                waiting.pop(workload_id, None)
-                running.pop(workload_id, None)
+                facts.leave(workload_id)
             case QuotaSet(firm_id, pool, quota):
-                quotas[firm_id, pool] = quota
+                _set(facts.quotas, (firm_id, pool), quota)
             case SeatSet(member, seat):
-                tree.pop(member, None)
-                if seat is not None:
-                    tree[member] = seat
+                _set(facts.tree, member, seat)
             case LatelySet(firm_id, pool, milli):
-                lately[firm_id, pool] = milli
+                _set(facts.lately, (firm_id, pool), milli)
             case WindowsSet(kept):
-                windows = kept
+                facts.windows = kept
             case RatesSet(valid):
-                rates = valid
+                facts.rates = valid
             case _:
                 assert_never(change)
-    return State(nodes, waiting, running, quotas, tree, lately, windows, rates)
+    return facts.state()
+
+
+def _set(of: dict[_Key, _Value], key: _Key, value: _Value | None) -> None:
+    if value is None:
+        of.pop(key, None)
+    else:
+        of[key] = value
+
+
+class _Facts:
+    """The facts of a state, each kind of them copied when it is first changed."""
+
+    def __init__(self, before: State) -> None:
+        self._before, self.windows, self.rates = before, before.windows, before.rates
+
+    @cached_property
+    def nodes(self) -> dict[NodeId, Node]:
+        return dict(self._before.nodes)
+
+    @cached_property
+    def waiting(self) -> dict[WorkloadId, Waiting]:
+        return dict(self._before.waiting)
+
+    @cached_property
+    def running(self) -> dict[WorkloadId, Running]:
+        return dict(self._before.running)
+
+    @cached_property
+    def quotas(self) -> dict[QuotaKey, Quota]:
+        return dict(self._before.quotas)
+
+    @cached_property
+    def tree(self) -> dict[Member, Seat]:
+        return dict(self._before.tree)
+
+    @cached_property
+    def lately(self) -> dict[QuotaKey, int]:
+        return dict(self._before.lately)
+
+    def leave(self, id: WorkloadId) -> None:
+        """It neither waits nor runs any more."""
+        if id in (self.waiting if "waiting" in self.__dict__ else self._before.waiting):
+            del self.waiting[id]
+        if id in (self.running if "running" in self.__dict__ else self._before.running):
+            del self.running[id]
+
+    def state(self) -> State:
+        changed = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        return replace(self._before, index=None, **changed)
 
 
 def changes_between(before: State, after: State) -> list[Change]:
@@ -251,14 +300,22 @@ def changes_between(before: State, after: State) -> list[Change]:
     changes += [Over(id) for id in known if id not in after.waiting and id not in after.running]
     changes += [Queued(w) for id, w in after.waiting.items() if before.waiting.get(id) != w or id in before.running]
     changes += [Placed(r) for id, r in after.running.items() if before.running.get(id) != r or id in before.waiting]
-    quotas = dict.fromkeys(before.quotas, NO_QUOTA) | dict(after.quotas)
-    changes += [QuotaSet(*key, value) for key, value in quotas.items() if before.quotas.get(key) != value]
-    changes += [SeatSet(member, None) for member in before.tree if member not in after.tree]
-    changes += [SeatSet(member, seat) for member, seat in after.tree.items() if before.tree.get(member) != seat]
-    lately = dict.fromkeys(before.lately, 0) | dict(after.lately)
-    changes += [LatelySet(*key, milli) for key, milli in lately.items() if before.lately.get(key) != milli]
+    return [*changes, *terms_between(before, after)]
+
+
+def terms_between(before: State, after: State) -> list[Change]:
+    """The part of `changes_between` that is neither nodes nor work: quotas, tree, history, kept times."""
+    changes: list[Change] = [QuotaSet(*key, value) for key, value in _differing(before.quotas, after.quotas)]
+    changes += [SeatSet(member, seat) for member, seat in _differing(before.tree, after.tree)]
+    changes += [LatelySet(*key, milli) for key, milli in _differing(before.lately, after.lately)]
     if before.windows != after.windows:
         changes.append(WindowsSet(after.windows))
     if before.rates != after.rates:
         changes.append(RatesSet(after.rates))
     return changes
+
+
+def _differing(before: Mapping[_Key, _Value], after: Mapping[_Key, _Value]) -> Iterable[tuple[_Key, _Value | None]]:
+    """What is another one afterwards; None: it is gone."""
+    yield from ((key, None) for key in before if key not in after)
+    yield from ((key, value) for key, value in after.items() if before.get(key) != value)

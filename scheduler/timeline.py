@@ -13,16 +13,15 @@ from datetime import datetime, timedelta
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.allotments import FOREVER as FOREVER
 from scheduler.allotments import Allotment
-from scheduler.bookings import Bookings
+from scheduler.bookings import Bookings, Horizon
+from scheduler.index import Index
 from scheduler.placement import BEST_FIT, Scoring, Seat, ask_of, place_gang
 from scheduler.preferences import nearness, pool_price
-from scheduler.rooms import Room, grounds
-from scheduler.sharing import Member, QuotaKey, Sharing
-from scheduler.snapshot import Running, State, Waiting
+from scheduler.rooms import Room
+from scheduler.sharing import Member, QuotaKey
+from scheduler.snapshot import Running, Waiting
 from scheduler.vocabulary import Choice, NodeId, Placement
 from scheduler.windows import Window, in_the_way
-
-_AT_ONCE = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +37,24 @@ class Timeline:
 
     def __init__(
         self,
-        state: State,
-        sharing: Sharing,
+        index: Index,
+        windows: Sequence[Window],
+        horizon: Horizon,
         *,
-        now: datetime,
-        overrun_seconds: int,
+        rates: Mapping[PoolName, int] | None = None,
         movable_seconds: int = 0,
         scoring: Scoring = BEST_FIT,
     ) -> None:
-        self._now, self._sharing = now, sharing
-        self._scoring, self._nodes, self._rates = scoring, state.nodes, state.rates
-        self._windows, self._movable = state.windows, timedelta(seconds=movable_seconds)
-        self._overdue = now + timedelta(seconds=overrun_seconds)
-        self._pools = {pool: Bookings(ground, now) for pool, ground in grounds(state.nodes.values()).items()}
-        works: dict[tuple[Member, PoolName], list[tuple[FirmId, QoS, datetime, int]]] = {}
-        for work in sorted(state.running.values(), key=lambda r: r.id):
-            pool, end = work.placement.pool, self.end_of(work)
-            works.setdefault((sharing.root(work.firm_id), pool), []).append((work.firm_id, work.qos, end, work.need))
-            if pool in self._pools:
-                self._pools[pool].add(now, end, work.placement, work.firm_id)
-        self._quotas = {
-            tree: Allotment(sharing, tree[1], sharing.lent(*tree), rows, now) for tree, rows in works.items()
-        }
+        self._index, self._sharing, self._horizon, self._now = index, index.sharing, horizon, horizon.now
+        self._scoring, self._nodes, self._rates = scoring, index.facts.nodes, rates or {}
+        self._windows, self._movable = windows, timedelta(seconds=movable_seconds)
+        self._pools = {pool: Bookings(occupancy, horizon) for pool, occupancy in index.pools.items()}
+        self._quotas: dict[tuple[Member, PoolName], Allotment] = {}
+        self._covered: dict[tuple[str, PoolName], list[NodeId]] = {}
 
-    def end_of(self, work: Running) -> datetime:
-        """When running work is expected to end: overdue work soon, what has been told to stop at once."""
-        if work.ends_at is None:
-            return FOREVER
-        return max(work.ends_at, self._now + _AT_ONCE if work.is_stopping else self._overdue)
-
-    def free(self, pool: PoolName, start: datetime, end: datetime) -> Room | None:
-        """What the open nodes of the pool have free throughout `[start, end)`; None without any."""
-        return self._pools[pool].room(start, end) if pool in self._pools else None
-
-    def quota_left(self, key: QuotaKey, qos: QoS, start: datetime, end: datetime) -> int:
-        """How much more the firm may use throughout `[start, end)`: promised, borrowed and lent taken together.
-
-        Reserved work has the nominal quota and no more: what cannot be taken back is never borrowed.
-        """
-        return self._quota_of(key).left(key[0], qos, start, end)
+    def now_in(self, pool: PoolName) -> Bookings:
+        """What a pool with open nodes has at this instant."""
+        return self._pools[pool]
 
     def earliest(self, workload: Waiting, *, not_before: datetime | None = None) -> Slot | None:
         """The first moment at which quota and nodes hold the whole gang for its duration.
@@ -111,9 +89,12 @@ class Timeline:
     def fits_in(self, pool: PoolName, workload: Waiting, start: datetime) -> Placement | None:
         """Its placement in one pool from `start` on, or None."""
         end = _end(start, workload.seconds)
-        if self.quota_left((workload.firm_id, pool), workload.qos, start, end) < workload.need:
+        quota = self._quota_of((workload.firm_id, pool))
+        if pool not in self._pools or not quota.holds(workload.firm_id, workload.qos, workload.need, start, end):
             return None
-        room, closed = self.free(pool, start, end), self.closed(pool, workload, start)
+        room, closed = self._pools[pool].room(ask_of(workload), start, workload.seconds), None
+        if room:
+            closed = self.closed(pool, workload, start)
         if room and closed:
             room = room.without(closed)
         seats = place_gang(room, ask_of(workload), self._scoring) if room else None
@@ -125,7 +106,7 @@ class Timeline:
             return {}
         movable = self._movable if workload.checkpoints else None
         met = in_the_way(self._windows, workload.firm_id, start, _end(start, workload.seconds), movable=movable)
-        return {node: w for w in reversed(met) for node in self._nodes_of(pool) if w.covers(node, pool)}
+        return {node: w for w in reversed(met) for node in self._covered_by(w, pool)}
 
     def reserve(self, workload: Waiting, slot: Slot) -> None:
         """Keep the slot for this workload."""
@@ -135,19 +116,19 @@ class Timeline:
 
     def release(self, work: Running, at: datetime) -> None:
         """Running work will be gone from `at` on instead of at its expected end."""
-        end = max(at, self.end_of(work))
+        end = max(at, self._horizon.end_of(work))
         self._change(work.firm_id, work.qos, work.placement, at, end, -1)
         if work.placement.pool in self._pools:
-            sooner = min(at, self.end_of(work))
-            self._pools[work.placement.pool].end(work.placement, work.firm_id, self.end_of(work), sooner)
+            sooner = min(at, self._horizon.end_of(work))
+            self._pools[work.placement.pool].end(work.placement, work.firm_id, self._horizon.end_of(work), sooner)
 
     def keep(self, work: Running, at: datetime) -> None:
         """Take back a `release`."""
-        end = max(at, self.end_of(work))
+        end = max(at, self._horizon.end_of(work))
         self._change(work.firm_id, work.qos, work.placement, at, end, +1)
         if work.placement.pool in self._pools:
-            sooner = min(at, self.end_of(work))
-            self._pools[work.placement.pool].end(work.placement, work.firm_id, sooner, self.end_of(work))
+            sooner = min(at, self._horizon.end_of(work))
+            self._pools[work.placement.pool].end(work.placement, work.firm_id, sooner, self._horizon.end_of(work))
 
     def _earliest_in(self, pool: PoolName, workload: Waiting, not_before: datetime) -> Slot | None:
         """The first moment at which both quota and nodes hold it: from one of them to the other until they agree."""
@@ -208,8 +189,12 @@ class Timeline:
         shape = workload.gpu_milli, devices, workload.cpu_milli, workload.memory_mib
         return Placement(pool, nodes, *shape, choice)
 
-    def _nodes_of(self, pool: PoolName) -> Sequence[NodeId]:
-        return self._pools[pool].ground.ids if pool in self._pools else ()
+    def _covered_by(self, window: Window, pool: PoolName) -> Sequence[NodeId]:
+        key = window.id, pool
+        if key not in self._covered:
+            nodes = self._pools[pool].ground.ids if pool in self._pools else ()
+            self._covered[key] = [node for node in nodes if window.covers(node, pool)]
+        return self._covered[key]
 
     def _change(
         self, firm_id: FirmId, qos: QoS, placement: Placement, start: datetime, end: datetime, sign: int
@@ -219,7 +204,9 @@ class Timeline:
     def _quota_of(self, key: QuotaKey) -> Allotment:
         tree = self._sharing.root(key[0]), key[1]
         if tree not in self._quotas:
-            self._quotas[tree] = Allotment(self._sharing, key[1], self._sharing.lent(*tree), (), self._now)
+            held, ends = self._index.of_tree(tree)
+            lent = self._sharing.lent(*tree)
+            self._quotas[tree] = Allotment(self._sharing, key[1], lent, held, ends, self._horizon)
         return self._quotas[tree]
 
 

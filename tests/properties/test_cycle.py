@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 
 from kit.units import GpuMilli
 from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
+from scheduler.bookings import Horizon
 from scheduler.cycle import Policy, decide
 from scheduler.decision_checks import check_decisions
+from scheduler.decisions import told
+from scheduler.index import indexed
 from scheduler.ordering import in_order
-from scheduler.sharing import NO_QUOTA, Member, Quota, Seat, Sharing
+from scheduler.sharing import NO_QUOTA, Member, Quota, Seat
 from scheduler.snapshot import Change, Node, Placed, Queued, QuotaSet, Running, State, Waiting, apply, changes_between
 from scheduler.timeline import FOREVER, Timeline
 from scheduler.vocabulary import Decision, NodeId, Placement, Preempt, Start, Wait, WaitReason, WorkloadId
+from tests.support.deciding import decided
 from tests.support.seats import seated
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
@@ -106,9 +110,9 @@ def facts(state: State) -> list[Change]:
 @settings(max_examples=80, deadline=None)
 @given(states(), POLICIES)
 def test_gangs_are_whole_nodes_are_never_oversold_and_all_waiting_work_is_decided(state: State, policy: Policy) -> None:
-    _, decisions = decide(state, (), policy, now=NOW)
-    check_decisions(state, decisions)
-    for decision in decisions:
+    seen, decisions = decide(state, (), policy, now=NOW)
+    check_decisions(seen, decisions, now=NOW)
+    for decision in told(seen, decisions, now=NOW):
         if isinstance(decision, Wait):
             assert decision.reason.sentence
             assert decision.detail
@@ -119,7 +123,7 @@ def test_gangs_are_whole_nodes_are_never_oversold_and_all_waiting_work_is_decide
 @given(states(), POLICIES)
 def test_what_starts_was_promised_or_lent_by_somebody(state: State, policy: Policy) -> None:
     """S4, counted without the code under test: above nominal only out of what firms of the same tree do not use."""
-    _, decisions = decide(state, (), policy, now=NOW)
+    decisions = decided(state, policy, now=NOW)
     starts = [d for d in decisions if isinstance(d, Start)]
     used, reserved = dict.fromkeys(state.quotas, 0), dict.fromkeys(state.quotas, 0)
     for work in state.running.values():
@@ -157,7 +161,7 @@ def test_deciding_after_changes_equals_deciding_from_scratch(before: State, afte
 def test_the_order_of_rows_does_not_matter(state: State, policy: Policy, random: Random) -> None:
     rows = facts(state)
     random.shuffle(rows)
-    assert decide(State(), rows, policy, now=NOW)[1] == decide(state, (), policy, now=NOW)[1]
+    assert decided(apply(State(), rows), policy, now=NOW) == decided(state, policy, now=NOW)
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,8 +181,7 @@ def test_when_arrivals_stop_every_job_that_could_ever_run_does(state: State) -> 
     state, now = replace(state, waiting=waiting, running=running), NOW
     last: list[Decision] = []
     for _ in range(200):
-        state, decisions = decide(state, (), Policy(overrun_seconds=1), now=now)
-        last = decisions
+        last = decisions = decided(state, Policy(overrun_seconds=1), now=now)
         changes: list[Change] = []
         for start in (d for d in decisions if isinstance(d, Start)):
             work = state.waiting[start.workload_id]
@@ -203,7 +206,7 @@ def test_when_arrivals_stop_every_job_that_could_ever_run_does(state: State) -> 
 @settings(max_examples=80, deadline=None)
 @given(states(), POLICIES)
 def test_work_is_stopped_once_for_a_named_rule_and_never_for_nothing(state: State, policy: Policy) -> None:
-    _, decisions = decide(state, (), policy, now=NOW)
+    decisions = decided(state, policy, now=NOW)
     preempts = [d for d in decisions if isinstance(d, Preempt)]
     assert len(preempts) == len({d.workload_id for d in preempts})
     waits = {d.workload_id: d for d in decisions if isinstance(d, Wait)}
@@ -228,10 +231,10 @@ def test_later_work_never_delays_earlier_work(state: State, extra: Waiting, poli
     """Conservative backfill: whoever joins the line changes no decision about those before it."""
     new = replace(extra, id=WorkloadId("zz"), firm_id=FirmId("firm_new"), priority=-9)
     seen = state.with_waiting(new)
-    line = [turn.workload.id for turn in in_order(seen, Sharing(seen.quotas, seen.tree))]
+    line = [turn.workload.id for turn in in_order(seen)]
     ahead = set(line[: line.index(new.id)])
-    before = {d.workload_id: d for d in decide(state, (), policy, now=NOW)[1] if d.workload_id in ahead}
-    after = {d.workload_id: d for d in decide(seen, (), policy, now=NOW)[1] if d.workload_id in ahead}
+    before = {d.workload_id: d for d in decided(state, policy, now=NOW) if d.workload_id in ahead}
+    after = {d.workload_id: d for d in decided(seen, policy, now=NOW) if d.workload_id in ahead}
     assert before == after
 
 
@@ -273,7 +276,7 @@ def settle(state: State, policy: Policy, rounds: int = 100) -> State:
     """
     now = NOW
     for _ in range(rounds):
-        _, decisions = decide(state, (), policy, now=now)
+        decisions = decided(state, policy, now=now)
         changes: list[Change] = []
         for decision in decisions:
             if isinstance(decision, Start):
@@ -306,7 +309,7 @@ def test_room_cleared_for_promised_work_is_not_lent_again(seed: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(crowded(), POLICIES)
 def test_in_a_crowd_rules_are_kept_and_nobody_promised_is_stopped(state: State, policy: Policy) -> None:
-    _, decisions = decide(state, (), replace(policy, minimum_seconds=0), now=NOW + timedelta(hours=1))
+    decisions = decided(state, replace(policy, minimum_seconds=0), now=NOW + timedelta(hours=1))
     pool, stopped = POOLS[0], {d.workload_id for d in decisions if isinstance(d, Preempt)}
     for firm in FIRMS:
         works = [r for r in state.running.values() if r.firm_id == firm]
@@ -329,8 +332,9 @@ def test_reclaim_gives_every_firm_its_nominal_quota_back(state: State) -> None:
 @settings(max_examples=60, deadline=None)
 @given(states(), st.lists(waits(), max_size=4))
 def test_the_earliest_slot_is_what_looking_at_every_moment_finds(state: State, more: list[Waiting]) -> None:
-    timeline = Timeline(state, Sharing(state.quotas, state.tree), now=NOW, overrun_seconds=5)
-    moments = {NOW, *(timeline.end_of(work) for work in state.running.values())} - {FOREVER}
+    horizon = Horizon(NOW, NOW + timedelta(seconds=5))
+    timeline = Timeline(indexed(state)[1], (), horizon)
+    moments = {NOW, *(horizon.end_of(work) for work in state.running.values())} - {FOREVER}
     for work in (*state.waiting.values(), *more):
         slot = timeline.earliest(work)
         found = ((at, timeline.fits(work, at)) for at in sorted(moments))

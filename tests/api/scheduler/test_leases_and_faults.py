@@ -27,7 +27,7 @@ async def start_of(city: City, job_id: str) -> Start:
     async with city.db.transaction() as tx:
         state = await load_state(tx, city.terms, now=city.clock.now())
     _, decisions = decide(state, (), city.terms.policy, now=city.clock.now())
-    return next(d for d in decisions if isinstance(d, Start) and d.workload_id == job_id)
+    return next(d for d in decisions.made if isinstance(d, Start) and d.workload_id == job_id)
 
 
 async def admit_as_leader(city: City, start: Start) -> Admitted | object:

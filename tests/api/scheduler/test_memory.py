@@ -81,9 +81,9 @@ async def test_only_what_has_changed_is_read_again(city: City) -> None:
     firm, memory = await city.firm(), Memory()
     first, second = [WorkloadId(await city.submit(firm)) for _ in range(2)]
     await remembered(city, memory)
-    before = dict(memory.waiting)
+    before = dict(memory.state.waiting)
     async with city.db.transaction() as tx:
         await tx.execute(text("UPDATE scheduler.workload SET priority = 7 WHERE id = :id"), {"id": second})
     await remembered(city, memory)
-    assert memory.waiting[first] is before[first]
-    assert memory.waiting[second].priority == 7
+    assert memory.state.waiting[first] is before[first]
+    assert memory.state.waiting[second].priority == 7

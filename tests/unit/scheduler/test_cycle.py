@@ -6,10 +6,11 @@ import pytest
 
 from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
-from scheduler.cycle import Policy, decide, decision_for, refusal
+from scheduler.cycle import Policy, decide, refusal
+from scheduler.decisions import decision_for
 from scheduler.quote import forecast
 from scheduler.sharing import Quota
-from scheduler.snapshot import Node, Running, State, Waiting
+from scheduler.snapshot import Node, Queued, Running, State, Waiting
 from scheduler.vocabulary import (
     Decision,
     NodeId,
@@ -22,6 +23,7 @@ from scheduler.vocabulary import (
     WaitReason,
     WorkloadId,
 )
+from tests.support.deciding import decided
 from tests.support.seats import seated
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
@@ -69,7 +71,7 @@ def state(*things: Node | Waiting | Running, quota: int = 100) -> State:
 
 
 def decisions(of: State, policy: Policy | None = None) -> dict[str, Decision]:
-    return {d.workload_id: d for d in decide(of, (), policy or Policy(), now=NOW)[1]}
+    return {d.workload_id: d for d in decided(of, policy, now=NOW)}
 
 
 def held_by(decision: Decision) -> tuple[WaitReason, int | None]:
@@ -195,7 +197,7 @@ def test_a_forecast_is_the_decision_that_would_be_made() -> None:
     seen = state(node("a", 1), runs("x", "a", ends_in=120), waits("before", seconds=60, age=5))
     told = forecast(seen, waits("asked", seconds=30), Policy(), now=NOW)
     assert (told.start, told.finish) == (NOW + timedelta(seconds=180), NOW + timedelta(seconds=210))
-    _, made = decide(seen.with_waiting(waits("asked", seconds=30)), (), Policy(), now=NOW)
-    wait = decision_for(made, WorkloadId("asked"))
+    with_it, made = decide(seen, [Queued(waits("asked", seconds=30))], Policy(), now=NOW)
+    wait = decision_for(with_it, made, WorkloadId("asked"), now=NOW)
     assert isinstance(wait, Wait)
     assert (told.reason, told.detail) == (wait.reason, wait.detail)

@@ -11,6 +11,7 @@ from scheduler.cycle import Policy, decide, refusal
 from scheduler.sharing import Quota, Seat
 from scheduler.snapshot import Node, Placed, Queued, Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement, Preempt, RejectReason, Start, Wait, WaitReason, WorkloadId
+from tests.support.deciding import decided
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOL, FIRM = PoolName("east/a100"), FirmId("firm_one")
@@ -47,7 +48,7 @@ def state(*waiting: Waiting, nodes: int, used: int = 0, quota: int = 16) -> Stat
 def test_it_starts_with_what_fits(
     least: int | None, most: int, nodes: int, used: int, quota: int, workers: int | None
 ) -> None:
-    (decision,) = decide(state(gang(least, most), nodes=nodes, used=used, quota=quota), (), Policy(), now=NOW)[1]
+    (decision,) = decided(state(gang(least, most), nodes=nodes, used=used, quota=quota), now=NOW)
     if workers is None:
         assert isinstance(decision, Wait) and decision.reason is WaitReason.NO_ROOM
         assert f"{least or most} workers" in decision.detail and decision.eta == NOW + timedelta(seconds=50)
@@ -57,7 +58,7 @@ def test_it_starts_with_what_fits(
 
 def test_it_leaves_to_work_before_it_what_that_is_promised() -> None:
     first, second = gang(None, 3, name="job_1", priority=5), gang(1, 8, name="job_2")
-    decisions = {d.workload_id: d for d in decide(state(first, second, nodes=5), (), Policy(), now=NOW)[1]}
+    decisions = {d.workload_id: d for d in decided(state(first, second, nodes=5), now=NOW)}
     assert [len(d.placement.nodes) for d in decisions.values() if isinstance(d, Start)] == [3, 2]
 
 

@@ -7,12 +7,14 @@ import pytest
 
 from kit.units import GpuMilli
 from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
-from scheduler.cycle import Policy, decide
-from scheduler.ordering import Standing, in_order
-from scheduler.preemption import Held, promised, room_left
+from scheduler import ordering
+from scheduler.cycle import Policy
+from scheduler.ordering import in_order
+from scheduler.preemption import Standing
 from scheduler.sharing import UNBOUNDED, Member, Quota, Seat, Sharing
 from scheduler.snapshot import Node, Running, State, Waiting
 from scheduler.vocabulary import NodeId, Placement, Preempt, Start, Wait, WaitReason, WorkloadId
+from tests.support.deciding import decided
 from tests.support.seats import seated
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
@@ -54,11 +56,11 @@ def state(*things: Waiting | Running, gpus: int = 8, tree: dict[Member, Seat] | 
 
 
 def line(of: State) -> list[str]:
-    return [turn.workload.id for turn in in_order(of, Sharing(of.quotas, of.tree))]
+    return [turn.workload.id for turn in in_order(of)]
 
 
 def stopped(of: State) -> dict[str, tuple[str, str | None]]:
-    made = decide(of, (), Policy(), now=NOW)[1]
+    made = decided(of, now=NOW)
     return {d.workload_id: (d.why, d.by) for d in made if isinstance(d, Preempt)}
 
 
@@ -122,8 +124,11 @@ def test_a_flood_within_quota_takes_turns_with_a_single_job() -> None:
 def test_what_is_promised_goes_before_what_borrows_and_history_never_touches_it() -> None:
     of = state(waits("own", RED), waits("borrows", BLUE, age=900), red=quota(1), blue=quota(0), green=quota(8))
     of = replace(of, lately={(RED, POOL): 8000})
-    turns = in_order(of, Sharing(of.quotas, of.tree))
-    assert [(t.workload.id, t.standing) for t in turns] == [("own", Standing.PROMISED), ("borrows", Standing.BORROWS)]
+    turns = in_order(of)
+    assert [(t.workload.id, t.standing) for t in turns] == [
+        ("own", ordering.Standing.PROMISED),
+        ("borrows", ordering.Standing.BORROWS),
+    ]
 
 
 def test_borrowers_go_by_share_above_nominal_then_weight_then_history() -> None:
@@ -153,14 +158,16 @@ def test_a_burst_counts_at_once_so_borrowers_alternate() -> None:
 
 def test_nominal_quota_covers_the_better_class_first_and_skips_what_does_not_fit() -> None:
     works = [
-        Held(WorkloadId("a"), QoS.INTERRUPTIBLE, 1000),
-        Held(WorkloadId("b"), QoS.STANDARD, 3000),
-        Held(WorkloadId("c"), QoS.STANDARD, 2000),
-        Held(WorkloadId("d"), QoS.RESERVED, 1000),
+        waits("a", gpus=1, qos=QoS.INTERRUPTIBLE),
+        waits("b", gpus=3),
+        waits("c", gpus=2),
+        waits("d", gpus=1, qos=QoS.RESERVED),
     ]
-    assert promised(works, 4000) == {"d", "b"}
-    assert promised(works, 3000) == {"d", "c"}
-    assert [room_left(works, qos, 4000) for qos in QoS] == [3000, 0, 0]
+    standing = Standing.of(works)
+    assert standing.promised(4000) == {"d", "b"}
+    assert standing.promised(3000) == {"d", "c"}
+    assert [standing.room_left(qos, 4000) for qos in QoS] == [3000, 0, 0]
+    assert standing.without(works[1]).with_(works[1]).rows == standing.rows
 
 
 def test_reclaim_stops_interruptible_work_first_then_what_loses_least_and_no_more_than_needed() -> None:
@@ -200,7 +207,7 @@ def test_a_firms_own_interruptible_work_yields_to_its_better_work_but_not_to_its
 
 def test_what_reclaims_waits_for_the_grace_and_stops_nobody_twice() -> None:
     of = state(runs("r", RED, 8), waits("asks", BLUE), red=quota(0), blue=quota(8))
-    (wait,) = (d for d in decide(of, (), Policy(grace_seconds=20), now=NOW)[1] if isinstance(d, Wait))
+    (wait,) = (d for d in decided(of, Policy(grace_seconds=20), now=NOW) if isinstance(d, Wait))
     assert (wait.reason, wait.eta) == (WaitReason.RECLAIM, NOW + timedelta(seconds=20))
     told = runs("r", RED, 8, is_stopping=True, ends_at=NOW + timedelta(seconds=20))
     assert stopped(state(told, waits("asks", BLUE), red=quota(0), blue=quota(8))) == {}
@@ -208,16 +215,16 @@ def test_what_reclaims_waits_for_the_grace_and_stops_nobody_twice() -> None:
 
 def test_reserved_work_starts_only_within_nominal_quota() -> None:
     of = state(waits("asks", RED, 2, qos=QoS.RESERVED), red=quota(1), blue=quota(7))
-    (wait,) = decide(of, (), Policy(), now=NOW)[1]
+    (wait,) = decided(of, now=NOW)
     assert isinstance(wait, Wait)
     assert wait.reason is WaitReason.NO_QUOTA
-    (start,) = decide(replace(of, waiting={WorkloadId("asks"): waits("asks", RED, 2)}), (), Policy(), now=NOW)[1]
+    (start,) = decided(replace(of, waiting={WorkloadId("asks"): waits("asks", RED, 2)}), now=NOW)
     assert isinstance(start, Start)
 
 
 def test_when_the_cohort_has_nothing_left_the_reason_says_how_much_it_has() -> None:
     of = state(runs("r", BLUE, 8), waits("asks", RED), red=quota(0), blue=quota(8))
-    (wait,) = decide(of, (), Policy(), now=NOW)[1]
+    (wait,) = decided(of, now=NOW)
     assert isinstance(wait, Wait)
     assert wait.reason is WaitReason.NOT_LENT
     assert wait.detail == "it needs 1; the quota in optics-valley/a100 is 0, 0 in use; city has 0 of 8 left"

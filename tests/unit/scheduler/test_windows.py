@@ -6,11 +6,11 @@ import pytest
 
 from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
-from scheduler.cycle import Policy, decide
 from scheduler.sharing import Quota
 from scheduler.snapshot import Node, Running, State, Waiting, apply, changes_between
 from scheduler.vocabulary import Decision, NodeId, Placement, Preempt, Start, Wait, WaitReason, WorkloadId
 from scheduler.windows import Window, WindowScope
+from tests.support.deciding import decided as of_each
 
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOL, OTHER_POOL = PoolName("east/a100"), PoolName("west/a100")
@@ -42,7 +42,7 @@ def state(*windows: Window, waiting: Waiting | None = None, running: Running | N
 
 
 def decided(seen: State, now: datetime = NOW) -> list[Decision]:
-    return decide(seen, (), Policy(), now=now)[1]
+    return of_each(seen, now=now)
 
 
 @pytest.mark.parametrize(
