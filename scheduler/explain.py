@@ -12,9 +12,9 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
 from scheduler.cycle import gpus
 from scheduler.facts import load_state
-from scheduler.ordering import Standing, Turn, in_order
 from scheduler.lines import rank
-from scheduler.sharing import NO_QUOTA, Sharing
+from scheduler.ordering import Standing, Turn, in_order
+from scheduler.sharing import NO_QUOTA
 from scheduler.snapshot import State, Waiting
 from scheduler.terms import Terms
 from scheduler.vocabulary import JOB_OVER, JobState, WaitReason

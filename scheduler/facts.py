@@ -36,9 +36,14 @@ async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
 
 
 async def terms_of(
-    tx: AsyncSession, waiting: Iterable[Waiting | Kind], held: Mapping[QuotaKey, Holding], terms: Terms, *, now: datetime
+    tx: AsyncSession,
+    waiting: Iterable[Waiting | Kind],
+    held: Mapping[QuotaKey, Holding],
+    terms: Terms,
+    *,
+    now: datetime,
 ) -> State:
-    """A state without nodes and work: quotas, tree, history, kept times and prices of this instant, given what waits and runs."""
+    """A state without nodes and work: the quotas, tree, history, kept times and prices of this instant."""
     limits = await quotas.quota_limits(tx, at=now)
     tree = await quotas.cohort_tree(tx, at=now)
     return State(

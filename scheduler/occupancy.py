@@ -92,10 +92,10 @@ class Occupancy:
         ground: Ground,
         room: Room,
         uses: Sequence[tuple[Use, ...]],
-        stopping: frozenset[int] = frozenset(),
+        stopping: frozenset[int] = frozenset[int](),
         *,
         ends: _Ends | None = None,
-        stale: frozenset[int] = frozenset(),
+        stale: frozenset[int] = frozenset[int](),
         sweeps: Mapping[Wish, Ints] | None = None,
         holds: dict[Ask, bool] | None = None,
     ) -> None:
@@ -142,7 +142,7 @@ class Occupancy:
             stale=self._stale | changed,
             holds=self._holds,
         )
-        if len(self._sweeps) <= _SWEEPS_AT_MOST and len(changed) * 8 < len(uses):
+        if len(self._sweeps) <= _SWEEPS_AT_MOST and len(changed) <= max(8, len(uses) // 8):
             next_._sweeps = {wish: next_._swept_again(wish, first, changed) for wish, first in self._sweeps.items()}
         return next_
 
@@ -191,7 +191,7 @@ class Occupancy:
                 self._ends = self._rows(range(len(self.uses)))
             elif self._stale:
                 self._ends = self._ends.replaced(self._stale, self._rows(sorted(self._stale)))
-            self._stale = frozenset()
+            self._stale = frozenset[int]()
             self._after = self._after_each(self._ends)
         return self._after
 

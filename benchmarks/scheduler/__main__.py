@@ -12,6 +12,7 @@ from benchmarks.scheduler.mixes import MIXES, remixed
 from benchmarks.scheduler.order import cycle_rows, order_rows
 from benchmarks.scheduler.placement import run
 from benchmarks.scheduler.policies import POLICIES
+from benchmarks.scheduler.restart import restart_rows
 from benchmarks.scheduler.trace import Fleet, Task, read_fleet, read_tasks
 
 TRACES = Path(__file__).parents[3] / "shared" / "data" / "openb"
@@ -46,8 +47,9 @@ def main(
         rows.append(mix_row(fleet, remixed(tasks, weights), mix, seeds=1 if quick else 2))
     rows += order_rows()
     rows += kueue_rows(quick=quick)
-    for size in jobs or ((1_000,) if quick else (1_000, 10_000)):
+    for size in jobs or ((1_000,) if quick else (1_000, 10_000, 100_000)):
         rows += cycle_rows(size, size // 10)
+    rows += restart_rows()
     publish("scheduler", rows)
 
 

@@ -83,7 +83,7 @@ def _cycles_to_start(flood: int) -> int:
     )
     for cycle in range(1, 100):
         _, decisions = decide(state, (), Policy(), now=START + timedelta(seconds=cycle))
-        if any(d.workload_id == single.id and isinstance(d, Start) for d in decisions):
+        if any(d.workload_id == single.id and isinstance(d, Start) for d in decisions.made):
             return cycle
     return 100
 

@@ -73,16 +73,16 @@ def test_stopped_for_promised_work_it_starts_again_with_what_that_leaves() -> No
     quotas = {(FIRM, POOL): Quota(GpuMilli(2000)), (other, POOL): Quota(GpuMilli(6000))}
     tree = {city: Seat(None), FIRM: Seat(city), other: Seat(city)}
     alone = replace(state(gang(2, 8), nodes=8), quotas=quotas, tree=tree)
-    (start,) = decide(alone, (), Policy(), now=NOW)[1]
+    (start,) = decided(alone, now=NOW)
     assert isinstance(start, Start) and len(start.placement.nodes) == 8, "it borrows all that nobody uses"
 
     running = Running(start.workload_id, FIRM, start.placement, NOW + timedelta(seconds=900), since=NOW)
     promised = Waiting(WorkloadId("job_2"), other, (POOL,), 3, GpuMilli(1000), 0, NOW, 100)
     later = NOW + timedelta(seconds=120)
     alone, decisions = decide(alone, [Placed(running), Queued(promised)], Policy(), now=later)
-    assert [d.why for d in decisions if isinstance(d, Preempt)] == ["reclaim"]
+    assert [d.why for d in decisions.made if isinstance(d, Preempt)] == ["reclaim"]
 
     gone = later + timedelta(seconds=10)
     _, decisions = decide(alone, [Queued(gang(2, 8))], Policy(), now=gone)
-    sizes = {d.workload_id: len(d.placement.nodes) for d in decisions if isinstance(d, Start)}
+    sizes = {d.workload_id: len(d.placement.nodes) for d in decisions.made if isinstance(d, Start)}
     assert sizes == {"job_2": 3, "job_1": 5}

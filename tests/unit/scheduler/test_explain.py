@@ -10,7 +10,7 @@ from kit.units import GpuMilli
 from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
 from scheduler.explain import standings
 from scheduler.ordering import in_order
-from scheduler.sharing import Quota, Seat, Sharing
+from scheduler.sharing import Quota, Seat
 from scheduler.snapshot import State, Waiting
 from scheduler.vocabulary import WorkloadId
 
@@ -30,7 +30,7 @@ def told(*waiting: Waiting, nominal: int = 4, lately: dict[tuple[FirmId, PoolNam
         tree={CITY: Seat(None), RED: Seat(CITY), BLUE: Seat(CITY)},
         lately=lately or {},
     )
-    turns = in_order(state, Sharing(state.quotas, state.tree))
+    turns = in_order(state)
     return [f"{turn.workload.id}: {why}" for turn, why in standings(turns, state)]
 
 

@@ -128,7 +128,8 @@ def work(**changes: object) -> Waiting:
 
 
 def start(state: State, waiting: Waiting, scoring: Scoring = BEST_FIT) -> Start:
-    _, [decision] = decide(state.with_waiting(waiting), (), Policy(scoring=scoring), now=NOW)
+    _, decisions = decide(state.with_waiting(waiting), (), Policy(scoring=scoring), now=NOW)
+    (decision,) = decisions.made
     assert isinstance(decision, Start)
     return decision
 
