@@ -22,10 +22,12 @@ from quotas.applications import halted_firms as halted_firms
 from quotas.applications import require_active as require_active
 from quotas.applications import review as review
 from quotas.authentication import authenticate as authenticate
+from quotas.authentication import keys_over as keys_over
 from quotas.authentication import principal_of as principal_of
 from quotas.bearers import ip_allowed as ip_allowed
 from quotas.bearers import key_of as key_of
 from quotas.budgets import key_limits as key_limits
+from quotas.budgets import keys_limits as keys_limits
 from quotas.budgets import load_key as load_key
 from quotas.cash import account_of as account_of
 from quotas.cash import record_topup as record_topup

@@ -1,5 +1,6 @@
 """From a bearer to the one who carries it. What they may do is `quotas.access`'s question."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -61,6 +62,16 @@ async def key_limits(tx: AsyncSession, key_id: KeyId) -> KeyGrant | None:
     """What a key allows now, revoked and expired ones included (see `KeyGrant.usable`); None when there is none."""
     found = await store.key_with_firm(tx, key_id)
     return _grant(*found) if found else None
+
+
+async def keys_limits(tx: AsyncSession, key_ids: Sequence[KeyId]) -> list[KeyGrant]:
+    """The same of several keys, those that there are, in one query."""
+    return [_grant(key, firm) for key, firm in await store.keys_with_firms(tx, key_ids)]
+
+
+async def keys_over(tx: AsyncSession, key_ids: Sequence[KeyId], *, now: datetime) -> set[KeyId]:
+    """Those of these keys that open nothing: revoked, expired, of a firm that is not active; in one query."""
+    return {KeyId(key_id) for key_id in await store.keys_over(tx, key_ids, now=now)}
 
 
 def principal_of(grant: KeyGrant) -> Principal:

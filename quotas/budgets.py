@@ -100,13 +100,19 @@ async def end_budget(
 
 async def load_key(tx: AsyncSession, bearer: str, *, now: datetime) -> KeyGrant:
     """What an API key allows, as `authentication.load_key` says, and what of its spending is leased apart."""
-    return await _with_rules(tx, await authentication.load_key(tx, bearer, now=now), now=now)
+    (grant,) = await _with_rules(tx, [await authentication.load_key(tx, bearer, now=now)], now=now)
+    return grant
 
 
 async def key_limits(tx: AsyncSession, key_id: KeyId, *, now: datetime) -> KeyGrant | None:
     """What a key allows now, revoked and expired ones included (see `KeyGrant.usable`); None when there is none."""
-    grant = await authentication.key_limits(tx, key_id)
-    return None if grant is None else await _with_rules(tx, grant, now=now)
+    return (await keys_limits(tx, [key_id], now=now)).get(key_id)
+
+
+async def keys_limits(tx: AsyncSession, key_ids: Sequence[KeyId], *, now: datetime) -> dict[KeyId, KeyGrant]:
+    """The same of any number of keys, those that there are, in a handful of queries."""
+    grants = await _with_rules(tx, await authentication.keys_limits(tx, key_ids), now=now)
+    return {grant.key_id: grant for grant in grants}
 
 
 async def watch_budgets(db: Database, now: datetime) -> int:
@@ -159,11 +165,23 @@ async def _raise(tx: AsyncSession, row: Mapping[str, Any], threshold: int, perio
     return 1
 
 
-async def _with_rules(tx: AsyncSession, grant: KeyGrant, *, now: datetime) -> KeyGrant:
-    grant = replace(grant, rates=await limits_over(tx, grant.firm_id))
-    if not await store.spending_is_ruled(tx, grant.firm_id):
-        return grant
-    line = await people_store.line_of(tx, grant.key_id) or grant.key_id
-    rules = await store.ruled_apart(tx, grant.firm_id, grant.project_id, line, now=now)
-    apart = (grant.project_id, line) if rules["key"] else (grant.project_id,) if rules["project"] else ()
-    return replace(grant, own_purse=apart, counts_tokens=rules["tokens"])
+async def _with_rules(tx: AsyncSession, grants: Sequence[KeyGrant], *, now: datetime) -> list[KeyGrant]:
+    """The grants with what is shared with other keys of their firms: rates, and whose spending is leased apart."""
+    firm_ids = {grant.firm_id for grant in grants}
+    rates = await limits_over(tx, firm_ids)
+    ruled = await store.ruled_firms(tx, firm_ids)
+    under_rules = [grant for grant in grants if grant.firm_id in ruled]
+    if not under_rules:
+        return [replace(grant, rates=rates[grant.firm_id]) for grant in grants]
+    lines = await people_store.lines_of(tx, [grant.key_id for grant in under_rules])
+    whose = {grant.key_id: (grant.firm_id, grant.project_id, lines[grant.key_id]) for grant in under_rules}
+    rules = await store.ruled_apart(tx, set(whose.values()), now=now)
+
+    def with_rules(grant: KeyGrant) -> KeyGrant:
+        if grant.key_id not in whose:
+            return grant
+        _, project_id, line = of = whose[grant.key_id]
+        apart = (project_id, line) if rules[of]["key"] else (project_id,) if rules[of]["project"] else ()
+        return replace(grant, own_purse=apart, counts_tokens=rules[of]["tokens"])
+
+    return [replace(with_rules(grant), rates=rates[grant.firm_id]) for grant in grants]

@@ -1,6 +1,6 @@
 """Rate limits on /v1 beyond a key's own: of a firm over all its keys, and of every firm, or one, at a model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -78,12 +78,23 @@ async def rate_limits(tx: AsyncSession, firm_id: FirmId | None) -> Sequence[Rate
     return [_read(row) for row in rows]
 
 
-async def limits_over(tx: AsyncSession, firm_id: FirmId) -> tuple[tuple[str, RateLimits], ...]:
-    """("", the firm's in all) and (model, the firm's at it), where any is set."""
-    found: dict[str, RateLimits] = {}
-    for row in await rate_limits(tx, firm_id):
-        found.setdefault(row.model or "", row.limits)
-    return tuple((model, limits) for model, limits in found.items() if limits != RateLimits())
+async def limits_over(
+    tx: AsyncSession, firm_ids: Collection[FirmId]
+) -> dict[FirmId, tuple[tuple[str, RateLimits], ...]]:
+    """Of each firm ("", the firm's in all) and (model, the firm's at it), where any is set; one query."""
+    rows = await tx.execute(
+        text("""SELECT * FROM quotas.rate_limit WHERE firm_id = '' OR firm_id = ANY(CAST(:firms AS text[]))
+            ORDER BY firm_id = '', firm_id, model"""),
+        {"firms": list(firm_ids)},
+    )
+    found: dict[FirmId, dict[str, RateLimits]] = {firm_id: {} for firm_id in firm_ids}
+    for row in map(_read, rows):
+        for firm_id in firm_ids if row.firm_id is None else (row.firm_id,):
+            found[firm_id].setdefault(row.model or "", row.limits)  # a firm's own comes first
+    return {
+        firm_id: tuple((model, limits) for model, limits in of_firm.items() if limits != RateLimits())
+        for firm_id, of_firm in found.items()
+    }
 
 
 async def _one(tx: AsyncSession, values: dict[str, Any]) -> RateLimit | None:

@@ -1,6 +1,6 @@
 """Budgets, alerts and deliveries in PostgreSQL."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -60,6 +60,11 @@ async def spending_is_ruled(tx: AsyncSession, firm_id: str) -> bool:
     return bool((await tx.execute(query, {"firm": firm_id})).scalar_one())
 
 
+async def ruled_firms(tx: AsyncSession, firm_ids: Collection[str]) -> set[str]:
+    """Those of many firms over whose spending there is such a rule."""
+    return {row.firm_id for row in await tx.execute(text(RULED_FIRMS), {"firms": list(firm_ids)})}
+
+
 async def lock_spending(tx: AsyncSession, firm_id: str) -> None:
     """Let one thing at a time put aside money of a firm with rules."""
     await tx.execute(
@@ -67,21 +72,31 @@ async def lock_spending(tx: AsyncSession, firm_id: str) -> None:
     )
 
 
-async def ruled_apart(tx: AsyncSession, firm_id: str, project_id: str, line_id: str, *, now: datetime) -> Row:
-    """`key`, `project`: whether a hard budget or limit on tokens is over just these; `tokens`: over theirs at all."""
+async def ruled_apart(
+    tx: AsyncSession, whose: Collection[tuple[str, str, str]], *, now: datetime
+) -> dict[tuple[str, str, str], Row]:
+    """Of each firm, project and key's line what rules are over their spending.
+
+    `key`, `project`: whether a hard budget or limit on tokens is over just these; `tokens`: over theirs at all.
+    """
     query = text("""
-        SELECT coalesce(bool_or(b.key_id IS NOT NULL), false) AS key,
+        SELECT asked.firm, asked.project AS of_project, asked.line, rules.*
+        FROM unnest(CAST(:firms AS text[]), CAST(:projects AS text[]), CAST(:lines AS text[]))
+            AS asked (firm, project, line),
+        LATERAL (SELECT coalesce(bool_or(b.key_id IS NOT NULL), false) AS key,
             coalesce(bool_or(b.project_id IS NOT NULL), false) OR limits.project AS project, limits.tokens
         FROM (SELECT coalesce(bool_or(v.project_id IS NOT NULL AND v.tokens_per_period IS NOT NULL), false) AS project,
                 coalesce(bool_or(v.tokens_per_period IS NOT NULL), false) AS tokens
             FROM (SELECT DISTINCT ON (project_id) project_id, tokens_per_period FROM quotas.ceiling_version
-                WHERE firm_id = :firm AND (project_id IS NULL OR project_id = :project) AND effective_from <= :now
+                WHERE firm_id = asked.firm AND (project_id IS NULL OR project_id = asked.project)
+                    AND effective_from <= :now
                 ORDER BY project_id, effective_from DESC, seq DESC) v) limits
-        LEFT JOIN quotas.budget b ON b.firm_id = :firm AND b.hard_stop AND b.ended_at IS NULL
-            AND (b.key_id = :line OR b.project_id = :project)
-        GROUP BY limits.project, limits.tokens""")
-    names = {"firm": firm_id, "project": project_id, "line": line_id, "now": now}
-    return (await tx.execute(query, names)).mappings().one()
+        LEFT JOIN quotas.budget b ON b.firm_id = asked.firm AND b.hard_stop AND b.ended_at IS NULL
+            AND (b.key_id = asked.line OR b.project_id = asked.project)
+        GROUP BY limits.project, limits.tokens) rules""")
+    firms, projects, lines = (list(column) for column in zip(*whose, strict=True))
+    rows = await tx.execute(query, {"firms": firms, "projects": projects, "lines": lines, "now": now})
+    return {(row["firm"], row["of_project"], row["line"]): row for row in rows.mappings()}
 
 
 async def one(tx: AsyncSession, table: str, row_id: str) -> Row | None:

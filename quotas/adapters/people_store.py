@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, text, update
+from sqlalchemy import ARRAY, ColumnElement, String, any_, bindparam, func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel, col, select
@@ -215,6 +215,27 @@ async def firms_of_keys(tx: AsyncSession, key_ids: Collection[str]) -> Sequence[
     return [(key, firm) for key, firm in await tx.execute(query)]
 
 
+async def keys_with_firms(tx: AsyncSession, key_ids: Collection[str]) -> Sequence[tuple[ApiKeyRow, FirmRow]]:
+    """Several keys, each with its firm."""
+    query = select(ApiKeyRow, FirmRow).join(FirmRow, col(FirmRow.id) == ApiKeyRow.firm_id)
+    rows = await tx.execute(query.where(_one_of(key_ids)))
+    return [(row[0], row[1]) for row in rows]
+
+
+async def keys_over(tx: AsyncSession, key_ids: Collection[str], *, now: datetime) -> Sequence[str]:
+    """Those of them that are revoked or expired, or whose firm is not active."""
+    query = select(ApiKeyRow.id).join(FirmRow, col(FirmRow.id) == ApiKeyRow.firm_id)
+    ended = col(ApiKeyRow.revoked_at).is_not(None) | (col(ApiKeyRow.expires_at) <= now)
+    query = query.where(_one_of(key_ids), ended | (col(FirmRow.state) != "active"))
+    return (await tx.execute(query)).scalars().all()
+
+
+async def lines_of(tx: AsyncSession, key_ids: Collection[str]) -> dict[str, str]:
+    """Each of these keys, and the first key of its line."""
+    query = select(ApiKeyRow.id, ApiKeyRow.line_id).where(_one_of(key_ids))
+    return {row.id: row.line_id for row in await tx.execute(query)}
+
+
 async def line_of(tx: AsyncSession, key_id: str) -> str | None:
     """The first key of a key's line; None for no key."""
     return (await tx.execute(select(ApiKeyRow.line_id).where(ApiKeyRow.id == key_id))).scalar_one_or_none()
@@ -248,3 +269,8 @@ async def revoke_keys(tx: AsyncSession, firm_id: str, *, why: str, now: datetime
         .where(col(ApiKeyRow.firm_id) == firm_id, col(ApiKeyRow.revoked_at).is_(None))
         .values(revoked_at=now, revoked_why=why)
     )
+
+
+def _one_of(key_ids: Collection[str]) -> ColumnElement[bool]:
+    """Any number of keys as one parameter."""
+    return col(ApiKeyRow.id) == any_(bindparam(None, list(key_ids), ARRAY(String)))

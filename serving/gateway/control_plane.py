@@ -20,6 +20,7 @@ from quotas.vocabulary import (
     AllowanceLease,
     FirmId,
     KeyGrant,
+    KeyId,
     LeaseId,
     ModelName,
     Payer,
@@ -62,12 +63,17 @@ class ControlPlane:
         except (Unauthenticated, Forbidden):
             return None
 
-    async def reload(self, grant: KeyGrant) -> KeyGrant | None:
+    async def reload(self, key_ids: Sequence[KeyId]) -> dict[KeyId, KeyGrant]:
         """See ports.Keys."""
         now = utc_now()
         async with self._db.transaction() as tx:
-            found = await quotas.key_limits(tx, grant.key_id, now=now)
-        return found if found is not None and found.usable(now=now) else None
+            found = await quotas.keys_limits(tx, key_ids, now=now)
+        return {key_id: grant for key_id, grant in found.items() if grant.usable(now=now)}
+
+    async def over(self, key_ids: Sequence[KeyId]) -> set[KeyId]:
+        """See ports.Keys."""
+        async with self._db.transaction() as tx:
+            return await quotas.keys_over(tx, key_ids, now=utc_now())
 
     async def key_changes(self) -> AsyncIterator[str]:
         """Ids of changed keys, after a first "*"."""

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from kit.errors import Refused
-from quotas.vocabulary import KeyGrant, PlaceAsk, PlaceLease, RateAsk, RateLease
+from quotas.vocabulary import KeyGrant, KeyId, PlaceAsk, PlaceLease, RateAsk, RateLease
 from serving.admission import Lease, Rate, TopUp
 from serving.vocabulary import RouteTable
 
@@ -15,8 +15,12 @@ class Keys(Protocol):
         """What this key allows; None for a key that opens nothing (unknown, expired, revoked, firm not active)."""
         ...
 
-    async def reload(self, grant: KeyGrant) -> KeyGrant | None:
-        """The same key as it is now."""
+    async def reload(self, key_ids: Sequence[KeyId]) -> dict[KeyId, KeyGrant]:
+        """What these keys allow now; those that open nothing any more are left out. Raises Unavailable."""
+        ...
+
+    async def over(self, key_ids: Sequence[KeyId]) -> set[KeyId]:
+        """Those that open nothing any more. Raises Unavailable."""
         ...
 
     def key_changes(self) -> AsyncIterator[str]:

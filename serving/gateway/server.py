@@ -48,7 +48,7 @@ class RunningGateway:
         gateway, settings = self.gateway, self.gateway.settings
         loop = asyncio.get_running_loop()
         for work in (
-            gateway.follow_routes, gateway.keys.listen, gateway.count_streams, gateway.watch_time,
+            gateway.follow_routes, gateway.keys.listen, gateway.keys.confirm, gateway.count_streams, gateway.watch_time,
             gateway.note_adapters, gateway.purses.tend, gateway.purses.hear,
             gateway.gate.windows.tend, gateway.gate.windows.hear,
             partial(watch, lambda: gateway.directory.engines, gateway.now_ms),

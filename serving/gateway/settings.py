@@ -32,7 +32,7 @@ class GatewaySettings(BaseSettings):
     sending_bytes_max: Size = Field(default=256 << 20, description="of all answers that clients are slow to read")
     head_seconds_max: Time = Field(default=15, description="for a request's head to arrive")
 
-    key_seconds: float = Field(default=1.0, gt=0, lt=1.4, description="a known key is looked up again after this long")
+    key_seconds: float = Field(default=1.0, gt=0, lt=1.5, description="between two confirmations of all keys in use")
     offline_seconds: Time = Field(default=300, description="known keys are honoured this long without a database")
     concurrency_per_key: Number | None = Field(default=256, description="requests of a key at once in this gateway")
     output_tokens_max: Number = Field(default=32_768, description="cap of max_tokens")

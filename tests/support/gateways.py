@@ -99,9 +99,13 @@ class FakePlane:
         self._up()
         return self.grants.get(bearer)
 
-    async def reload(self, grant: KeyGrant) -> KeyGrant | None:
+    async def reload(self, key_ids: Sequence[KeyId]) -> dict[KeyId, KeyGrant]:
         self._up()
-        return next((known for known in self.grants.values() if known.key_id == grant.key_id), None)
+        return {grant.key_id: grant for grant in self.grants.values() if grant.key_id in key_ids}
+
+    async def over(self, key_ids: Sequence[KeyId]) -> set[KeyId]:
+        self._up()
+        return set(key_ids) - {grant.key_id for grant in self.grants.values()}
 
     async def key_changes(self) -> AsyncIterator[str]:
         yield "*"
