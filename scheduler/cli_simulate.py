@@ -63,6 +63,7 @@ def simulate(
 ) -> None:
     """Play recorded work again with the scheduler's own decisions, as it was and under other rules."""
     from scheduler.cycle import Policy
+    from scheduler.mix import priced
     from scheduler.outcomes import course, outcome
     from scheduler.plots import draw, require_drawable
     from scheduler.recording import changed, scenario_of
@@ -78,7 +79,8 @@ def simulate(
         scenarios = {AS_IT_IS: scenario} | ({CHANGED: changed(scenario, settings)} if settings else {})
         if save:
             save.write_text(recording.model_dump_json(indent=1), "utf-8")
-        runs = {name: play(one, Policy(), pace_seconds=pace) for name, one in scenarios.items()}
+        policy = priced(Policy(), scenario.mix)
+        runs = {name: play(one, policy, pace_seconds=pace) for name, one in scenarios.items()}
         outcomes = {name: outcome(run) for name, run in runs.items()}
         for path in plot or ():
             courses = {name: course(run) for name, run in runs.items()}

@@ -4,7 +4,7 @@ It is a copy and nothing more: a leader that has just begun reads everything onc
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -52,8 +52,13 @@ class Memory:
         try:
             return await self._look(tx, terms, now=now)
         except BaseException:
-            self.__init__()
+            self._forget()
             raise
+
+    def _forget(self) -> None:
+        nothing = Memory()
+        for each in fields(self):
+            setattr(self, each.name, getattr(nothing, each.name))
 
     async def _look(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
         await versions.one_view(tx)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -41,6 +42,14 @@ class Mix:
         if counts != self._counts and any(shape.gpus for shape in counts):
             prices = await asyncio.to_thread(prices_of, counts)
             self._counts, self._packing = counts, by_bid_prices(prices)
+
+
+def priced(policy: Policy, mix: Mapping[Shape, int]) -> Policy:
+    """The policy as production has it once this mix was asked for; best fit where nobody asked for accelerators."""
+    counts = Counter(dict(Counter(mix).most_common(SHAPES_AT_MOST)))
+    if not any(shape.gpus for shape in counts):
+        return policy
+    return replace(policy, scoring=Scoring(by_bid_prices(prices_of(counts)), weights=policy.scoring.weights))
 
 
 async def recent_shapes(tx: AsyncSession, *, now: datetime) -> Counter[Shape]:

@@ -5,6 +5,7 @@ happened the cycle that runs in production decides (`cycle.decide`, with its che
 stopped for others loses what it has done and waits again. Nothing here is random: the same scenario gives the same run.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from scheduler.index import follow, indexed
 from scheduler.sharing import Member, Quota, QuotaKey, Seat
 from scheduler.snapshot import Change, LatelySet, Node, Over, Placed, Queued, Running, State, Waiting
 from scheduler.usage import Lately
-from scheduler.vocabulary import Decision, NodeId, Preempt, Reject, Start, Wait, WaitReason, WorkloadId
+from scheduler.vocabulary import Decision, NodeId, Preempt, Reject, Shape, Start, Wait, WaitReason, WorkloadId
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class Scenario:
     half_life_seconds: int = 86_400
     rates: Mapping[tuple[PoolName, QoS], int] = field(default_factory=dict[tuple[PoolName, QoS], int])
     """Micro-yuan for an accelerator-hour; what is not there is free."""
+
+    @property
+    def mix(self) -> Counter[Shape]:
+        """How many workers of each shape are asked for."""
+        mix: Counter[Shape] = Counter()
+        for arrival in self.arrivals:
+            mix[arrival.workload.shape] += arrival.workload.workers
+        return mix
 
 
 @dataclass(frozen=True, slots=True)

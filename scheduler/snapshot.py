@@ -144,10 +144,6 @@ class State:
     index: object = field(default=None, compare=False, repr=False)
     """What `index.py` has worked out of exactly these facts, where somebody has."""
 
-    def with_waiting(self, extra: Waiting) -> "State":
-        """A copy in which `extra` waits too: for quotes and what-ifs."""
-        return replace(self, waiting={**self.waiting, extra.id: extra})
-
 
 @dataclass(frozen=True, slots=True)
 class NodeSeen:

@@ -158,7 +158,7 @@ def test_work_is_stopped_once_for_a_named_rule_and_never_for_nothing(state: Stat
 def test_later_work_never_delays_earlier_work(state: State, extra: Waiting, policy: Policy) -> None:
     """Conservative backfill: whoever joins the line changes no decision about those before it."""
     new = replace(extra, id=WorkloadId("zz"), firm_id=FirmId("firm_new"), priority=-9)
-    seen = state.with_waiting(new)
+    seen = apply(state, [Queued(new)])
     line = [turn.workload.id for turn in in_order(seen)]
     ahead = set(line[: line.index(new.id)])
     before = {d.workload_id: d for d in decided(state, policy, now=NOW) if d.workload_id in ahead}

@@ -54,7 +54,8 @@ async def test_a_firm_borrows_what_others_of_its_cohort_do_not_use_and_gives_it_
     assert await told_to_stop(city, own, borrowed) == [borrowed]
     told = (await blue.http.get(f"/api/jobs/{mine}/why")).json()
     assert told["reason"] == "reclaim"
-    assert told["standing"] == "within quota: with it and what is before it, its firm uses 100% of its own"
+    own_use = "within quota: with it and what is before it, its firm uses 100% of its own"
+    assert told["standing"] == f"{own_use}; the first of its firm"
     await city.pass_time(15)
     assert await told_to_stop(city, own, borrowed) == [borrowed], "enough has been told to stop"
     await (await city.runner(borrowed)).finished(ran_ms=70_000, outcome="stopped", cause="stopped")

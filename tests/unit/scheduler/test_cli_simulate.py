@@ -65,6 +65,16 @@ def test_the_same_in_json_and_twice_the_same(recording: Path) -> None:
     assert runs["as it is"]["groups"][0]["wait_p50"] == 480
 
 
+def test_both_readmes_show_what_the_command_says() -> None:
+    pages = [(ROOT / page).read_text("utf-8") for page in ("README.md", "README.zh-CN.md")]
+    (command,) = {
+        line for page in pages for line in page.splitlines() if line.startswith("$ heliu simulate --trace examples/")
+    }
+    shown = [page.partition(f"{command}\n")[2].partition("```")[0] for page in pages]
+    words = [word.replace("examples/", f"{ROOT}/examples/") for word in command.split()[3:]]
+    assert shown == [simulate(*words).output] * 2
+
+
 def test_plots_are_drawn_as_svg_and_png_and_twice_the_same(recording: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'heliu[plots]'")
     files = [tmp_path / name for name in ("a.svg", "b.svg", "a.png", "b.png")]

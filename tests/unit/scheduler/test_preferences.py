@@ -27,7 +27,7 @@ from scheduler.preferences import (
 )
 from scheduler.rooms import Ints
 from scheduler.sharing import Quota
-from scheduler.snapshot import NOTHING, Holdings, Node, State, Waiting
+from scheduler.snapshot import NOTHING, Holdings, Node, Queued, State, Waiting
 from scheduler.vocabulary import NodeId, Start, WorkloadId
 
 NOW = datetime(2026, 11, 2, tzinfo=UTC)
@@ -128,7 +128,7 @@ def work(**changes: object) -> Waiting:
 
 
 def start(state: State, waiting: Waiting, scoring: Scoring = BEST_FIT) -> Start:
-    _, decisions = decide(state.with_waiting(waiting), (), Policy(scoring=scoring), now=NOW)
+    _, decisions = decide(state, [Queued(waiting)], Policy(scoring=scoring), now=NOW)
     (decision,) = decisions.made
     assert isinstance(decision, Start)
     return decision
