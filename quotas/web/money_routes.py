@@ -9,7 +9,7 @@ from kit.auth import Principal
 from quotas import audit, cash, programmes, refunds, statement_service
 from quotas.access import Action, home_firm, require
 from quotas.vocabulary import CentreName, ChargeId, FirmId, MoneyAction
-from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
+from quotas.web.deps import CurrentPrincipal, Db, Now, Origin, SignedInPrincipal
 from quotas.web.ledger_schemas import CentreStatementOut
 from quotas.web.money_deeds import PROPOSED, CreditLineOrder, RefundOrder, do_or_propose
 from quotas.web.money_schemas import (
@@ -120,16 +120,16 @@ async def _move(
 
 
 @router.get("/top-ups")
-async def list_movements(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None) -> list[CashOut]:
-    """What a firm paid in and was paid back, newest first."""
+async def list_movements(principal: SignedInPrincipal, db: Db, firm_id: FirmQuery = None) -> list[CashOut]:
+    """What a firm paid in and was paid back, newest first; a suspended firm's people may see it too."""
     firm = _firm(principal, firm_id, Action.BILLING_READ)
     async with db.transaction() as tx:
         return [CashOut.of(one) for one in await cash.movements(tx, firm)]
 
 
 @router.get("/account")
-async def account(principal: CurrentPrincipal, db: Db, firm_id: FirmQuery = None) -> AccountOut:
-    """A firm's money as it stands now."""
+async def account(principal: SignedInPrincipal, db: Db, firm_id: FirmQuery = None) -> AccountOut:
+    """A firm's money as it stands now; a suspended firm's people may see it too."""
     firm = _firm(principal, firm_id, Action.BILLING_READ)
     async with db.transaction() as tx:
         return AccountOut.of(await cash.account_of(tx, firm))
@@ -156,9 +156,9 @@ async def set_credit_line(
 
 @router.get("/statements")
 async def firm_statement(
-    principal: CurrentPrincipal, db: Db, now: Now, period: Month, firm_id: FirmQuery = None
+    principal: SignedInPrincipal, db: Db, now: Now, period: Month, firm_id: FirmQuery = None
 ) -> StatementOut:
-    """A firm's month: every line with its tariff, its vouchers and its cash, and the sums."""
+    """A firm's month: each line with its tariff, vouchers and cash, and the sums; seen also by a suspended firm."""
     firm = _firm(principal, firm_id, Action.BILLING_READ)
     async with db.transaction() as tx:
         return StatementOut.of(await statement_service.statement(tx, firm, period, now))

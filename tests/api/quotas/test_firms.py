@@ -88,6 +88,15 @@ async def test_a_suspended_firm_is_refused_with_the_reason_and_works_again_when_
     assert (await program.get("/api/quotas")).status_code == 200
 
 
+async def test_a_suspended_firm_still_sees_what_it_owes(world: World) -> None:
+    studio = await world.studio()
+    program = world.as_token((await world.key(studio, scopes=["quotas:read"]))["token"])
+    await world.admin.post(f"/api/firms/{studio.firm_id}/review", json={"step": "suspend", "reason": "unpaid"})
+    for path in ("/api/account", "/api/top-ups", "/api/statements?period=2026-11"):
+        assert (await studio.owner.get(path)).status_code == 200, path
+        assert (await program.get(path)).json()["code"] == "firm_suspended", "its keys have stopped"
+
+
 async def test_closing_a_firm_ends_its_keys_and_frees_its_addresses(world: World) -> None:
     studio = await world.studio()
     program = world.as_token((await world.key(studio, scopes=["quotas:read"]))["token"])
