@@ -27,12 +27,13 @@ LANES = {
     "tests/e2e/scheduler/": "ray",
     "tests/e2e/node/test_gang.py": "ray",
     "tests/e2e/platform/": "ray",
-    "tests/e2e/gateway/": "models",
-    "tests/e2e/node/": "models",
+    "tests/e2e/node/": "ray",
+    "tests/e2e/gateway/": "gateway",
 }
 """What uses a real Ray or a real model, in the order it runs: of the processes of `make test`, one runs a whole lane.
 
-What needs Ray alone comes before the platform, which needs an engine too: by then the other lane has done with its own.
+An engine is one process's at a time, and who waits for it does nothing: the gateway's lane has done with its own before
+the other one, beginning with what needs Ray alone, comes to the platform.
 """
 
 MORNING = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
