@@ -1,10 +1,8 @@
 """Tokens: their form, what is kept of them, and the addresses they may come from."""
 
 import pytest
-from argon2 import extract_parameters
-from argon2.low_level import Type
 
-from kit.auth import hash_password, hash_secret, same_secret
+from kit.auth import hash_secret, same_secret
 from kit.errors import InvalidInput
 from quotas.bearers import SESSION_PREFIX, ip_allowed, mint, mint_key, parse_key, valid_ranges
 from quotas.vocabulary import KeyId
@@ -55,9 +53,3 @@ def test_an_address_is_inside_the_ranges_or_refused(
 def test_a_range_that_is_none_is_named(bad: str) -> None:
     with pytest.raises(InvalidInput, match="IP range"):
         valid_ranges(("10.0.0.0/8", bad))
-
-
-def test_passwords_are_hashed_with_argon2id_at_its_recommended_cost() -> None:
-    parameters = extract_parameters(hash_password("correct horse"))
-    assert parameters.type is Type.ID
-    assert parameters.memory_cost >= 64 * 1024 and parameters.time_cost >= 3
