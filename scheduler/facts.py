@@ -30,7 +30,7 @@ async def load_state(tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
     placed = await store.placements(tx, [attempt.id for attempt, _ in live])
     running = [as_running(w, a, placed[a.id], terms, now=now) for a, w in live]
     waiting = [as_waiting(row) for row in await store.queued(tx)]
-    nodes = store.as_nodes(await store.nodes(tx), await store.holdings(tx))
+    nodes = store.as_nodes(await store.nodes(tx), await store.stocks(tx))
     as_they_are = await terms_of(tx, waiting, holdings(running), terms, now=now)
     return replace(as_they_are, nodes=nodes, waiting={w.id: w for w in waiting}, running={r.id: r for r in running})
 

@@ -15,7 +15,6 @@ from scheduler.facts import as_running, as_waiting, terms_of
 from scheduler.index import follow, indexed
 from scheduler.snapshot import (
     Change,
-    Holdings,
     Node,
     NodeGone,
     NodeSeen,
@@ -24,6 +23,7 @@ from scheduler.snapshot import (
     Queued,
     Running,
     State,
+    Stock,
     terms_between,
 )
 from scheduler.terms import Terms
@@ -42,7 +42,7 @@ class Memory:
     )
     _nodes: dict[NodeId, Node] = field(default_factory=dict[NodeId, Node])
     _node_rows: dict[str, tuple[int, NodeRow]] = field(default_factory=dict[str, tuple[int, NodeRow]])
-    _holdings: dict[str, tuple[int, Holdings]] = field(default_factory=dict[str, tuple[int, Holdings]])
+    _stocks: dict[str, tuple[int, Stock]] = field(default_factory=dict[str, tuple[int, Stock]])
 
     async def look(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
         """The state as it is, equal to `load_state`; in a transaction that has read nothing yet.
@@ -136,13 +136,13 @@ class Memory:
         self._node_rows = rows
         restocked = [id for id, (_, version) in seen.items() if version and self._held_version(id) != version]
         for row in await versions.inventory_rows(tx, restocked):
-            self._holdings[row.node_id] = seen[row.node_id][1], store.as_holdings(row)
+            self._stocks[row.node_id] = seen[row.node_id][1], store.as_stock(row)
         if restocked or len(before) != len(rows) or any(before.get(id) != _closes(rows[id][1]) for id in changed):
-            held = {id: holdings for id, (_, holdings) in self._holdings.items()}
+            held = {id: stocks for id, (_, stocks) in self._stocks.items()}
             self._nodes = store.as_nodes([rows[id][1] for id in seen], held)
 
     def _held_version(self, node_id: str) -> int:
-        return self._holdings[node_id][0] if node_id in self._holdings else 0
+        return self._stocks[node_id][0] if node_id in self._stocks else 0
 
 
 def _closes(row: NodeRow) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quotas.vocabulary import PoolName
-from scheduler.snapshot import Holdings, Node, Waiting
+from scheduler.snapshot import Node, Stock, Waiting
 from scheduler.vocabulary import NodeId, Placement, Score, Told
 
 Files: TypeAlias = Sequence[tuple[str, int]]
@@ -48,19 +48,19 @@ class Nearness:
         return round(weights.model * self.model + weights.data * self.data)
 
 
-def nearness(model: str | None, files: Files, holds: Holdings) -> Nearness:
+def nearness(model: str | None, files: Files, holds: Stock) -> Nearness:
     """The parts of one node."""
     return Nearness(warm_model(model, holds), data_nearby(files, holds))
 
 
-def warm_model(model: str | None, holds: Holdings) -> float:
+def warm_model(model: str | None, holds: Stock) -> float:
     """1 where the model is in the node's memory, `ON_DISK` where it is on its disk, else 0."""
     if model in holds.warm:
         return 1.0
     return ON_DISK if model in holds.models else 0.0
 
 
-def data_nearby(files: Files, holds: Holdings) -> float:
+def data_nearby(files: Files, holds: Stock) -> float:
     """Grows with the bytes that need not be fetched: 0 for none, 1/2 for `HALF_BYTES`, towards 1 for ever more."""
     there = sum(size for name, size in files if name in holds.files)
     return there / (there + HALF_BYTES)
@@ -103,9 +103,9 @@ def told(
 class Shelves:
     """What N nodes have, by what it is: which of them have a file, a model, a warm model. Made when it is asked for."""
 
-    def __init__(self, holdings: Sequence[Holdings]) -> None:
-        self._count = len(holdings)
-        self._stocked = [(i, holds) for i, holds in enumerate(holdings) if holds.files or holds.models]
+    def __init__(self, stocks: Sequence[Stock]) -> None:
+        self._count = len(stocks)
+        self._stocked = [(i, holds) for i, holds in enumerate(stocks) if holds.files or holds.models]
         self._where: tuple[_Where, _Where, _Where] | None = None
 
     def points(self, model: str | None, files: Files, weights: Weights) -> NDArray[np.int64] | None:

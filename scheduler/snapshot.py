@@ -17,7 +17,7 @@ from scheduler.windows import Window
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
+class Stock:
     """What a node has that lets work begin sooner: files by their names there, models on its disk and in its memory."""
 
     files: frozenset[str] = frozenset()
@@ -25,7 +25,7 @@ class Holdings:
     warm: frozenset[str] = frozenset()
 
 
-NOTHING = Holdings()
+NOTHING = Stock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Node:
     cpu_milli: int = 0
     memory_mib: int = 0
     topology: Mapping[str, str] = field(default_factory=dict[str, str])
-    holds: Holdings = NOTHING
+    holds: Stock = NOTHING
 
     @property
     def devices(self) -> int:

@@ -25,7 +25,7 @@ from scheduler.adapters.tables import (
     WorkloadRow,
 )
 from scheduler.sharing import QuotaKey
-from scheduler.snapshot import NOTHING, Holdings, Node
+from scheduler.snapshot import NOTHING, Node, Stock
 from scheduler.vocabulary import JOB_OVER, AttemptState, JobState, NodeId, NodeState, WorkloadKind
 
 
@@ -290,17 +290,17 @@ async def node(tx: AsyncSession, node_id: str, *, lock: bool = False) -> NodeRow
     return await tx.get(NodeRow, node_id, with_for_update=lock or None, populate_existing=lock)
 
 
-async def holdings(tx: AsyncSession) -> dict[str, Holdings]:
+async def stocks(tx: AsyncSession) -> dict[str, Stock]:
     """What each node has, as far as anybody has told."""
-    return {row.node_id: as_holdings(row) for row in (await tx.execute(select(InventoryRow))).scalars()}
+    return {row.node_id: as_stock(row) for row in (await tx.execute(select(InventoryRow))).scalars()}
 
 
-def as_holdings(row: InventoryRow) -> Holdings:
+def as_stock(row: InventoryRow) -> Stock:
     """What a node has, as decisions see it."""
-    return Holdings(frozenset(row.files), frozenset(row.models), frozenset(row.warm))
+    return Stock(frozenset(row.files), frozenset(row.models), frozenset(row.warm))
 
 
-def as_nodes(rows: Sequence[NodeRow], holdings: Mapping[str, Holdings]) -> dict[NodeId, Node]:
+def as_nodes(rows: Sequence[NodeRow], stocks: Mapping[str, Stock]) -> dict[NodeId, Node]:
     """The nodes as decisions see them.
 
     A machine whose Ray node died comes back under a new id while a runner may still be alive on it: it stays closed
@@ -319,7 +319,7 @@ def as_nodes(rows: Sequence[NodeRow], holdings: Mapping[str, Holdings]) -> dict[
             row.cpu_milli,
             row.memory_mib,
             row.topology,
-            holdings.get(row.id, NOTHING),
+            stocks.get(row.id, NOTHING),
         )
     return nodes
 

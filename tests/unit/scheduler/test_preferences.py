@@ -27,7 +27,7 @@ from scheduler.preferences import (
 )
 from scheduler.rooms import Ints
 from scheduler.sharing import Quota
-from scheduler.snapshot import NOTHING, Holdings, Node, Queued, State, Waiting
+from scheduler.snapshot import NOTHING, Node, Queued, State, Stock, Waiting
 from scheduler.vocabulary import NodeId, Start, WorkloadId
 
 NOW = datetime(2026, 11, 2, tzinfo=UTC)
@@ -35,8 +35,8 @@ FIRM, A, B = FirmId("firm_1"), PoolName("one/x"), PoolName("two/x")
 GIB = 1 << 30
 
 
-def holds(files: str = "", models: str = "", warm: str = "") -> Holdings:
-    return Holdings(frozenset(files), frozenset(models), frozenset(warm))
+def holds(files: str = "", models: str = "", warm: str = "") -> Stock:
+    return Stock(frozenset(files), frozenset(models), frozenset(warm))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def holds(files: str = "", models: str = "", warm: str = "") -> Holdings:
         ("m", holds(models="mn", warm="m"), 1.0),
     ],
 )
-def test_a_warm_model_counts_whole_and_one_on_disk_half(model: str | None, there: Holdings, part: float) -> None:
+def test_a_warm_model_counts_whole_and_one_on_disk_half(model: str | None, there: Stock, part: float) -> None:
     assert warm_model(model, there) == part
 
 
@@ -64,7 +64,7 @@ def test_a_warm_model_counts_whole_and_one_on_disk_half(model: str | None, there
         ((("a", 0),), holds("a"), 0.0),
     ],
 )
-def test_data_counts_by_the_bytes_that_are_there(files: Files, there: Holdings, part: float) -> None:
+def test_data_counts_by_the_bytes_that_are_there(files: Files, there: Stock, part: float) -> None:
     assert data_nearby(files, there) == part
 
 
@@ -97,16 +97,16 @@ def test_weights_say_what_the_parts_are_worth(near: Nearness, weights: Weights, 
 
 
 NAMES = st.frozensets(st.sampled_from("abcd"), max_size=4)
-HOLDINGS = st.builds(lambda files, models: Holdings(files, models, frozenset(list(models)[:1])), NAMES, NAMES)
+STOCKS = st.builds(lambda files, models: Stock(files, models, frozenset(list(models)[:1])), NAMES, NAMES)
 
 
 @given(
-    st.lists(HOLDINGS, min_size=1, max_size=6),
+    st.lists(STOCKS, min_size=1, max_size=6),
     st.sampled_from([None, "a", "b", "e"]),
     st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 4 * GIB)), max_size=4, unique_by=lambda file: file[0]),
 )
 def test_many_nodes_at_once_get_what_each_gets_by_itself(
-    there: list[Holdings], model: str | None, files: list[tuple[str, int]]
+    there: list[Stock], model: str | None, files: list[tuple[str, int]]
 ) -> None:
     alone = [nearness(model, files, one).points(USUAL) for one in there]
     together = Shelves(there).points(model, files, USUAL)
@@ -118,7 +118,7 @@ def city(*nodes: Node, rates: dict[PoolName, int] | None = None) -> State:
     return State(nodes={node.id: node for node in nodes}, quotas=quotas, rates=rates or {})
 
 
-def node(name: str, there: Holdings = NOTHING, pool: PoolName = A, gpus: int = 4) -> Node:
+def node(name: str, there: Stock = NOTHING, pool: PoolName = A, gpus: int = 4) -> Node:
     return Node(NodeId(name), pool, GpuMilli(1000 * gpus), holds=there)
 
 
@@ -175,7 +175,7 @@ def test_a_warm_model_is_worth_its_weight_of_fragmentation_and_no_more(cost: int
     ],
 )
 def test_of_pools_that_are_liked_equally_the_cheaper_one_is_taken(
-    ranks: tuple[int, ...], rates: dict[PoolName, int], there: Holdings, taken: PoolName
+    ranks: tuple[int, ...], rates: dict[PoolName, int], there: Stock, taken: PoolName
 ) -> None:
     state = city(node("n1", there), node("n2", pool=B), rates=rates)
     assert start(state, work(pools=(A, B), ranks=ranks, model="m")).placement.pool == taken
