@@ -1,6 +1,7 @@
 """`heliu simulate` on files: tables, plots, refusals. It needs no platform."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from scheduler.cli import app
+from tests.support.needs import need
 from tests.support.sources import ROOT
 from tests.unit.scheduler.test_traces import trace
 
@@ -76,7 +78,7 @@ def test_both_readmes_show_what_the_command_says() -> None:
 
 
 def test_plots_are_drawn_as_svg_and_png_and_twice_the_same(recording: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pip install 'heliu[plots]'")
+    need(find_spec("matplotlib") is not None, "matplotlib", "run `make setup`, or pip install 'heliu[plots]'")
     files = [tmp_path / name for name in ("a.svg", "b.svg", "a.png", "b.png")]
     plots = [word for file in files for word in ("--plot", file)]
     result = simulate("--trace", recording, "--set", "quota.kite.a100=2", *plots)
