@@ -6,7 +6,6 @@ may differ from run to run; everything else must be the same.
 
 import asyncio
 import json
-import os
 import re
 import shlex
 import socket
@@ -30,16 +29,11 @@ from quotas.vocabulary import FirmId
 from tests.api.quotas import test_cli, test_cli_money
 from tests.api.quotas.test_budgets import Hook
 from tests.api.quotas.test_cli import PASSWORD, Heliu
-from tests.support.databases import ROOT
 from tests.support.money import hold, tokens, used
+from tests.support.walks import Page
 
 address, admin_token, heliu = test_cli.address, test_cli.admin_token, test_cli.heliu
 firm_id = test_cli_money.firm_id
-
-BEGIN, END = "<!-- finance walk -->\n```console\n", "```\n<!-- end of the finance walk -->"
-QUOTED, QUOTED_END = "<!-- from docs/finance.md -->\n```console\n", "```\n<!-- end -->"
-READMES = ("README.md", "README.zh-CN.md")
-CHANGING = re.compile(r"\b([a-z]{3,6})_[0-9a-z]{20,}|\b[0-9a-f]{64}\b")
 
 
 @dataclass
@@ -145,25 +139,12 @@ def test_the_readmes_month_is_what_the_commands_print(
     walk.run("ledger verify", who="admin")
 
     written = "".join(f"{line}\n" for line in walk.lines).replace(str(book), "book.json").replace(f":{port}", ":9000")
-    document = ROOT / "docs" / "finance.md"
-    before, _, rest = document.read_text().partition(BEGIN)
-    kept, found, after = rest.partition(END)
-    assert found, "docs/finance.md keeps the walk between its two marks"
-    if os.environ.get("HELIU_REWRITE"):
-        document.write_text(before + BEGIN + written + END + after)
-        for readme in READMES:
-            head, _, rest = (ROOT / readme).read_text().partition(QUOTED)
-            (ROOT / readme).write_text(head + QUOTED + _quote(written) + QUOTED_END + rest.partition(QUOTED_END)[2])
-    else:
-        assert _shape(kept) == _shape(written), "run this test with HELIU_REWRITE=1 and look at what changed"
+    PAGE.holds(written)
 
 
 def test_what_the_readme_quotes_stands_in_the_walk() -> None:
-    walk = (ROOT / "docs" / "finance.md").read_text().splitlines()
-    for readme in READMES:
-        _, _, rest = (ROOT / readme).read_text().partition(QUOTED)
-        quoted, found, _ = rest.partition(QUOTED_END)
-        assert found, f"{readme} quotes the walk between its two marks"
+    walk = PAGE.walk().splitlines()
+    for quoted in PAGE.quoted():
         lines = iter(walk)
         assert [line for line in quoted.splitlines() if line not in lines] == [], "in this order"
         assert "closed 2026-12-" in quoted, "it is the closed month that they quote"
@@ -177,6 +158,4 @@ def _quote(walk: str) -> str:
     return "".join(f"{line}\n" for line in ["$ heliu statement 2026-11", *sums, *proof])
 
 
-def _shape(text: str) -> str:
-    """What stays the same from run to run."""
-    return re.sub(r"[\s─━-]+", " ", CHANGING.sub(r"\1…", text))
+PAGE = Page("finance", re.compile(r"\b([a-z]{3,6})_[0-9a-z]{20,}|\b[0-9a-f]{64}\b"), _quote)

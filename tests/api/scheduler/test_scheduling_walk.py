@@ -5,7 +5,6 @@ Ids and the spaces that line up columns may differ from run to run; everything e
 """
 
 import asyncio
-import os
 import re
 import shlex
 from collections.abc import AsyncIterator
@@ -20,15 +19,11 @@ import uvicorn
 from typer.testing import CliRunner
 
 from scheduler.cli import app as commands
-from tests.support.databases import ROOT
 from tests.support.scheduling import City, Firm
 from tests.support.until import until_async
+from tests.support.walks import READMES, Page
 
-BEGIN, END = "<!-- scheduling walk -->\n```console\n", "```\n<!-- end of the scheduling walk -->"
-QUOTED, QUOTED_END = "<!-- from docs/scheduling.md -->\n```console\n", "```\n<!-- end -->"
-READMES = ("README.md", "README.zh-CN.md")
 IN_README = ("heliu quote", "heliu job why", "heliu queue")
-CHANGING = re.compile(r"\b([a-z]{2,6})_[0-9a-z]{8,}…?|(?<=--after) \d+-\d+")
 MODEL = "smollm2-135m-instruct"
 POOL = "optics-valley/cpu-slot"
 
@@ -120,26 +115,11 @@ async def test_the_documents_commands_print_what_it_shows(
     await walk.run("replay", admin)
 
     written = "".join(f"{line}\n" for line in walk.lines)
-    document = ROOT / "docs" / "scheduling.md"
-    before, _, rest = document.read_text().partition(BEGIN)
-    kept, found, after = rest.partition(END)
-    assert found, "docs/scheduling.md keeps the walk between its two marks"
-    if os.environ.get("HELIU_REWRITE"):
-        document.write_text(before + BEGIN + written + END + after)
-        for readme in READMES:
-            head, _, rest = (ROOT / readme).read_text().partition(QUOTED)
-            (ROOT / readme).write_text(head + QUOTED + _quote(written) + QUOTED_END + rest.partition(QUOTED_END)[2])
-    else:
-        assert _shape(kept) == _shape(written), "run this test with HELIU_REWRITE=1 and look at what changed"
+    PAGE.holds(written)
 
 
 def test_what_the_readmes_quote_stands_in_the_walk() -> None:
-    walk = (ROOT / "docs" / "scheduling.md").read_text()
-    for readme in READMES:
-        _, _, rest = (ROOT / readme).read_text().partition(QUOTED)
-        quoted, found, _ = rest.partition(QUOTED_END)
-        assert found, f"{readme} quotes the walk between its two marks"
-        assert quoted == _quote(walk.partition(BEGIN)[2].partition(END)[0])
+    assert list(PAGE.quoted()) == [_quote(PAGE.walk())] * len(READMES)
 
 
 def _quote(walk: str) -> str:
@@ -148,6 +128,4 @@ def _quote(walk: str) -> str:
     return "".join(part for part in parts if part.removeprefix("$ ").startswith(IN_README))
 
 
-def _shape(text: str) -> str:
-    """What stays the same from run to run."""
-    return re.sub(r"[\s─━-]+", " ", CHANGING.sub(r"\1…", text))
+PAGE = Page("scheduling", re.compile(r"\b([a-z]{2,6})_[0-9a-z]{8,}…?|(?<=--after) \d+-\d+"), _quote)
