@@ -7,8 +7,6 @@ every 20 ms, as a submission writes it: taking submissions is not what is measur
 """
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,13 +20,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.processors import seconds_of
 from benchmarks.results import Row, publish
-from benchmarks.scheduler.kueue_load import CLASSES, COHORTS, NOMINAL, QUEUES, arrive, make_city, make_jobs, submit
-from heliu.main import MIGRATIONS
+from benchmarks.scheduler.kueue_load import (
+    CLASSES,
+    COHORTS,
+    NOMINAL,
+    QUEUES,
+    arrive,
+    empty_database,
+    make_city,
+    make_jobs,
+    submit,
+)
 from kit.blobs import Blobs
 from kit.clock import SystemClock
 from kit.db import Database
-from kit.migrate import run_migrations
-from kit.postgres import embedded_pid, start_embedded, stop_embedded
+from kit.postgres import embedded_pid
 from kit.together import Together
 from quotas import api as quotas
 from quotas.vocabulary import FirmId, ProjectId
@@ -146,18 +152,8 @@ def kueue_rows(*, quick: bool) -> list[Row]:
 
 
 async def _measure(share: int, *, zero: bool) -> Run:
-    folder = Path(tempfile.mkdtemp(prefix="heliu-kueue-"))
-    try:
-        url = start_embedded(folder / "postgres")
-        run_migrations(url, MIGRATIONS)
-        db = Database(url, pool_size=10)
-        try:
-            return await _play(db, folder, share, zero=zero)
-        finally:
-            await db.close()
-    finally:
-        stop_embedded(folder / "postgres")
-        shutil.rmtree(folder, ignore_errors=True)
+    async with empty_database() as (db, folder):
+        return await _play(db, folder, share, zero=zero)
 
 
 async def _play(db: Database, folder: Path, share: int, *, zero: bool) -> Run:

@@ -1,16 +1,23 @@
 """The load of Kueue's performance baseline: its city of firms, its classes of workloads, and their arrival."""
 
 import asyncio
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from time import perf_counter
 
 from sqlalchemy import text
 
+from heliu.main import MIGRATIONS
 from kit.auth import SYSTEM
 from kit.db import Database, insert_many, notify
 from kit.ids import new_id
+from kit.migrate import run_migrations
+from kit.postgres import start_embedded, stop_embedded
 from kit.units import MicroYuan
 from quotas import api as quotas
 from quotas.cohort_tree import place
@@ -50,6 +57,23 @@ CLASSES = (
     Class("medium", 100, 5, 500, 100, 500, 77.0),
     Class("small", 350, 1, 200, 50, 100, 215.0),
 )
+
+
+@asynccontextmanager
+async def empty_database() -> AsyncIterator[tuple[Database, Path]]:
+    """A database of this version on a server of its own, and the folder that both are in until they are gone."""
+    folder = Path(tempfile.mkdtemp(prefix="heliu-benchmark-"))
+    try:
+        url = start_embedded(folder / "postgres")
+        run_migrations(url, MIGRATIONS)
+        db = Database(url, pool_size=10)
+        try:
+            yield db, folder
+        finally:
+            await db.close()
+    finally:
+        stop_embedded(folder / "postgres")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def make_city(db: Database, *, nominal: int) -> list[FirmId]:

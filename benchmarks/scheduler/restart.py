@@ -1,8 +1,6 @@
-"""A controller that begins anew: from an empty memory to decisions recorded, with 10,000 jobs in the queue."""
+"""A controller that begins anew: from an empty memory to decisions about 10,000 waiting jobs."""
 
 import asyncio
-import shutil
-import tempfile
 from pathlib import Path
 from time import perf_counter
 
@@ -10,13 +8,10 @@ from sqlalchemy import text
 
 from benchmarks.results import Row
 from benchmarks.scheduler.kueue import Waiter
-from benchmarks.scheduler.kueue_load import COHORTS, NOMINAL, QUEUES, make_city, make_jobs, submit
-from heliu.main import MIGRATIONS
+from benchmarks.scheduler.kueue_load import COHORTS, NOMINAL, QUEUES, empty_database, make_city, make_jobs, submit
 from kit.blobs import Blobs
 from kit.clock import SystemClock
 from kit.db import Database
-from kit.migrate import run_migrations
-from kit.postgres import start_embedded, stop_embedded
 from scheduler import loop
 from scheduler.loop import Controller
 from scheduler.ports import NodeReport
@@ -27,25 +22,15 @@ JOBS, SECONDS_TARGET = 10_000, 5.0
 
 
 def restart_rows() -> list[Row]:
-    """Seconds until a new leader has read 10,000 queued jobs, decided about all of them and recorded it."""
+    """Seconds until a new leader has read 10,000 queued jobs, decided about all and recorded what is not on record."""
     seconds = asyncio.run(_measure())
     target = f"<= {SECONDS_TARGET:g}"
     return [Row("restart_10k_seconds", seconds, "s", "", None, target, seconds <= SECONDS_TARGET)]
 
 
 async def _measure() -> float:
-    folder = Path(tempfile.mkdtemp(prefix="heliu-restart-"))
-    try:
-        url = start_embedded(folder / "postgres")
-        run_migrations(url, MIGRATIONS)
-        db = Database(url, pool_size=10)
-        try:
-            return await _restarted(db, folder)
-        finally:
-            await db.close()
-    finally:
-        stop_embedded(folder / "postgres")
-        shutil.rmtree(folder, ignore_errors=True)
+    async with empty_database() as (db, folder):
+        return await _restarted(db, folder)
 
 
 async def _restarted(db: Database, folder: Path) -> float:
