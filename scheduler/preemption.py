@@ -4,8 +4,8 @@
 in a class by id, skipping what does not fit. What fits is *promised*, the rest is *borrowed*.
 
 **Rules.** Waiting work that would be promised may stop borrowed work: `reclaim` of another firm of its tree, `yield` of
-its own firm (a lower class gives way). Promised work of another firm is never touched, nor is reserved work, which
-never borrows.
+its own firm (a lower class gives way, an equal never: a gang too wide for the quota is not stopped by the firm's next
+job). Promised work of another firm is never touched, nor is reserved work, which never borrows.
 
 **Why it cannot loop.** Write down for each firm and pool how much is promised to its reserved, standard and
 interruptible work, in that order. Stopping borrowed work changes no firm's line. Starting what it was stopped for
@@ -155,12 +155,12 @@ class Standings:
 
     def victims(self, workload: Waiting, pool: PoolName, age: Age) -> Iterator[Running]:
         """What may be stopped for it: interruptible work first, then what loses the fewest accelerator-seconds."""
-        own = workload.firm_id, pool
-        ranked: Iterable[_Ranked] = self.borrowed(own, age)
+        own, of = (workload.firm_id, pool), CLASS[workload.qos]
+        ranked: Iterable[_Ranked] = (one for one in self.borrowed(own, age) if one[1].firm_id != workload.firm_id)
         rows = self._of(own).rows
-        if rows and rows[-1][0] > CLASS[workload.qos]:  # its own lower classes give way to it
-            others = (entry for entry in ranked if entry[1].firm_id != workload.firm_id)
-            ranked = merge(others, self._ranked(own, self._of(own).with_(workload), age), key=itemgetter(0))
+        if rows and rows[-1][0] > of:  # its own lower classes give way to it, its equals do not
+            lower = (one for one in self._ranked(own, self._of(own).with_(workload), age) if CLASS[one[1].qos] > of)
+            ranked = merge(ranked, lower, key=itemgetter(0))
         return (work for _, work in ranked)
 
     def borrowed(self, key: QuotaKey, age: Age) -> list[_Ranked]:

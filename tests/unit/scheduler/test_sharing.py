@@ -205,6 +205,18 @@ def test_a_firms_own_interruptible_work_yields_to_its_better_work_but_not_to_its
     assert stopped(state(runs("same", RED, 2), waits("asks", priority=9), tree={}, red=quota(2))) == {}
 
 
+def test_a_gang_that_borrows_is_not_stopped_for_its_own_firms_next_job() -> None:
+    """The gang is wider than the quota, so all of the quota is promised to what comes after it."""
+    wide = runs("wide", RED, 6)
+    of = state(wide, waits("asks"), red=quota(2, borrowing=4), blue=quota(6))
+    assert stopped(of) == {}
+    assert stopped(replace(of, waiting={WorkloadId("asks"): waits("asks", qos=QoS.INTERRUPTIBLE)})) == {}
+    shared = state(
+        wide, runs("other", GREEN, 2), waits("asks"), red=quota(2, borrowing=5), green=quota(0), blue=quota(6)
+    )
+    assert stopped(shared) == {"other": ("reclaim", "asks")}, "what another firm borrows is given back"
+
+
 def test_what_reclaims_waits_for_the_grace_and_stops_nobody_twice() -> None:
     of = state(runs("r", RED, 8), waits("asks", BLUE), red=quota(0), blue=quota(8))
     (wait,) = (d for d in decided(of, Policy(grace_seconds=20), now=NOW) if isinstance(d, Wait))
