@@ -56,24 +56,28 @@ async def quote_compute(
     gpu_milli: GpuMilli,
     seconds_min: int,
     seconds_max: int,
+    cap_micro_yuan: MicroYuan | None = None,
     at: datetime,
     now: datetime,
 ) -> ComputeQuote:
     """What GPU time from `at` would cost, who would pay, and whether it can be paid now. Holds nothing.
 
+    With `cap_micro_yuan` it is never charged more than that, as with a hold.
+
     Raises Refused (`no_tariff`).
     """
     price = await _price(tx, firm_id, pool, qos, gpu_milli, seconds_min, seconds_max, at=at)
     terms = [] if firm_id == PLATFORM_FIRM else await usable_terms(tx, firm_id, at=now)
-    most = allocate(price.most, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
-    least = allocate(price.least, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
+    dearest, cheapest = price.capped(cap_micro_yuan), MicroYuan(min(price.least, price.capped(cap_micro_yuan)))
+    most = allocate(dearest, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
+    least = allocate(cheapest, terms, kind=UsageKind.COMPUTE, pool=pool, at=at)
     account = await account_of(tx, firm_id)
     return ComputeQuote(
         tariff_id=price.tariff_id,
-        min_micro_yuan=price.least,
-        max_micro_yuan=price.most,
-        voucher_pays_min=MicroYuan(price.least - least.cash),
-        voucher_pays_max=MicroYuan(price.most - most.cash),
+        min_micro_yuan=cheapest,
+        max_micro_yuan=dearest,
+        voucher_pays_min=MicroYuan(cheapest - least.cash),
+        voucher_pays_max=MicroYuan(dearest - most.cash),
         cash_min=least.cash,
         cash_max=most.cash,
         voucher_ids=tuple(part.voucher_id for part in most.parts),

@@ -29,7 +29,9 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import ArrayRow, InputRow, WorkloadRow
 from scheduler.facts import load_state
 from scheduler.firm_limits import require_room
+from scheduler.inputs import resolve_inputs
 from scheduler.recipes import Prepared
+from scheduler.specs import require_to_come
 from scheduler.terms import Terms
 from scheduler.vocabulary import JOB_OVER, JOBS_CHANNEL, JobState
 
@@ -92,7 +94,8 @@ async def submit_array(
         known = await _known(tx, firm_id, idempotency_key, asked)
         if known is not None:
             return known
-        files = await jobs.resolve_inputs(tx, spec.inputs, firm_id=firm_id)
+        require_to_come(spec, now=now)
+        files = await resolve_inputs(tx, spec.inputs, firm_id=firm_id)
 
     async def prepared_task(index: int) -> Prepared:
         task = replace(spec, params=with_index(spec.params, index))

@@ -14,22 +14,24 @@ from kit.blobs import Blobs
 from kit.db import Database, notify, violated_constraint
 from kit.errors import Conflict, InvalidInput, NoMoney, NotFound, Refused
 from kit.ids import new_id
+from kit.units import MicroYuan, format_yuan
 from quotas import api as quotas
 from quotas.vocabulary import ComputeQuote, FirmId, PoolName, ProjectId
-from scheduler import attempts, dependencies, durations, uploads
+from scheduler import attempts, dependencies, durations
 from scheduler.adapters import store
-from scheduler.adapters.tables import ArtifactRow, InputRow, QuoteRow, UploadRow, WorkloadRow
+from scheduler.adapters.tables import InputRow, QuoteRow, WorkloadRow
 from scheduler.admission import topic
-from scheduler.artifacts import artifact_view
 from scheduler.cycle import refusal
 from scheduler.facts import load_state
 from scheduler.firm_limits import require_budget, require_room
+from scheduler.inputs import resolve_inputs
 from scheduler.inventories import useful_files
 from scheduler.recipes import DataFile, Prepared, prepare
 from scheduler.snapshot import State, Waiting
 from scheduler.specs import InputRef as InputRef
 from scheduler.specs import JobSpec as JobSpec
 from scheduler.specs import content_hash as content_hash
+from scheduler.specs import require_to_come
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
     JOB_OVER,
@@ -78,6 +80,7 @@ async def submit_job(
         known = await _known(tx, firm_id, idempotency_key, request_hash)
         if known is not None:
             return Submission(known, created=False)  # also when what it reads was deleted since
+        require_to_come(spec, now=now)
         files = await resolve_inputs(tx, spec.inputs, firm_id=firm_id)
     prepared = await prepare_job(blobs, spec, files, terms=terms)
     async with db.transaction() as tx:
@@ -97,26 +100,6 @@ async def submit_job(
             assert same is not None, "the constraint has seen it"
             return Submission(same, created=False)
     return Submission(job, created=True)
-
-
-async def resolve_inputs(tx: AsyncSession, refs: Sequence[InputRef], *, firm_id: str) -> list[InputRow]:
-    """The objects behind a job's inputs. Raises NotFound for what is not the firm's, Conflict for half an upload."""
-    found: list[InputRow] = []
-    for ref in refs:
-        if ref.source_id.startswith("art_"):
-            await artifact_view(tx, ref.source_id, firm_id=firm_id)
-            artifact = await tx.get(ArtifactRow, ref.source_id)
-            assert artifact is not None, "it was just seen"
-            blob, sha256, size = artifact.blob, artifact.sha256, artifact.size_bytes
-        else:
-            upload: UploadRow = await uploads.upload_of(tx, ref.source_id, firm_id=firm_id)
-            if upload.state != uploads.COMPLETE:
-                raise Conflict(
-                    f"upload {upload.id} is not complete", code="upload_incomplete", hint="complete it first"
-                )
-            blob, sha256, size = uploads.blob_of(upload), upload.sha256, upload.size_bytes
-        found.append(InputRow(name=ref.name, blob=blob, sha256=sha256, size_bytes=size))
-    return found
 
 
 async def prepare_job(blobs: Blobs, spec: JobSpec, files: Sequence[InputRow], *, terms: Terms) -> Prepared:
@@ -160,9 +143,16 @@ def as_candidate(spec: JobSpec, prepared: Prepared, firm_id: FirmId, *, id: str,
 
 
 async def price(
-    tx: AsyncSession, spec: JobSpec, prepared: Prepared, firm_id: FirmId, pool: PoolName, *, now: datetime
+    tx: AsyncSession,
+    spec: JobSpec,
+    prepared: Prepared,
+    firm_id: FirmId,
+    pool: PoolName,
+    *,
+    cap: int | None = None,
+    now: datetime,
 ) -> ComputeQuote:
-    """What it costs in one pool. Raises Refused (`no_tariff`)."""
+    """What it costs in one pool, at most `cap` micro-yuan. Raises Refused (`no_tariff`)."""
     return await quotas.quote_compute(
         tx,
         firm_id=firm_id,
@@ -171,6 +161,7 @@ async def price(
         gpu_milli=spec.need_milli,
         seconds_min=prepared.seconds_min,
         seconds_max=prepared.max_runtime_seconds,
+        cap_micro_yuan=None if cap is None else MicroYuan(cap),
         at=now,
         now=now,
     )
@@ -335,17 +326,22 @@ async def _accept(
 async def require_payable(
     tx: AsyncSession, job: WorkloadRow, spec: JobSpec, prepared: Prepared, *, now: datetime
 ) -> None:
-    """It must be affordable somewhere, or at least become so when money held for other work comes back."""
-    offers = [await price(tx, spec, prepared, FirmId(job.firm_id), pool, now=now) for pool in spec.pools]
+    """It must be affordable somewhere, or become so if all that is held for the firm's other work comes back."""
+    firm_id, cap = FirmId(job.firm_id), job.cap_micro_yuan
+    offers = [await price(tx, spec, prepared, firm_id, pool, cap=cap, now=now) for pool in spec.pools]
     least = min(offer.max_micro_yuan for offer in offers)
-    await require_budget(tx, job, min(least, job.cap_micro_yuan or least), now=now)
+    await require_budget(tx, job, least, now=now)
     if any(offer.affordable for offer in offers):
         return
-    if any(hold.firm_id == job.firm_id for hold in await quotas.open_holds(tx)):
+    available = (await quotas.account_of(tx, firm_id)).available
+    held = sum(hold.amount for hold in await quotas.open_holds(tx) if hold.firm_id == firm_id)
+    cash = min(offer.cash_max for offer in offers)
+    if cash <= available + held:
         return  # it waits for money instead
     raise NoMoney(
-        f"This job may cost up to {least} micro-yuan and the firm's balance and vouchers do not cover that.",
-        hint="top up, ask for a voucher, or set a shorter max_runtime_seconds",
+        f"This job may cost up to {format_yuan(least)}, {format_yuan(cash)} of it in cash; the firm has "
+        f"{format_yuan(available)}, and {format_yuan(held)} is on hold for other work.",
+        hint="top up, ask for a voucher, or set a shorter max_runtime_seconds or a cap",
     )
 
 

@@ -13,8 +13,10 @@ from scheduler import durations, jobs
 from scheduler.adapters import store
 from scheduler.adapters.tables import QuoteRow
 from scheduler.facts import load_state, rates_for
+from scheduler.inputs import resolve_inputs
 from scheduler.quote import Forecast, forecast
 from scheduler.recipes import Prepared
+from scheduler.specs import require_to_come
 from scheduler.terms import Terms
 from scheduler.vocabulary import QuoteId
 
@@ -61,7 +63,8 @@ async def quote_job(
     async with db.transaction() as tx:
         await quotas.require_active(tx, firm_id)
         project = await quotas.project_of(tx, project_id, firm_id)
-        files = await jobs.resolve_inputs(tx, spec.inputs, firm_id=firm_id)
+        require_to_come(spec, now=now)
+        files = await resolve_inputs(tx, spec.inputs, firm_id=firm_id)
     prepared = await jobs.prepare_job(blobs, spec, files, terms=terms)
     async with db.transaction() as tx:
         prepared = await durations.expect(

@@ -89,6 +89,13 @@ def _names(recipe: Recipe, files: Mapping[str, DataFile]) -> None:
         known = ", ".join(limits) or "no input"
         hint = f"{recipe.name} takes {known}" if not recipe.free_inputs else f"at most {recipe.free_inputs} files"
         raise InvalidInput(f"it does not take an input {free[-1]}", code="unknown_input", hint=hint)
+    for name in free:
+        if name.partition("/")[0] in recipe.own_folders:
+            raise InvalidInput(
+                f"an input cannot be named {name}: {recipe.name} has its own {' and '.join(recipe.own_folders)}",
+                code="bad_input_name",
+                hint="give it another name",
+            )
     for name, file in files.items():
         most = limits.get(name, recipe.free_input_bytes_max)
         if file.size_bytes > most:

@@ -88,6 +88,16 @@ class JobSpec:
         return content_hash([*content, asked] if asked else content)
 
 
+def require_to_come(spec: JobSpec, *, now: datetime) -> None:
+    """Raises InvalidInput for a deadline that nothing can meet any more."""
+    if spec.deadline is not None and spec.deadline <= now:
+        raise InvalidInput(
+            f"the deadline {spec.deadline:%Y-%m-%d %H:%M:%S %Z} is past: it is {now:%Y-%m-%d %H:%M:%S} UTC",
+            code="deadline_past",
+            hint="name a time to come, or leave the deadline out",
+        )
+
+
 def ranked(wished: Sequence[str | Sequence[str]]) -> tuple[tuple[PoolName, ...], tuple[int, ...]]:
     """Pools in order of preference, with their ranks; an inner list holds pools that are liked equally.
 

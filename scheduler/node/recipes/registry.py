@@ -8,7 +8,7 @@ from scheduler.node.protocol import OutputKind
 from scheduler.node.recipes.estimate import InputFact, RecipeParams
 from scheduler.node.recipes.lora_finetune import dataset
 from scheduler.node.recipes.lora_finetune.params import DATA, LoraFinetuneParams
-from scheduler.node.recipes.script.params import ScriptParams
+from scheduler.node.recipes.script.params import OWN_FOLDERS, ScriptParams
 from scheduler.node.recipes.text_batch import prompts
 from scheduler.node.recipes.text_batch.params import (
     ADAPTER_CONFIG,
@@ -41,7 +41,10 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`free_inputs`: how many further files of any name it takes; `workers_max` above 1: it can run as a gang."""
+    """`free_inputs`: how many further files it takes, of any name but below `own_folders`, which are the recipe's.
+
+    `workers_max` above 1: it can run as a gang.
+    """
 
     name: str
     version: int
@@ -55,6 +58,7 @@ class Recipe:
     workers_max: int = 1
     free_inputs: int = 0
     free_input_bytes_max: int = 0
+    own_folders: tuple[str, ...] = ()
     output_bytes_max: int = 4 << 30
     output_files_max: int = 1_000
 
@@ -106,6 +110,7 @@ SCRIPT = Recipe(
     workers_max=64,
     free_inputs=1_000,
     free_input_bytes_max=4 << 30,
+    own_folders=OWN_FOLDERS,
 )
 
 RECIPES: Mapping[tuple[str, int], Recipe] = {

@@ -108,6 +108,21 @@ async def test_without_money_a_job_is_refused_but_money_held_for_others_makes_it
     assert (await city.view(tight, second))["state"] == "starting"
 
 
+async def test_what_even_all_the_firms_money_would_not_pay_is_refused_beside_other_work(city: City) -> None:
+    firm = await city.firm(paid_in=yuan(0.15))
+    await city.submit(firm)
+    await city.step()
+    dear = job(max_runtime_seconds=200, params={"command": ["true"], "runtime_seconds_max": 200})
+    refused = await firm.http.post("/api/jobs", json=dear)
+    assert (refused.status_code, refused.json()["code"]) == (402, "no_money")
+    assert refused.json()["detail"] == (
+        "This job may cost up to ¥0.20, ¥0.20 of it in cash; the firm has ¥0.05, and ¥0.10 is on hold for other work."
+    )
+    capped = await city.submit(firm, **dear, cap_micro_yuan=yuan(0.05))
+    await city.step()
+    assert (await city.view(firm, capped))["state"] == "starting", "it can never cost more than its cap"
+
+
 async def test_cancel_ends_a_waiting_job_at_once_and_a_finished_one_is_refused(city: City) -> None:
     firm = await city.firm(quota=1)
     await city.submit(firm)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.api.scheduler.test_files import LORE, announced, tune
 from tests.support.row_counts import nothing_written
-from tests.support.scheduling import City, Firm, job
+from tests.support.scheduling import City, Firm, job, later
 
 BAD_SUBMISSIONS: list[tuple[dict[str, Any], int, str]] = [
     ({"surprise": 1}, 422, "invalid_input"),
@@ -27,6 +27,7 @@ BAD_SUBMISSIONS: list[tuple[dict[str, Any], int, str]] = [
     ({"inputs": [{"name": "../etc/passwd", "source_id": "up_1"}]}, 422, "invalid_input"),
     ({"inputs": [{"name": "a", "source_id": "up_none"}]}, 404, "upload_not_found"),
     ({"quote_id": "quo_none"}, 404, "quote_not_found"),
+    ({"deadline": "2026-11-01T00:00:00+08:00"}, 422, "deadline_past"),
     ({"project_id": "prj_none"}, 404, "project_not_found"),
 ]
 BAD_DATA = {
@@ -58,6 +59,48 @@ async def test_bad_data_is_refused_at_submission_and_writes_nothing(city: City) 
         async with nothing_written(city.db):
             answer = await firm.http.post("/api/jobs", json=tune(upload))
             assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("a", "b", "a"), "two inputs are named a"),
+        (("a/b/c", "a"), "input a/b/c would lie in a, which is an input itself"),
+        (("outputs",), "an input cannot be named outputs: script has its own outputs and checkpoint"),
+        (("checkpoint/state",), "an input cannot be named checkpoint/state: script has its own outputs and checkpoint"),
+    ],
+)
+async def test_names_that_no_folder_could_hold_are_refused_at_submission(
+    city: City, names: tuple[str, ...], told: str
+) -> None:
+    firm = await city.firm()
+    upload = await city.upload(firm, "data", b"1")
+    body = job(inputs=[{"name": name, "source_id": upload} for name in names])
+    for path, more in (("/api/jobs", {}), ("/api/quotes", {}), ("/api/arrays", {"size": 2})):
+        async with nothing_written(city.db):
+            answer = await firm.http.post(path, json=body | more)
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad_input_name"), answer.text
+        assert answer.json()["detail"] == told
+
+
+async def test_a_deadline_is_to_come_when_a_job_is_submitted_and_may_pass_before_it_is_sent_again(city: City) -> None:
+    firm = await city.firm()
+    soon = later(city, 60).isoformat()
+    body, key = job(deadline=soon), {"Idempotency-Key": "once"}
+    made = await firm.http.post("/api/jobs", json=body, headers=key)
+    assert made.status_code == 201, made.text
+    array = (await firm.http.post("/api/arrays", json=body | {"size": 3, "at_most": 1})).json()["id"]
+    city.clock.advance(timedelta(seconds=60))
+    again = await firm.http.post("/api/jobs", json=body, headers=key)
+    assert (again.status_code, again.json()["id"]) == (200, made.json()["id"])
+    for path, more in (("/api/jobs", {}), ("/api/quotes", {}), ("/api/arrays", {"size": 2})):
+        refused = await firm.http.post(path, json=body | more)
+        assert (refused.status_code, refused.json()["code"]) == (422, "deadline_past"), refused.text
+        assert "is past: it is" in refused.json()["detail"]
+    await city.step(2)
+    assert (await firm.http.get(f"/api/arrays/{array}")).json()["waiting"] == 2, (
+        "its tasks have their turns all the same"
+    )
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled"])

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 
 from scheduler.node.recipes.estimate import Estimate, InputFact, RecipeParams
 
+OWN_FOLDERS = ("outputs", "checkpoint")
+"""Mounted in a script's folder: what it makes, and what its next attempt finds."""
 Argument = Annotated[str, Field(max_length=4096)]
 
 

@@ -12,7 +12,7 @@ from scheduler.node.process import die_with_parent
 from scheduler.node.protocol import Cause
 from scheduler.node.recipes.entry import CannotRun, Task, run
 from scheduler.node.recipes.script import seccomp
-from scheduler.node.recipes.script.params import ScriptParams
+from scheduler.node.recipes.script.params import OWN_FOLDERS, ScriptParams
 from scheduler.node.recipes.script.sandbox import (
     FOLDER,
     Limits,
@@ -40,7 +40,7 @@ def main(task: Task) -> int:
             Cause.SETUP_FAILED,
             f"the node lacks {', '.join(missing)}; run: apt-get install -y bubblewrap util-linux",
         )
-    for folder in ("outputs", "checkpoint"):  # where the two are mounted
+    for folder in OWN_FOLDERS:  # where they are mounted
         (task.inputs / folder).mkdir(exist_ok=True)
     uid, lock = _own_user(task)
     sandbox = Sandbox(task, uid)
