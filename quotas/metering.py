@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
+from typing import NamedTuple
 
 from kit.errors import InvalidInput
 from quotas.pricing import UNIT_METERS, Price, Tariff, price_tokens, price_units, token_rates
@@ -106,16 +108,42 @@ def price_line(kind: UsageKind, quantities: Quantities, rates: Rates) -> Price:
     )
 
 
-def kind_of(record: UsageRecord) -> UsageKind:
-    """What a record counts."""
-    return UsageKind.TOKENS if isinstance(record, TokenUsage) else record.kind
+class Kin(NamedTuple):
+    """What a record has in common with many of its batch: all but its id, its time and its counts.
+
+    `resource` is what the caller named, `base` what it is priced as: for an adapter its base model.
+    """
+
+    source: str
+    firm_id: FirmId
+    project_id: str
+    key_id: str
+    resource: str
+    base: str
+    dedicated: bool
+    outcome: str
+    lease_id: str | None
+    kind: UsageKind
 
 
-def resource_of(record: UsageRecord) -> tuple[str, str]:
-    """(what the caller named, what it is priced as): for an adapter its base model."""
-    if isinstance(record, TokenUsage):
-        return record.model, record.base_model
-    return record.resource, record.base_resource
+_WHOSE = ("source", "firm_id", "project_id", "key_id")
+_HOW = ("dedicated", "outcome", "lease_id")
+_of_tokens = attrgetter(*_WHOSE, "model", "base_model", *_HOW)
+_of_metered = attrgetter(*_WHOSE, "resource", "base_resource", *_HOW, "kind")
+
+
+def kin_of(records: Iterable[UsageRecord]) -> list[Kin]:
+    """The kin of each record; equal ones are the same object."""
+    known: dict[tuple[object, ...], Kin] = {}
+    found: list[Kin] = []
+    for record in records:
+        counted = isinstance(record, TokenUsage)
+        of = _of_tokens(record) if counted else _of_metered(record)
+        kin = known.get(of)
+        if kin is None:
+            kin = known[of] = Kin._make((*of, UsageKind.TOKENS) if counted else of)
+        found.append(kin)
+    return found
 
 
 def counts_of(record: UsageRecord) -> tuple[int, int, int, int]:
@@ -135,17 +163,23 @@ def quantities_of(records: Sequence[UsageRecord]) -> Quantities:
 def check_records(records: Iterable[UsageRecord]) -> None:
     """Raises InvalidInput naming the first record that cannot be right."""
     for record in records:
-        about = f"usage {record.id!r} of {record.source!r}"
         if isinstance(record, TokenUsage):
-            counts = (record.input, record.cached_input, record.output)
-            if any(not 0 <= count <= TOKENS_MAX for count in counts) or record.cached_input > record.input:
-                raise InvalidInput(f"{about} counts {counts}; counts are 0 to 2^40, cached within input")
-        elif record.kind in (UsageKind.TOKENS, UsageKind.COMPUTE):
-            raise InvalidInput(f"{about} has one quantity; {record.kind} has records of its own")
-        elif not 0 <= record.quantity <= QUANTITY_MAX:
-            raise InvalidInput(f"{about} counts {record.quantity}; a quantity is 0 to 2^53")
-        if not record.id or not record.source or record.at.tzinfo is None:
-            raise InvalidInput(f"{about} needs an id, a source and an aware time")
+            possible = 0 <= record.cached_input <= record.input <= TOKENS_MAX and 0 <= record.output <= TOKENS_MAX
+        else:
+            possible = 0 <= record.quantity <= QUANTITY_MAX and record.kind not in (UsageKind.TOKENS, UsageKind.COMPUTE)
+        if not (possible and record.id and record.source and record.at.tzinfo is not None):
+            raise InvalidInput(f"usage {record.id!r} of {record.source!r} {_fault(record)}")
+
+
+def _fault(record: UsageRecord) -> str:
+    if not record.id or not record.source or record.at.tzinfo is None:
+        return "needs an id, a source and an aware time"
+    if isinstance(record, TokenUsage):
+        counts = (record.input, record.cached_input, record.output)
+        return f"counts {counts}; counts are 0 to 2^40, cached within input"
+    if record.kind in (UsageKind.TOKENS, UsageKind.COMPUTE):
+        return f"has one quantity; {record.kind} has records of its own"
+    return f"counts {record.quantity}; a quantity is 0 to 2^53"
 
 
 def unique(records: Sequence[UsageRecord]) -> list[UsageRecord]:
@@ -157,12 +191,15 @@ def unique(records: Sequence[UsageRecord]) -> list[UsageRecord]:
 
 
 def summed(
-    records: Iterable[tuple[LineKey, UsageRecord]], span: Callable[[UsageRecord], int] = lambda _: 0
+    records: Iterable[tuple[LineKey, UsageRecord]], span: Callable[[UsageRecord], int] | None = None
 ) -> dict[tuple[LineKey, int], Quantities]:
     """What each line grows by, apart for each `span` of time in which other vouchers are valid."""
     parts: dict[tuple[int, int], tuple[LineKey, list[UsageRecord]]] = {}
     for line, record in records:
-        parts.setdefault((id(line), span(record)), (line, []))[1].append(record)
+        of = (id(line), 0 if span is None else span(record))
+        if of not in parts:
+            parts[of] = (line, [])
+        parts[of][1].append(record)
     growth: dict[tuple[LineKey, int], Quantities] = {}
     for (_, of), (line, together) in parts.items():
         growth[line, of] = growth.get((line, of), Quantities()).plus(quantities_of(together))

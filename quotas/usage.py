@@ -7,7 +7,7 @@ and are rounded as a whole, so the order, the repetition and the size of batches
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import InvalidInput
 from kit.units import MAX_AMOUNT
+from quotas.adapters.ledger_store import request_hash
 from quotas.adapters.money_tables import ChargeRow
 from quotas.adapters.usage_store import keep
 from quotas.collecting import Due, Step, added, collect, residue_moves
@@ -23,16 +24,16 @@ from quotas.metering import (
     TOKEN_RATES,
     UNIT,
     IngestResult,
+    Kin,
     LineKey,
     Quantities,
     Rates,
     UsageRecord,
     check_records,
     counts_of,
-    kind_of,
+    kin_of,
     price_line,
     rates_in,
-    resource_of,
     summed,
     unique,
 )
@@ -47,6 +48,7 @@ from quotas.vocabulary import (
     ChargeId,
     DiscountId,
     FirmId,
+    Period,
     TariffId,
     TokenUsage,
     UsageKind,
@@ -55,7 +57,7 @@ from quotas.vocabulary import (
 BATCH_MAX = 10_000
 COUNT_MAX = 2**63 - 1
 """Largest count a line can carry, in the database."""
-MINUTE_SECONDS = 60
+MINUTE = timedelta(minutes=1)
 
 
 async def ingest_tokens(tx: AsyncSession, records: Sequence[TokenUsage], *, now: datetime) -> IngestResult:
@@ -78,85 +80,95 @@ async def ingest_usage(
     if not records:
         return IngestResult(0, 0)
     distinct = unique(records)
-    lines = await _lines_of(tx, distinct, now=now)
+    kin = kin_of(distinct)
+    lines = await _lines_of(tx, distinct, kin, now=now)
     if refuse_unpriced:
-        _refuse_unpriced(distinct, lines)
+        _refuse_unpriced(distinct, kin, lines)
     charges = {number: charge_id_of(line) for number, line in {id(line): line for line in lines}.items()}
-    kept = await keep(tx, distinct, lines, [charges[id(line)] for line in lines], now=now)
+    kept = await keep(tx, distinct, kin, [charges[id(line)] for line in lines], now=now)
     new = [(line, record) for line, record, is_new in zip(lines, distinct, kept, strict=True) if is_new]
     if new:
         await _charge(tx, new, now=now)
     return IngestResult(len(new), len(records) - len(new), tuple(record for _, record in new))
 
 
-async def _lines_of(tx: AsyncSession, records: Sequence[UsageRecord], *, now: datetime) -> list[LineKey]:
+async def _lines_of(
+    tx: AsyncSession, records: Sequence[UsageRecord], kin: Sequence[Kin], *, now: datetime
+) -> list[LineKey]:
     """The line that each record belongs to; equal lines are the same object."""
     instants = [record.at for record in records]
     first, last = min(instants), max(instants)
     await keep_prices(tx)
     tariffs = await tariffs_between(tx, first, last)
-    contracts = await discounts_between(tx, {record.firm_id for record in records}, first, last)
-    services = {(record.firm_id, record.at.timestamp() // MINUTE_SECONDS): record.at for record in records}
-    periods = await billing_periods(tx, {(firm, period_of(at)) for (firm, _), at in services.items()}, now=now)
+    contracts = await discounts_between(tx, {one.firm_id for one in kin}, first, last)
+    periods = await billing_periods(tx, _services(instants, kin, period_of(first), period_of(last)), now=now)
 
-    def line_of(record: UsageRecord) -> LineKey:
-        kind, (resource, priced_as) = kind_of(record), resource_of(record)
-        tariff = None if free_of_charge(record) else _tariff_of(tariffs, record)
-        contract = discount_at(contracts.get(record.firm_id, ()), kind, priced_as, record.at) if tariff else None
-        service = period_of(record.at)
+    def line_of(of: Kin, at: datetime) -> LineKey:
+        tariff = None if free_of_charge(of) else _tariff_of(tariffs, of, at)
+        contract = discount_at(contracts.get(of.firm_id, ()), of.kind, of.base, at) if tariff else None
+        service = period_of(at)
         return LineKey(
-            record.firm_id,
-            record.project_id,
-            record.key_id,
-            resource,
-            priced_as,
-            record.dedicated,
+            of.firm_id,
+            of.project_id,
+            of.key_id,
+            of.resource,
+            of.base,
+            of.dedicated,
             tariff.id if tariff else TariffId(""),
-            tariff.window_at(record.at) if tariff else "",
+            tariff.window_at(at) if tariff else "",
             service,
-            periods[record.firm_id, service],
-            kind,
+            periods[of.firm_id, service],
+            of.kind,
             contract.id if contract else DiscountId(""),
         )
 
     # Hours of the day and months change on the minute; all other prices at these instants.
     edges = price_edges(tariffs, [discount for of_firm in contracts.values() for discount in of_firm])
-    found: dict[tuple[object, ...], LineKey] = {}
+    found: dict[tuple[int, datetime, int], LineKey] = {}
     same: dict[LineKey, LineKey] = {}
     lines: list[LineKey] = []
-    for record in records:
-        of = (
-            record.firm_id, record.project_id, record.key_id, resource_of(record), record.dedicated, kind_of(record),
-            record.at.timestamp() // MINUTE_SECONDS, bisect_right(edges, record.at),
-        )  # fmt: skip
-        line = found.get(of)
+    minute = first.replace(second=0, microsecond=0)
+    for of, at in zip(kin, instants, strict=True):
+        if not minute <= at < minute + MINUTE:
+            minute = at.replace(second=0, microsecond=0)
+        priced = (id(of), minute, bisect_right(edges, at))
+        line = found.get(priced)
         if line is None:
-            line = line_of(record)
-            line = found[of] = same.setdefault(line, line)
+            line = line_of(of, at)
+            line = found[priced] = same.setdefault(line, line)
         lines.append(line)
     return lines
 
 
-def free_of_charge(record: UsageRecord) -> bool:
+def _services(
+    instants: Sequence[datetime], kin: Sequence[Kin], first: Period, last: Period
+) -> set[tuple[FirmId, Period]]:
+    """In which periods which firm used anything."""
+    if first == last:
+        return {(of.firm_id, first) for of in kin}
+    return {(of.firm_id, period_of(at)) for of, at in zip(kin, instants, strict=True)}
+
+
+def free_of_charge(of: Kin) -> bool:
     """What a dedicated deployment serves is paid by its GPU time; the platform does not charge itself."""
-    return record.dedicated or record.firm_id == PLATFORM_FIRM
+    return of.dedicated or of.firm_id == PLATFORM_FIRM
 
 
-def _tariff_of(tariffs: Sequence[Tariff], record: UsageRecord) -> Tariff | None:
+def _tariff_of(tariffs: Sequence[Tariff], of: Kin, at: datetime) -> Tariff | None:
     """The tariff that prices a record. None: metered, unpriced, and a finding of the ledger check."""
-    tariff = tariff_at(tariffs, record.at)
-    if tariff is None or rates_in(tariff, kind_of(record), resource_of(record)[1], tariff.window_at(record.at)) is None:
+    tariff = tariff_at(tariffs, at)
+    if tariff is None or rates_in(tariff, of.kind, of.base, tariff.window_at(at)) is None:
         return None
     return tariff
 
 
-def _refuse_unpriced(records: Sequence[UsageRecord], lines: Sequence[LineKey]) -> None:
-    for record, line in zip(records, lines, strict=True):
-        if free_of_charge(record) or line.tariff_id:
+def _refuse_unpriced(records: Sequence[UsageRecord], kin: Sequence[Kin], lines: Sequence[LineKey]) -> None:
+    for record, of, line in zip(records, kin, lines, strict=True):
+        if free_of_charge(of) or line.tariff_id:
             continue
         raise InvalidInput(
-            f"usage {record.id!r} of {record.source!r}: no tariff prices {kind_of(record)} of "
-            f"{resource_of(record)[1]} at {record.at.isoformat()}",
+            f"usage {record.id!r} of {record.source!r}: no tariff prices {of.kind} of "
+            f"{of.base} at {record.at.isoformat()}",
             code="no_tariff",
             hint="look at the model's name and the time; heliu tariff list says what has a price, and since when",
         )
@@ -172,7 +184,11 @@ async def _charge(tx: AsyncSession, new: Sequence[tuple[LineKey, UsageRecord]], 
     for _, record in new:
         of_firms.setdefault(record.firm_id, []).append(record)
     edges = await validity_edges(tx, of_firms.keys() - {PLATFORM_FIRM}, at=now)
-    growth = summed(new, lambda record: bisect_right(edges.get(record.firm_id, ()), record.at))
+
+    def span(record: UsageRecord) -> int:
+        return bisect_right(edges.get(record.firm_id, ()), record.at)
+
+    growth = summed(new, span if edges else None)
     rows = await _locked_lines(tx, sorted({line for line, _ in growth}), now=now)
     dues: dict[FirmId, Due] = {}
     for (line, _), more in sorted(growth.items(), key=lambda item: item[0]):
@@ -190,7 +206,7 @@ async def _charge(tx: AsyncSession, new: Sequence[tuple[LineKey, UsageRecord]], 
             firm_id,
             due,
             scope="usage",
-            request=[[record.source, record.id] for record in of_firms[firm_id]],
+            request=request_hash([(record.source, record.id) for record in of_firms[firm_id]]).hex(),
             lease_ids={record.lease_id for record in of_firms[firm_id] if record.lease_id},
             vouchers=firm_id in edges,
             now=now,

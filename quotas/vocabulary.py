@@ -6,7 +6,7 @@ Money is integer micro-yuan, GPU time integer GPU-milliseconds; a period is a Sh
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Final, NamedTuple, NewType
 
 from kit.units import GpuMs, MicroYuan, Ppm, Tokens
 from quotas.vocabulary_people import ALLOWANCES_CHANNEL as ALLOWANCES_CHANNEL
@@ -240,8 +240,7 @@ class AllowanceLease:
     tokens_left: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
+class TokenUsage(NamedTuple):
     """What one request used. (source, id) names it for ever; `dedicated` tokens are metered at price zero."""
 
     id: str

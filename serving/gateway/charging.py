@@ -40,7 +40,7 @@ def _usage(source: str, record: Closed, successors: Mapping[str, str]) -> TokenU
         project_id=ProjectId(subject.project_id), model=ModelName(subject.model),
         base_model=ModelName(subject.base_model), input=TokenCount(tokens.input),
         cached_input=TokenCount(tokens.cached_input), output=TokenCount(tokens.output),
-        at=_instant(record), outcome=record.outcome.value,
+        at=_instant(subject.at_ms), outcome=record.outcome.value,
         lease_id=None if lease_id is None else LeaseId(lease_id), dedicated=subject.dedicated,
     )  # fmt: skip
 
@@ -56,12 +56,12 @@ def _made(source: str, records: Sequence[Closed]) -> list[serving.EngineUsage]:
             engine_start,
             sum([record.tokens.input * record.subject.choices for record in made]),
             sum([record.tokens.output for record in made]),
-            max(map(_instant, made)),
+            _instant(max([record.subject.at_ms for record in made])),
         )
         for engine_start, made in of_engines.items()
         if engine_start
     ]
 
 
-def _instant(record: Closed) -> datetime:
-    return datetime.fromtimestamp(record.subject.at_ms / 1000, UTC)
+def _instant(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)

@@ -41,7 +41,7 @@ class GatewaySettings(BaseSettings):
     backlog_bytes_max: int = Field(
         default=4 << 30, ge=16 << 20, description="unshipped usage on disk above which nothing is admitted"
     )
-    ship_every_seconds: Time = Field(default=0.25, description="usage goes to the ledger this often")
+    ship_every_seconds: Time = Field(default=1.0, description="usage goes to the ledger this often")
 
     wait_seconds: Time = Field(default=30, description="how long a request may wait for a replica or an adapter")
     queue_max: Number = Field(default=2_000, description="requests that wait for one model")

@@ -22,7 +22,7 @@ class _Line(msgspec.Struct, array_like=True):
     id: str
     tokens: Tokens
     subject: Subject | None = None
-    outcome: str = ""
+    outcome: Outcome | None = None
 
 
 _encoder = msgspec.json.Encoder()
@@ -50,7 +50,9 @@ def decode(line: bytes) -> Record | None:
         tokens = read.tokens
         if read.kind == "c" or read.subject is None:
             return Counted(read.id, tokens)
-        return Opened(read.subject, tokens) if read.kind == "o" else Closed(read.subject, tokens, Outcome(read.outcome))
+        if read.kind == "o":
+            return Opened(read.subject, tokens)
+        return None if read.outcome is None else Closed(read.subject, tokens, read.outcome)
     except (ValueError, msgspec.MsgspecError):  # an outcome that another version knows is damage too
         return None
 
