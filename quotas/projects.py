@@ -42,7 +42,9 @@ async def project_of(tx: AsyncSession, project_id: ProjectId | None, firm_id: Fi
     """
     row = await store.project(tx, firm_id, project_id=project_id)
     if row is None:
-        raise NotFound(f"There is no project {project_id or 'default'}.", code="project_not_found")
+        raise NotFound(
+            f"There is no project {project_id or 'default'}.", code="project_not_found", hint="see: heliu project list"
+        )
     return _view(row)
 
 

@@ -158,7 +158,7 @@ async def array_of(tx: AsyncSession, array_id: str, *, lock: bool = False) -> Ar
 
 def array_not_found(array_id: str) -> NotFound:
     """The one answer for an array that does not exist and for another firm's."""
-    return NotFound(f"There is no array {array_id}.", code="array_not_found")
+    return NotFound(f"There is no array {array_id}.", code="array_not_found", hint="see: heliu array list")
 
 
 async def view(tx: AsyncSession, row: ArrayRow) -> ArrayView:
@@ -229,7 +229,11 @@ async def rerun_failed(tx: AsyncSession, array_id: str, *, by: Principal, now: d
     )}  # fmt: skip
     fresh = sorted(index for index in failed if index is not None and index not in row.again)
     if not fresh:
-        raise Refused("No task of this array has failed since its last run.", code="none_failed")
+        raise Refused(
+            "No task of this array has failed since its last run.",
+            code="none_failed",
+            hint=f"see where they stand: heliu array show {row.id}",
+        )
     row.again, row.run, row.ended_at = [*row.again, *fresh], row.run + 1, None
     await tx.flush()
     await events.append(tx, "array.rerun", row.id, {"tasks": len(fresh), "by": by.id}, now=now, firm_id=row.firm_id)

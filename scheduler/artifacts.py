@@ -97,7 +97,11 @@ async def artifact_view(tx: AsyncSession, artifact_id: str, *, firm_id: str) -> 
     """A firm's artifact. Raises NotFound, the same for one that is not there, not published or not the firm's."""
     row = await tx.get(ArtifactRow, artifact_id)
     if row is None or row.firm_id != firm_id or row.published_at is None:
-        raise NotFound(f"There is no artifact {artifact_id}.", code="artifact_not_found")
+        raise NotFound(
+            f"There is no artifact {artifact_id}.",
+            code="artifact_not_found",
+            hint="see what a job made: heliu job show",
+        )
     return view(row)
 
 

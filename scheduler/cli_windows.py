@@ -29,7 +29,7 @@ def keep(
     target: Annotated[str, typer.Argument(help="A node's id, a pool or a centre.")],
     since: Annotated[str, typer.Option("--from", help="When it begins, as 2026-12-01T02:00+08:00.")],
     until: Annotated[str, typer.Option("--until", help="When it ends.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why; shown to everybody who waits for it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; whoever waits for maintenance reads it.")],
     firm: Annotated[str | None, typer.Option("--firm", help="Only this firm's work may run there then.")] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -72,18 +72,31 @@ async def add(tx: AsyncSession, job: WorkloadRow, after: Sequence[After], *, now
     if not after:
         return
     if job.state not in (JobState.BLOCKED, JobState.QUEUED, JobState.PAUSED):
-        raise Conflict(f"job {job.id} has started or is over ({job.state})", code="job_started")
+        raise Conflict(
+            f"job {job.id} has started or is over ({job.state})", code="job_started", hint="submit it anew with --after"
+        )
     known = {row.after_id for row in await _rows(tx, job.id)}
     for edge in after:
         await _require_own(tx, job, edge.id)
         if edge.id in known:
-            raise InvalidInput(f"{job.id} waits for {edge.id} already", code="dependency_twice")
+            raise InvalidInput(
+                f"{job.id} waits for {edge.id} already", code="dependency_twice", hint="name each of them once"
+            )
         known.add(edge.id)
         if edge.id == job.id or await _reaches(tx, edge.id, job.id):
-            raise Conflict(f"{edge.id} itself waits for {job.id}: neither would ever start", code="dependency_cycle")
+            what = "it cannot wait for itself" if edge.id == job.id else f"{edge.id} itself waits for {job.id}"
+            raise Conflict(
+                f"{what}: it would never start",
+                code="dependency_cycle",
+                hint="see what a job waits for: heliu job show",
+            )
         await store.insert(tx, DependencyRow(workload_id=job.id, after_id=edge.id, rule=edge.rule))
     if len(known) > AFTER_MAX:
-        raise InvalidInput(f"a job may wait for {AFTER_MAX} others", code="too_many_dependencies")
+        raise InvalidInput(
+            f"a job may wait for {AFTER_MAX} others, not for {len(known)}",
+            code="too_many_dependencies",
+            hint="let a job or an array stand for several of them",
+        )
     if job.state != JobState.PAUSED:
         await settle(tx, job, now=now)
 
@@ -182,7 +195,9 @@ async def _require_own(tx: AsyncSession, job: WorkloadRow, after_id: str) -> Non
         row = await store.workload(tx, after_id)
         row = row if row is not None and row.kind == WorkloadKind.JOB else None
     if row is None or row.firm_id != job.firm_id:
-        raise NotFound(f"There is no job or array {after_id} to run after.", code="job_not_found")
+        raise NotFound(
+            f"There is no job or array {after_id} to run after.", code="job_not_found", hint="see: heliu job list"
+        )
 
 
 async def _reaches(tx: AsyncSession, start: str, target: str) -> bool:

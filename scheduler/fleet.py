@@ -80,7 +80,7 @@ async def record_silence(tx: AsyncSession, *, terms: Terms, now: datetime) -> No
 async def cordon(tx: AsyncSession, node_id: str, reason: str, *, drain: bool, now: datetime) -> NodeRow:
     """Close a node for new work; with `drain` what runs on it is moved. Raises NotFound, InvalidInput."""
     if not reason.strip():
-        raise InvalidInput("a node is closed for a reason; say which", code="no_reason")
+        raise InvalidInput("a node is closed for a reason", code="no_reason", hint="say which; whoever waits reads it")
     row = await _node(tx, node_id)
     row.cordon_reason, row.draining = reason.strip(), drain or row.draining
     await _changed(tx, row, "node.draining" if row.draining else "node.cordoned", {"reason": reason}, now=now)
@@ -194,7 +194,7 @@ async def _lose(tx: AsyncSession, row: NodeRow, why: str, *, now: datetime) -> N
 async def _node(tx: AsyncSession, node_id: str) -> NodeRow:
     row = await store.node(tx, node_id, lock=True)
     if row is None:
-        raise NotFound(f"There is no node {node_id}.", code="node_not_found")
+        raise NotFound(f"There is no node {node_id}.", code="node_not_found", hint="see: heliu node list")
     return row
 
 

@@ -114,7 +114,9 @@ async def prepare_job(blobs: Blobs, spec: JobSpec, files: Sequence[InputRow], *,
         )
     if spec.workers > prepared.recipe.workers_max:
         raise InvalidInput(
-            f"recipe {spec.recipe} runs with at most {prepared.recipe.workers_max} workers", code="too_many_workers"
+            f"recipe {spec.recipe} runs with at most {prepared.recipe.workers_max} workers, not with {spec.workers}",
+            code="too_many_workers",
+            hint="ask for fewer, or make several jobs of it",
         )
     return prepared
 
@@ -190,7 +192,7 @@ async def job_of(tx: AsyncSession, job_id: str, *, lock: bool = False) -> Worklo
 
 def job_not_found(job_id: str) -> NotFound:
     """The one answer for a job that does not exist and for another firm's."""
-    return NotFound(f"There is no job {job_id}.", code="job_not_found")
+    return NotFound(f"There is no job {job_id}.", code="job_not_found", hint="see: heliu job list")
 
 
 async def cancel_job(tx: AsyncSession, job_id: str, *, by: Principal, terms: Terms, now: datetime) -> WorkloadRow:
@@ -348,7 +350,7 @@ async def require_payable(
 async def _quote(tx: AsyncSession, quote_id: str, firm_id: str, shape_hash: bytes, *, now: datetime) -> QuoteRow:
     quote = await store.quote(tx, quote_id)
     if quote is None or quote.firm_id != firm_id:
-        raise NotFound(f"There is no quote {quote_id}.", code="quote_not_found")
+        raise NotFound(f"There is no quote {quote_id}.", code="quote_not_found", hint="ask for one: heliu quote")
     if now >= quote.expires_at:
         raise Refused(
             f"Quote {quote_id} held until {quote.expires_at:%H:%M:%S} UTC.", code="quote_expired", hint="ask again"

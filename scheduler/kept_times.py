@@ -39,8 +39,11 @@ async def keep_time(
     Two firms cannot have the same node at the same time (`window_taken`); maintenance goes before everything.
     """
     if not now < ends_at or not starts_at < ends_at <= starts_at + SPAN_MAX:
+        span = f"from {starts_at:%Y-%m-%d %H:%M %Z} until {ends_at:%Y-%m-%d %H:%M %Z}"
         raise InvalidInput(
-            f"a window ends after its start and after now, and lasts {SPAN_MAX.days} days at most", code="bad_window"
+            f"{span} is no window: it ends after its start and after now, and lasts {SPAN_MAX.days} days at most",
+            code="bad_window",
+            hint="name an end to come",
         )
     pools = await _pools_under(tx, scope, target)
     if firm_id is not None:
@@ -61,7 +64,7 @@ async def lift(tx: AsyncSession, window_id: str, *, now: datetime) -> WindowRow:
     """The nodes are free for everybody again. Lifting twice is fine. Raises NotFound."""
     row = await tx.get(WindowRow, window_id, with_for_update=True, populate_existing=True)
     if row is None:
-        raise NotFound(f"There is no window {window_id}.", code="window_not_found")
+        raise NotFound(f"There is no window {window_id}.", code="window_not_found", hint="see: heliu window list")
     if row.cancelled_at is None:
         row.cancelled_at = now
         await events.append(tx, "window.lifted", row.id, {"target": row.target}, now=now)

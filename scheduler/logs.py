@@ -17,7 +17,7 @@ async def log_page(tx: AsyncSession, workload_id: str, *, after: str, limit: int
     """Lines after the cursor `<fence>-<seq>`, in order. Raises InvalidInput for a cursor that is none."""
     match = _CURSOR.match(after)
     if match is None:
-        raise InvalidInput(f"{after!r} is not a cursor; pass one that an earlier answer gave, or none")
+        raise InvalidInput(f"{after!r} is not a cursor", hint="pass one that an earlier answer gave, or none")
     return await store.log_lines(tx, workload_id, after=(int(match[1]), int(match[2])), limit=limit)
 
 

@@ -99,7 +99,11 @@ def _names(recipe: Recipe, files: Mapping[str, DataFile]) -> None:
     for name, file in files.items():
         most = limits.get(name, recipe.free_input_bytes_max)
         if file.size_bytes > most:
-            raise TooLarge(f"{name} has {file.size_bytes:,} bytes; {recipe.name} takes {most:,}", code="file_too_large")
+            raise TooLarge(
+                f"{name} has {file.size_bytes:,} bytes; {recipe.name} takes {most:,}",
+                code="file_too_large",
+                hint="split it, and make several jobs of it",
+            )
 
 
 async def _fact(name: str, file: DataFile, check: Check) -> InputFact:

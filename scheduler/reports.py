@@ -123,7 +123,7 @@ async def finished_many(
         if workload is None or attempt is None or attempt.claimed_at is None:
             continue
         cause, message = end_cause(report, attempt, workload), _without_credentials(report.message)
-        message = message or report.cause.value
+        message = attempts.SPENT if cause is EndCause.SPENDING_CAP else message or report.cause.value
         fit = report.cause is Cause.MODEL_MISSING  # whoever names a model that is nowhere must not close nodes
         endings.append(attempts.Ending(workload, attempt, cause, message, report.ran_ms, report.exit_code, fit))
         heard.add(identity)

@@ -73,7 +73,7 @@ async def upload_of(tx: AsyncSession, upload_id: str, *, firm_id: str) -> Upload
     """A firm's upload. Raises NotFound, the same for one that is not there and for another firm's."""
     row = await tx.get(UploadRow, upload_id, populate_existing=True)
     if row is None or row.firm_id != firm_id:
-        raise NotFound(f"There is no upload {upload_id}.", code="upload_not_found")
+        raise NotFound(f"There is no upload {upload_id}.", code="upload_not_found", hint="send the file: heliu upload")
     return row
 
 

@@ -126,7 +126,7 @@ class WaitReason(StrEnum):
 
 
 _SENTENCES: Mapping[WaitReason, str] = {
-    WaitReason.NEW: "It has just arrived and is looked at in the next cycle.",
+    WaitReason.NEW: "It is new in the line and is looked at in the next cycle.",
     WaitReason.NO_QUOTA: "The firm's quota in this pool is taken by its own running work.",
     WaitReason.NOT_LENT: "It would have to borrow, and the firms of its cohort have nothing left to lend.",
     WaitReason.RECLAIM: "Others work on what its firm has lent; it is given back.",

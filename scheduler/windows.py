@@ -55,7 +55,7 @@ def in_the_way(
 
 
 def told(window: Window) -> str:
-    """A window in words."""
-    whose = f"kept for {window.firm_id}" if window.firm_id else "under maintenance"
+    """A window in words, for those whose work it keeps away: which firm it is for, and why, is that firm's business."""
     span = f"from {window.start:%m-%d %H:%M} to {window.end:%m-%d %H:%M} UTC"
-    return f"{window.scope.value} {window.target} is {whose} {span} ({window.reason})"
+    why = f"under maintenance {span} ({window.reason})" if window.firm_id is None else f"kept for another firm {span}"
+    return f"{window.scope.value} {window.target} is {why}"

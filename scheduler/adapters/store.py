@@ -81,14 +81,10 @@ async def not_over(tx: AsyncSession, firm_id: str) -> Sequence[WorkloadRow]:
 
 async def submitted_between(
     tx: AsyncSession, since: datetime, until: datetime
-) -> Sequence[tuple[WorkloadRow, int | None]]:
-    """Work submitted in `[since, until)` with how long its last attempt ran, when that is over; in time order."""
-    last = and_(
-        col(AttemptRow.workload_id) == col(WorkloadRow.id),
-        col(AttemptRow.fence) == col(WorkloadRow.fence),
-        col(AttemptRow.state) == AttemptState.ENDED,
-    )
-    query = select(WorkloadRow, AttemptRow.ran_ms).outerjoin(AttemptRow, last)
+) -> Sequence[tuple[WorkloadRow, AttemptRow | None]]:
+    """Work submitted in `[since, until)` with its last attempt, if there was one; in time order."""
+    last = and_(col(AttemptRow.workload_id) == col(WorkloadRow.id), col(AttemptRow.fence) == col(WorkloadRow.fence))
+    query = select(WorkloadRow, AttemptRow).outerjoin(AttemptRow, last)
     query = query.where(col(WorkloadRow.submitted_at) >= since, col(WorkloadRow.submitted_at) < until)
     query = query.order_by(col(WorkloadRow.submitted_at), col(WorkloadRow.id))
     return [(row[0], row[1]) for row in await tx.execute(query)]

@@ -184,6 +184,7 @@ async def test_a_job_is_stopped_when_it_has_spent_its_cap_and_never_charged_abov
     await runner.finished(ran_ms=31_900, outcome="failed", cause="time_limit")
     seen = await city.view(firm, job_id)
     assert (seen["state"], seen["cause"], seen["charged_micro_yuan"]) == ("failed", "spending_cap", 30_500)
+    assert seen["message"] == "it has spent what its cap allows"
     await city.assert_ledger()
 
 

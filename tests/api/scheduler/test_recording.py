@@ -35,6 +35,31 @@ async def test_a_recording_of_the_platform_can_be_simulated(city: City, staff: h
     assert all(life.ended_at for life in lives.values())
 
 
+async def test_a_recording_has_all_that_an_interrupted_job_ran_and_nothing_of_what_never_ran(
+    city: City, staff: httpx.AsyncClient
+) -> None:
+    firm = await city.firm()
+    moved, never = await city.submit(firm, gpus=2), await city.submit(firm)
+    await city.step()
+    runner = await city.runner(moved)
+    await runner.begin()
+    await city.pass_time(10)
+    await runner.keep(b"so far", step=4, ran_ms=8_000)
+    await firm.http.post(f"/api/jobs/{never}/cancel")
+    await firm.http.post(f"/api/jobs/{moved}/pause")
+    await runner.finished(ran_ms=10_000, outcome="stopped", cause="stopped")
+    await firm.http.post(f"/api/jobs/{moved}/resume")
+    await city.step()
+    runner = await city.runner(moved)
+    await runner.begin()
+    await city.pass_time(5)
+    await runner.finished(ran_ms=5_000)
+    city.clock.advance(timedelta(seconds=1))
+
+    recorded = Recording.model_validate_json((await staff.get("/api/recording")).content)
+    assert [(work.id, work.ran_seconds) for work in recorded.work] == [(moved, 13)]
+
+
 async def test_decisions_are_shown_in_order_and_continue_at_a_cursor(city: City, staff: httpx.AsyncClient) -> None:
     firm = await city.firm(quota=1)
     first, second = await city.submit(firm), await city.submit(firm)

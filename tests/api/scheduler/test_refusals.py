@@ -47,7 +47,7 @@ async def test_bad_submissions_are_refused_with_a_code_and_write_nothing(city: C
         async with nothing_written(city.db):
             answer = await who.http.post("/api/jobs", json=job(**changes), headers={"Idempotency-Key": "once"})
             assert (answer.status_code, answer.json()["code"]) == (status, code), (changes, answer.text)
-            assert answer.json()["detail"]
+            assert answer.json()["detail"] and answer.json()["hint"], "what was wrong, and what to do"
     good = await firm.http.post("/api/jobs", json=job(), headers={"Idempotency-Key": "once"})
     assert good.status_code == 201, "what was refused did not use up the key"
 

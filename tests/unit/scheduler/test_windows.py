@@ -72,7 +72,9 @@ def test_work_starts_before_a_window_only_if_it_ends_before_or_can_be_moved(
         return
     assert isinstance(decision, Wait)
     assert (decision.reason, decision.eta) == (WaitReason.WINDOW, at(starts_at))
-    assert "new fans" in decision.detail and kept.target in decision.detail
+    assert kept.target in decision.detail
+    assert ("new fans" in decision.detail) == (kept.firm_id is None), "why a firm has nodes kept is its own business"
+    assert OTHER not in decision.detail
 
 
 def test_work_goes_to_the_node_that_is_not_kept() -> None:
