@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.bookings import Horizon
 from scheduler.sharing import Quota, Sharing
-from scheduler.usage import FOREVER as FOREVER
+from scheduler.stretches import FOREVER
 from scheduler.usage import Ends, Holding
 
 

@@ -17,7 +17,8 @@ from scheduler.preferences import Shelves
 from scheduler.rooms import grounds
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Change, Node, NodeGone, NodeSeen, Over, Placed, Queued, Running, State, Waiting, apply
-from scheduler.usage import FOREVER, Holding, holdings
+from scheduler.stretches import FOREVER
+from scheduler.usage import Holding, holdings
 from scheduler.vocabulary import NodeId, WorkloadId
 
 Tree: TypeAlias = tuple[Member, PoolName]

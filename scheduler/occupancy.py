@@ -16,12 +16,12 @@ from quotas.vocabulary import FirmId
 from scheduler.placement import Ask, as_rooms, could_hold, slots
 from scheduler.rooms import NOBODY, Ground, Ints, Room, Rooms, workers_of
 from scheduler.snapshot import Running
+from scheduler.stretches import FOREVER, Use
 from scheduler.vocabulary import Shape
 
 FREE_NOW, NEVER = 0, 1 << 62
 """When a node has room: at once, or at no known time; anything between is microseconds."""
-_ALWAYS = datetime.min.replace(tzinfo=UTC)
-_FOREVER = datetime.max.replace(tzinfo=UTC)
+ALWAYS = datetime.min.replace(tzinfo=UTC)
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _SWEEPS_AT_MOST = 64
 
@@ -36,24 +36,12 @@ def wish_of(ask: Ask) -> Wish:
 
 def microseconds(at: datetime) -> int:
     """Since 1970; `NEVER` for the end of time."""
-    return NEVER if at >= _FOREVER else (at - _EPOCH) // _MICROSECOND
+    return NEVER if at >= FOREVER else (at - _EPOCH) // _MICROSECOND
 
 
 def instant(us: int) -> datetime:
     """The moment of so many microseconds."""
     return _EPOCH + timedelta(microseconds=us)
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One worker on a node in `[start, end)`; `may_overrun`: nobody has told it to stop."""
-
-    start: datetime
-    end: datetime
-    devices: tuple[int, ...]
-    shape: Shape
-    firm: FirmId
-    may_overrun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +245,9 @@ class Occupancy:
 
 def _uses_of(work: Running, ground: Ground) -> Iterable[tuple[int, Use]]:
     """A use for each worker that lies on this ground."""
-    end, shape = work.ends_at or _FOREVER, work.placement.shape
+    end, shape = work.ends_at or FOREVER, work.placement.shape
     for node, devices in workers_of(work.placement, ground):
-        yield node, Use(_ALWAYS, end, devices, shape, work.firm_id, not work.is_stopping)
+        yield node, Use(ALWAYS, end, devices, shape, work.firm_id, not work.is_stopping)
 
 
 def _ints(values: Iterable[int]) -> Ints:

@@ -6,7 +6,7 @@ cohort is a tree of its own: it has its nominal quota and nothing else (as in Ku
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from kit.units import GpuMilli
@@ -25,24 +25,20 @@ class Quota:
     borrowing: GpuMilli | None = None  # the most above nominal; None: what its tree has
     lending: GpuMilli | None = None  # the most of nominal that others may use; None: all of it
 
-    @property
-    def lent(self) -> int:
-        """How much of it stands open to the tree."""
-        return self.nominal if self.lending is None else min(self.lending, self.nominal)
+    lent: int = field(init=False, repr=False, compare=False)  # how much of it stands open to the tree
+    kept: int = field(init=False, repr=False, compare=False)  # how much of it nobody else may ever use
+    ceiling: int = field(init=False, repr=False, compare=False)  # the most the firm may use at once
 
-    @property
-    def kept(self) -> int:
-        """How much of it nobody else may ever use."""
-        return self.nominal - self.lent
-
-    @property
-    def ceiling(self) -> int:
-        """The most the firm may use at once."""
-        return UNBOUNDED if self.borrowing is None else self.nominal + self.borrowing
+    def __post_init__(self) -> None:
+        lent = self.nominal if self.lending is None else min(self.lending, self.nominal)
+        object.__setattr__(self, "lent", lent)
+        object.__setattr__(self, "kept", self.nominal - lent)
+        ceiling = UNBOUNDED if self.borrowing is None else self.nominal + self.borrowing
+        object.__setattr__(self, "ceiling", ceiling)
 
     def shared(self, used: int) -> int:
         """How much of `used` is taken from what the tree lends together."""
-        return max(0, used - self.kept)
+        return used - self.kept if used > self.kept else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,11 +77,13 @@ class Waiting:
     model: str | None = None  # the base model it reads
     files: tuple[tuple[str, int], ...] = ()  # what else it reads: the names nodes keep it under, and bytes
     ranks: tuple[int, ...] = ()  # of its pools, rising; those of one rank are liked equally. None: all differ
+    shape: Shape = field(init=False, repr=False, compare=False)  # what each worker needs
+    need: int = field(init=False, repr=False, compare=False)  # thousandths of the whole gang, as quota counts them
 
-    @property
-    def shape(self) -> Shape:
-        """What each worker needs."""
-        return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
+    def __post_init__(self) -> None:
+        shape = Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "need", self.workers * shape.counted_milli)
 
     @property
     def tiers(self) -> tuple[tuple[PoolName, ...], ...]:
@@ -99,11 +101,6 @@ class Waiting:
     def of(self, workers: int) -> "Waiting":
         """The same work with so many workers, no more and no fewer."""
         return replace(self, workers=workers, workers_min=None)
-
-    @property
-    def need(self) -> int:
-        """Accelerator thousandths of the whole gang, as quota counts them."""
-        return self.workers * self.shape.counted_milli
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,19 @@ this one timeline.
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from quotas.vocabulary import FirmId, PoolName, QoS
-from scheduler.allotments import FOREVER as FOREVER
 from scheduler.allotments import Allotment
 from scheduler.bookings import Bookings, Horizon
 from scheduler.index import Index
-from scheduler.placement import BEST_FIT, Scoring, Seat, ask_of, place_gang
+from scheduler.placement import BEST_FIT, Ask, Scoring, Seat, ask_of, place_gang
 from scheduler.preferences import nearness, pool_price
 from scheduler.rooms import Room
 from scheduler.sharing import Member, QuotaKey
 from scheduler.snapshot import Running, Waiting
+from scheduler.stretches import FOREVER
 from scheduler.vocabulary import Choice, NodeId, Placement
 from scheduler.windows import Window, in_the_way
 
@@ -154,11 +154,19 @@ class Timeline:
             placement = self.fits_in(pool, workload, start)
             assert placement is not None, "quota and a node hold it"
             return Slot(start, placement)
-        room = bookings.on(node, start, end)
-        seats = place_gang(room, ask_of(workload))
+        devices = self._devices(bookings, ask_of(workload), node, start, end)
+        shape = workload.gpu_milli, (devices,), workload.cpu_milli, workload.memory_mib
+        return Slot(start, Placement(pool, (bookings.ground.ids[node],), *shape))
+
+    def _devices(self, bookings: Bookings, ask: Ask, node: int, start: datetime, end: datetime) -> tuple[int, ...]:
+        """The accelerators that one worker gets on a node which has room for it then."""
+        if not ask.shape.is_share:
+            whole = bookings.whole_on(node, start, end)
+            assert len(whole) >= ask.shape.gpus, "this node has room for it then"
+            return tuple(whole[: ask.shape.gpus])
+        seats = place_gang(bookings.on(node, start, end), ask)
         assert seats is not None, "this node has room for it then"
-        placed = [replace(seat, node=node) for seat in seats]
-        return Slot(start, self._placement(pool, workload, room, placed))
+        return seats[0].devices
 
     def _allowed(self, pool: PoolName, workload: Waiting, not_before: datetime) -> datetime | None:
         """The first moment from which on the firm's quota holds it for its time."""

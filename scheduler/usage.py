@@ -15,11 +15,11 @@ from scheduler.preemption import Standing
 from scheduler.rooms import Ints
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, Waiting
+from scheduler.stretches import FOREVER
 from scheduler.vocabulary import WorkloadId
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _UNKNOWN = -(1 << 62)
-FOREVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Ends:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NewType, TypeAlias
 
 from kit.units import MILLI_PER_GPU, GpuMilli
@@ -178,13 +179,21 @@ class Shape:
     memory_mib: int
     gpus: int
     gpu_milli: int
+    counted_milli: GpuMilli = field(init=False, repr=False, compare=False)
+    """Thousandths that quota, money and usage count: its accelerators, or what its CPU or memory keeps from others.
+
+    Exactly `demand` as long as it takes no more CPU and memory than come with its accelerators.
+    """
+
+    def __post_init__(self) -> None:
+        by_cpu = -(-self.cpu_milli * MILLI_PER_GPU // CPU_MILLI_PER_GPU)
+        by_memory = -(-self.memory_mib * MILLI_PER_GPU // MEMORY_MIB_PER_GPU)
+        object.__setattr__(self, "counted_milli", GpuMilli(max(self.demand, by_cpu, by_memory)))
 
     @classmethod
     def of(cls, gpu_milli: int, cpu_milli: int = 0, memory_mib: int = 0) -> "Shape":
         """From thousandths in all: under 1000 a share of one accelerator, from there on whole ones."""
-        if gpu_milli < MILLI_PER_GPU:
-            return cls(cpu_milli, memory_mib, int(gpu_milli > 0), gpu_milli)
-        return cls(cpu_milli, memory_mib, gpu_milli // MILLI_PER_GPU, MILLI_PER_GPU)
+        return _shape_of(gpu_milli, cpu_milli, memory_mib)
 
     @property
     def is_share(self) -> bool:
@@ -196,15 +205,13 @@ class Shape:
         """Accelerator thousandths in all."""
         return self.gpus * self.gpu_milli
 
-    @property
-    def counted_milli(self) -> GpuMilli:
-        """Thousandths that quota, money and usage count: its accelerators, or what its CPU or memory keeps from others.
 
-        Exactly `demand` as long as it takes no more CPU and memory than come with its accelerators.
-        """
-        by_cpu = -(-self.cpu_milli * MILLI_PER_GPU // CPU_MILLI_PER_GPU)
-        by_memory = -(-self.memory_mib * MILLI_PER_GPU // MEMORY_MIB_PER_GPU)
-        return GpuMilli(max(self.demand, by_cpu, by_memory))
+@lru_cache(maxsize=4096)
+def _shape_of(gpu_milli: int, cpu_milli: int, memory_mib: int) -> Shape:
+    """There are few, and they are compared again and again."""
+    if gpu_milli < MILLI_PER_GPU:
+        return Shape(cpu_milli, memory_mib, int(gpu_milli > 0), gpu_milli)
+    return Shape(cpu_milli, memory_mib, gpu_milli // MILLI_PER_GPU, MILLI_PER_GPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +257,13 @@ class Placement:
     cpu_milli: int = 0  # per worker
     memory_mib: int = 0  # per worker
     choice: Choice | None = field(default=None, compare=False)  # known while it is being decided
+    shape: Shape = field(init=False, repr=False, compare=False)  # what each worker has
+    need: int = field(init=False, repr=False, compare=False)  # thousandths of the whole gang, as quota counts them
 
-    @property
-    def shape(self) -> Shape:
-        """What each worker has."""
-        return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
-
-    @property
-    def need(self) -> int:
-        """Thousandths of the whole gang, as quota counts them."""
-        return len(self.nodes) * self.shape.counted_milli
+    def __post_init__(self) -> None:
+        shape = Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "need", len(self.nodes) * shape.counted_milli)
 
 
 @dataclass(frozen=True, slots=True)

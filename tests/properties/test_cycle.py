@@ -29,7 +29,8 @@ from scheduler.snapshot import (
     apply,
     changes_between,
 )
-from scheduler.timeline import FOREVER, Timeline
+from scheduler.stretches import FOREVER
+from scheduler.timeline import Timeline
 from scheduler.vocabulary import Decision, NodeId, Preempt, Start, Wait, WaitReason, WorkloadId
 from tests.support.deciding import decided
 from tests.support.states import FIRMS, NOW, POLICIES, POOLS, facts, states, waits
