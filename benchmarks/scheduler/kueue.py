@@ -7,16 +7,14 @@ every 20 ms, as a submission writes it: taking submissions is not what is measur
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Annotated
 
 import typer
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from benchmarks.processors import seconds_of
 from benchmarks.results import Row, publish
@@ -25,90 +23,26 @@ from benchmarks.scheduler.kueue_load import (
     COHORTS,
     NOMINAL,
     QUEUES,
-    arrive,
     empty_database,
     make_city,
     make_jobs,
     submit,
 )
+from benchmarks.scheduler.kueue_nodes import Cluster, Load, beside, play
 from kit.blobs import Blobs
 from kit.clock import SystemClock
 from kit.db import Database
 from kit.postgres import embedded_pid
-from kit.together import Together
 from quotas import api as quotas
-from quotas.vocabulary import FirmId, ProjectId
-from scheduler import attempts, loop, reports
+from scheduler import loop
 from scheduler.loop import Controller
-from scheduler.node.protocol import Cause, FinishedIn, Outcome
-from scheduler.ports import NodeReport, Observation, RunnerState, StartOrder
+from scheduler.ports import NodeReport
 from scheduler.terms import Terms
-from scheduler.vocabulary import (
-    AttemptId,
-    AttemptIdentity,
-    NodeId,
-    WorkloadKind,
-)
-from scheduler.web.internal import ENDS_APART_SECONDS
+from scheduler.vocabulary import NodeId
 
 BOUND_SECONDS, BOUND_TARGET, UNBOUND_TARGET = 66.0, 1.2, 1000.0
-
-
-@dataclass(slots=True)
-class Waiter:
-    """`ports.ClusterRuntime` and `ports.NodeDirectory`: its runners claim, begin, wait and report their end."""
-
-    db: Database
-    terms: Terms
-    machines: Sequence[NodeReport]
-    runs_ms: dict[str, int] = field(default_factory=dict[str, int])  # by workload
-    begun: Together[AttemptIdentity, bool] = field(init=False)
-    ended: Together[tuple[AttemptIdentity, FinishedIn], bool] = field(init=False)
-    running: dict[AttemptId, "asyncio.Task[None]"] = field(default_factory=dict[AttemptId, "asyncio.Task[None]"])
-
-    def __post_init__(self) -> None:
-        self.begun, self.ended = Together(self._begin), Together(self._end, apart=ENDS_APART_SECONDS)
-
-    async def start(self, order: StartOrder) -> None:
-        if order.attempt_id not in self.running:
-            self.running[order.attempt_id] = asyncio.create_task(self._run(order))
-
-    async def observe(self, attempts: Sequence[AttemptId]) -> list[Observation]:
-        return [Observation(one, RunnerState.RUNNING) for one in attempts]
-
-    async def stop(self, attempt: AttemptId) -> bool:
-        return attempt not in self.running or self.running[attempt].done()
-
-    async def nodes(self) -> list[NodeReport]:
-        return list(self.machines)
-
-    async def _run(self, order: StartOrder) -> None:
-        fence, unknown = 1, FirmId("")
-        identity = AttemptIdentity(
-            order.attempt_id, order.workload_id, WorkloadKind.JOB, unknown, ProjectId(""), fence, False
-        )
-        ran = self.runs_ms[order.workload_id]
-        assert await self.begun.put(identity), "the first runner may begin"
-        if ran:
-            await asyncio.sleep(ran / 1000)
-        report = FinishedIn(outcome=Outcome.SUCCEEDED, cause=Cause.DONE, message="", exit_code=0, ran_ms=ran)
-        assert await self.ended.put((identity, report)), "nobody gave it up"
-
-    async def _begin(self, identities: Sequence[AttemptIdentity]) -> list[bool]:
-        now = datetime.now(UTC)
-        async with self.db.transaction() as tx:
-            claimed = await attempts.claim_many(
-                tx, {one: f"runner of {one.attempt_id}" for one in identities}, terms=self.terms, now=now
-            )
-            begun = await attempts.begin_many(tx, claimed, terms=self.terms, now=now)
-        return [one in begun for one in identities]
-
-    async def _end(self, reported: Sequence[tuple[AttemptIdentity, FinishedIn]]) -> list[bool]:
-        async def work(tx: AsyncSession) -> set[AttemptIdentity]:
-            return await reports.finished_many(tx, dict(reported), terms=self.terms, now=datetime.now(UTC))
-
-        heard = await self.db.retrying(work)
-        return [identity in heard for identity, _ in reported]
+UNITS = 60_000
+"""More than all workloads together take."""
 
 
 @dataclass(slots=True)
@@ -119,8 +53,7 @@ class Run:
     jobs: int
     usage: float
     admission: dict[str, float]  # mean seconds from creation to placement, by class
-    cpu_ms_per_job: float  # of this process: loop, decisions, runtime and load together
-    server_ms_per_job: float  # of PostgreSQL
+    ms_per_job: dict[str, float]  # of processor time, by whose
 
 
 def kueue_rows(*, quick: bool) -> list[Row]:
@@ -130,24 +63,21 @@ def kueue_rows(*, quick: bool) -> list[Row]:
     paced, flood = asyncio.run(_measure(share, zero=False)), asyncio.run(_measure(share, zero=True))
     ratio, rate = paced.seconds / bound, flood.jobs / flood.seconds
     note = " (a tenth of the load)" if quick else ""
-    beside, cpu = "Kueue published {}", "ms of {} processor a job" + note
-    own, server = cpu.format("the controller's"), cpu.format("PostgreSQL's")
+    published = "Kueue published {}"
     rows = [
-        Row("kueue_baseline_vs_bound", ratio, f"× the bound of {bound:g} s{note}", beside.format("351 s"),
+        Row("kueue_baseline_vs_bound", ratio, f"× the bound of {bound:g} s{note}", published.format("351 s"),
             paced.seconds / 351, f"<= {BOUND_TARGET}", ratio <= BOUND_TARGET),
-        Row("kueue_baseline_usage", 100 * paced.usage, f"% of nominal units in use{note}", beside.format(55.9),
+        Row("kueue_baseline_usage", 100 * paced.usage, f"% of nominal units in use{note}", published.format(55.9),
             100 * paced.usage / 55.9),
-        Row("kueue_baseline_cpu_ms", paced.cpu_ms_per_job, own),
-        Row("kueue_baseline_server_ms", paced.server_ms_per_job, server),
-        Row("kueue_unbound_per_second", rate, f"jobs/s{note}", beside.format("43, bounded"), rate / 43,
+        Row("kueue_unbound_per_second", rate, f"jobs/s{note}", published.format("43, bounded"), rate / 43,
             f">= {UNBOUND_TARGET:g}", rate >= UNBOUND_TARGET),
-        Row("kueue_unbound_cpu_ms", flood.cpu_ms_per_job, own),
-        Row("kueue_unbound_server_ms", flood.server_ms_per_job, server),
     ]  # fmt: skip
+    for name, run in (("baseline", paced), ("unbound", flood)):
+        for whose, ms in run.ms_per_job.items():
+            rows.append(Row(f"kueue_{name}_{whose}_ms", ms, f"ms of {whose} processor time a job{note}"))
     for one in CLASSES:
-        mean = paced.admission[one.name]
-        published = beside.format(f"{one.published:g} s")
-        rows.append(Row(f"kueue_admission_{one.name}", mean, f"s, mean{note}", published, mean / one.published))
+        mean, theirs = paced.admission[one.name], published.format(f"{one.published:g} s")
+        rows.append(Row(f"kueue_admission_{one.name}", mean, f"s, mean{note}", theirs, mean / one.published))
     return rows
 
 
@@ -157,52 +87,49 @@ async def _measure(share: int, *, zero: bool) -> Run:
 
 
 async def _play(db: Database, folder: Path, share: int, *, zero: bool) -> Run:
-    terms, clock = Terms(), SystemClock()
-    firms = await make_city(db, nominal=10_000 if zero else NOMINAL)
-    machines = [
+    terms, firms = Terms(), await make_city(db, nominal=UNITS if zero else NOMINAL)
+    made, names = make_jobs(firms, share, zero=zero)
+    runs = {one.name: 0 if zero else one.runs_ms for one in CLASSES}
+    load = Load([] if zero else made, {job: runs[name] for job, name in names.items()})
+    if zero:
+        await submit(db, [job for _, job in made])
+    async with beside(db.url, load, terms) as (nodes, pipe):
+        cluster = Cluster(_machines(), pipe)
+        controller = Controller(
+            db, Blobs(f"file://{folder}/blobs"), SystemClock(), cluster, cluster, terms, b"benchmark"
+        )
+        await loop.look_at_nodes(controller)
+        stop, used = asyncio.Event(), _processor_seconds(folder, nodes)
+        began, leading = perf_counter(), asyncio.create_task(loop.run(controller, stop))
+        try:
+            await play(pipe)
+        finally:
+            seconds = perf_counter() - began
+            stop.set()
+            await leading
+        used = {whose: after - used[whose] for whose, after in _processor_seconds(folder, nodes).items()}
+    return await _outcome(db, seconds, used)
+
+
+def _machines() -> list[NodeReport]:
+    """Room for the whole load at once: as in Kueue, only quotas bound it."""
+    return [
         NodeReport(
-            NodeId(f"n{i:02}"), f"n{i:02}", {"GPU": 1, "CPU": 32 * 1000, "memory": float(1 << 40)},
+            NodeId(f"n{i:02}"), f"n{i:02}", {"GPU": 1, "CPU": 32 * UNITS / COHORTS, "memory": float(1 << 40)},
             {"heliu.io/centre": "city", "heliu.io/accelerator": "gpu"},
         )
         for i in range(COHORTS)
     ]  # fmt: skip
-    waiter = Waiter(db, terms, machines)
-    controller = Controller(db, Blobs(f"file://{folder}/blobs"), clock, waiter, waiter, terms, b"benchmark")
-    await loop.look_at_nodes(controller)
-    stop, runs = asyncio.Event(), {one.name: one.runs_ms for one in CLASSES}
-    made, names = make_jobs(firms, share, zero=zero)
-    waiter.runs_ms = {job: 0 if zero else runs[name] for job, name in names.items()}
-    if zero:
-        await submit(db, [job for _, job in made])
-    began, cpu, server = perf_counter(), process_time(), _server_seconds(folder)
-    leading = asyncio.create_task(loop.run(controller, stop))
-    try:
-        if not zero:
-            await arrive(db, made, began)
-        await _until_all_over(db, len(made))
-    finally:
-        seconds, used = perf_counter() - began, (process_time() - cpu, _server_seconds(folder) - server)
-        stop.set()
-        await leading
-    return await _outcome(db, seconds, used, units=COHORTS * QUEUES * NOMINAL)
 
 
-async def _until_all_over(db: Database, jobs: int) -> None:
-    while True:
-        async with db.transaction() as tx:
-            over = await tx.execute(text("SELECT count(*) FROM scheduler.workload WHERE state = 'succeeded'"))
-            if over.scalar_one() == jobs:
-                return
-        await asyncio.sleep(0.1)
-
-
-def _server_seconds(folder: Path) -> float:
+def _processor_seconds(folder: Path, nodes: int) -> dict[str, float]:
+    """Of the controller, which is this process, of firms and runners, and of PostgreSQL."""
     server = embedded_pid(folder / "postgres")
     assert server is not None, "it was started"
-    return seconds_of(server)
+    return {"controller": process_time(), "nodes": seconds_of(nodes), "server": seconds_of(server)}
 
 
-async def _outcome(db: Database, seconds: float, used: tuple[float, float], *, units: int) -> Run:
+async def _outcome(db: Database, seconds: float, used: Mapping[str, float]) -> Run:
     """From the rows themselves: when each was submitted, placed and over, and whether the books are right."""
     async with db.transaction() as tx:
         rows = await tx.execute(
@@ -211,11 +138,13 @@ async def _outcome(db: Database, seconds: float, used: tuple[float, float], *, u
                 FROM scheduler.workload AS w JOIN scheduler.attempt AS a ON a.workload_id = w.id GROUP BY w.name""")
         )
         found = rows.all()
+        unfinished = await tx.execute(text("SELECT count(*) FROM scheduler.workload WHERE state <> 'succeeded'"))
+        assert unfinished.scalar_one() == 0, "every job has ended well"
         assert await quotas.check_ledger(tx) == [], "the books are right"
     jobs = sum(row.jobs for row in found)
-    usage = float(sum(row.held for row in found)) / (units * seconds)
-    own, server = (1000 * one / jobs for one in used)
-    return Run(seconds, jobs, usage, {row.name: float(row.waited) for row in found}, own, server)
+    usage = float(sum(row.held for row in found)) / (COHORTS * QUEUES * NOMINAL * seconds)
+    waited = {row.name: float(row.waited) for row in found}
+    return Run(seconds, jobs, usage, waited, {whose: 1000 * one / jobs for whose, one in used.items()})
 
 
 def main(quick: Annotated[bool, typer.Option(help="A tenth of the load.")] = False) -> None:

@@ -7,8 +7,8 @@ from time import perf_counter
 from sqlalchemy import text
 
 from benchmarks.results import Row
-from benchmarks.scheduler.kueue import Waiter
 from benchmarks.scheduler.kueue_load import COHORTS, NOMINAL, QUEUES, empty_database, make_city, make_jobs, submit
+from benchmarks.scheduler.kueue_nodes import Cluster
 from kit.blobs import Blobs
 from kit.clock import SystemClock
 from kit.db import Database
@@ -40,10 +40,10 @@ async def _restarted(db: Database, folder: Path) -> float:
     labels = {"heliu.io/centre": "city", "heliu.io/accelerator": "gpu"}
     machine = NodeReport(NodeId("n1"), "n1", room, labels)
     firms = await make_city(db, nominal=NOMINAL)
-    waiter = Waiter(db, terms, [machine])
+    cluster = Cluster([machine])
 
     def controller() -> Controller:
-        return Controller(db, Blobs(f"file://{folder}/blobs"), SystemClock(), waiter, waiter, terms, b"benchmark")
+        return Controller(db, Blobs(f"file://{folder}/blobs"), SystemClock(), cluster, cluster, terms, b"benchmark")
 
     first = controller()
     await loop.look_at_nodes(first)
