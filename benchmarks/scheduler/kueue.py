@@ -23,6 +23,7 @@ from benchmarks.scheduler.kueue_load import (
     COHORTS,
     NOMINAL,
     QUEUES,
+    UNIT_CPU_MILLI,
     empty_database,
     make_city,
     make_jobs,
@@ -41,8 +42,11 @@ from scheduler.terms import Terms
 from scheduler.vocabulary import NodeId
 
 BOUND_SECONDS, BOUND_TARGET, UNBOUND_TARGET = 66.0, 1.2, 1000.0
-UNITS = 60_000
-"""More than all workloads together take."""
+MACHINE_UNITS = 40
+MACHINES = 2 * COHORTS * QUEUES * NOMINAL // MACHINE_UNITS
+"""Whatever their quotas allow has room: with all of them in use, some machine has half of it free."""
+ALL_UNITS = 60_000
+"""More than all workloads together take at once."""
 
 
 @dataclass(slots=True)
@@ -87,14 +91,14 @@ async def _measure(share: int, *, zero: bool) -> Run:
 
 
 async def _play(db: Database, folder: Path, share: int, *, zero: bool) -> Run:
-    terms, firms = Terms(), await make_city(db, nominal=UNITS if zero else NOMINAL)
+    terms, firms = Terms(), await make_city(db, nominal=ALL_UNITS if zero else NOMINAL)
     made, names = make_jobs(firms, share, zero=zero)
     runs = {one.name: 0 if zero else one.runs_ms for one in CLASSES}
     load = Load([] if zero else made, {job: runs[name] for job, name in names.items()})
     if zero:
         await submit(db, [job for _, job in made])
     async with beside(db.url, load, terms) as (nodes, pipe):
-        cluster = Cluster(_machines(), pipe)
+        cluster = Cluster(_machines(ALL_UNITS // MACHINE_UNITS if zero else MACHINES), pipe)
         controller = Controller(
             db, Blobs(f"file://{folder}/blobs"), SystemClock(), cluster, cluster, terms, b"benchmark"
         )
@@ -111,15 +115,10 @@ async def _play(db: Database, folder: Path, share: int, *, zero: bool) -> Run:
     return await _outcome(db, seconds, used)
 
 
-def _machines() -> list[NodeReport]:
-    """Room for the whole load at once: as in Kueue, only quotas bound it."""
-    return [
-        NodeReport(
-            NodeId(f"n{i:02}"), f"n{i:02}", {"GPU": 1, "CPU": 32 * UNITS / COHORTS, "memory": float(1 << 40)},
-            {"heliu.io/centre": "city", "heliu.io/accelerator": "gpu"},
-        )
-        for i in range(COHORTS)
-    ]  # fmt: skip
+def _machines(count: int) -> list[NodeReport]:
+    resources = {"GPU": 1, "CPU": UNIT_CPU_MILLI // 1000 * MACHINE_UNITS, "memory": float(1 << 40)}
+    labels = {"heliu.io/centre": "city", "heliu.io/accelerator": "gpu"}
+    return [NodeReport(NodeId(f"n{i:04}"), f"n{i:04}", resources, labels) for i in range(count)]
 
 
 def _processor_seconds(folder: Path, nodes: int) -> dict[str, float]:
