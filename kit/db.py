@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import select
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, lru_cache
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import errors as pg
 from psycopg.sql import SQL, Identifier
-from sqlalchemy import TextClause, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, TextClause, event, text
+from sqlalchemy.dialects.postgresql import psycopg as dialect
+from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -29,11 +32,11 @@ class Database:
             url.replace("postgresql://", "postgresql+psycopg://", 1),
             pool_size=pool_size,
             max_overflow=pool_size,
-            pool_pre_ping=True,
             pool_timeout=15,
             hide_parameters=True,  # a failing statement is logged; the secrets it carried must not be
             connect_args={"options": "-c timezone=UTC -c lock_timeout=20s", "connect_timeout": 5},
         )
+        event.listen(self.engine.sync_engine, "checkout", _look_whether_open)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -41,7 +44,7 @@ class Database:
 
         Raises Unavailable when the server cannot be reached.
         """
-        session = AsyncSession(self.engine, expire_on_commit=False)
+        session = _Transaction(self.engine, expire_on_commit=False)
         try:
             try:
                 async with session.begin():
@@ -88,8 +91,70 @@ class Database:
         await self.engine.dispose()
 
 
+def _look_whether_open(connection: Any, _record: object, _proxy: object) -> None:
+    """A connection that the server has closed while nobody used it has its end to read; the pool opens another.
+
+    It is a look at the socket, where a question to the server would cost as much as most statements.
+    """
+    driver: psycopg.AsyncConnection[Any] = connection.driver_connection
+    if not driver.closed:
+        socket = select.poll()
+        socket.register(driver.fileno(), select.POLLIN)
+        if not socket.poll(0):
+            return
+    raise DisconnectionError
+
+
+class _Transaction(AsyncSession):
+    """A session that hands statements in SQL to the driver itself, on its own connection and in its own transaction.
+
+    They are most of what Heliu asks, and the way through SQLAlchemy costs more than the statement. As there, what was
+    changed in objects has to be flushed before a statement in SQL sees it.
+    """
+
+    _connection: Connection | None = None
+    _cursor: "psycopg.AsyncCursor[tuple[Any, ...]]"
+
+    async def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """As in SQLAlchemy; raises the same errors, and tells the same listeners."""
+        if type(statement) is not TextClause or options or isinstance(params, list):
+            return await super().execute(statement, params, **options)
+        query, names = _as_the_driver_wants(statement.text)
+        if names.difference(params or ()):
+            return await super().execute(statement, params)  # bound to the statement itself, or missing
+        connection, cursor = await self._on()
+        for heard in connection.dispatch.before_cursor_execute:
+            heard(connection, cursor, query, params, None, False)
+        try:
+            await cursor.execute(cast(Any, query), params or {})
+            rows = await cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            raise DBAPIError.instance(query, None, error, psycopg.Error, hide_parameters=True) from error
+        return IteratorResult(_keys(tuple(column.name for column in cursor.description or ())), iter(rows))
+
+    async def _on(self) -> "tuple[Connection, psycopg.AsyncCursor[tuple[Any, ...]]]":
+        if self._connection is None or not self.in_transaction():
+            self._connection = (await self.connection()).sync_connection
+            assert self._connection is not None
+            driver = cast("psycopg.AsyncConnection[Any]", self._connection.connection.driver_connection)
+            self._cursor = driver.cursor()
+        return self._connection, self._cursor
+
+
+@lru_cache(maxsize=1000)
+def _as_the_driver_wants(statement: str) -> tuple[str, frozenset[str]]:
+    """The statement with the driver's marks for its parameters, and their names."""
+    compiled = text(statement).compile(dialect=dialect.dialect())
+    return str(compiled), frozenset(compiled.params)
+
+
+@lru_cache(maxsize=1000)
+def _keys(names: tuple[str, ...]) -> SimpleResultMetaData:
+    return SimpleResultMetaData(names)
+
+
 @cache
-def sql(query: str) -> TextClause:
+def sql(query) -> TextClause:
     """A statement in SQL, made once: for what is asked again and again. Only for queries of which there are few."""
     return text(query)
 

@@ -1,6 +1,7 @@
 """The tree of cohorts as administrators change it; the scheduler reads it at the instant it decides for."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -69,7 +70,7 @@ async def cohort_tree(tx: AsyncSession, *, at: datetime) -> Tree:
     return tree_at([_placement(row) for row in await store.placements(tx)], at=at)
 
 
-def _placement(row: CohortPlacementRow) -> Placement:
+def _placement(row: Any) -> Placement:
     node = FirmId(row.node) if is_firm(row.node) else CohortName(row.node)
     parent = CohortName(row.parent) if row.parent is not None else None
     return Placement(row.version, node, parent, row.weight_milli, row.effective_from)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -79,8 +80,7 @@ async def quota_nominal(tx: AsyncSession, *, at: datetime) -> dict[tuple[FirmId,
 
 async def quota_limits(tx: AsyncSession, *, at: datetime) -> dict[tuple[FirmId, PoolName], QuotaVersion]:
     """Nominal, borrowing and lending of every firm and pool in force at `at`."""
-    found = [_version(row) for row in await store.in_force(tx, at=at)]
-    return {(one.firm_id, one.pool): one for one in found}
+    return {(one.firm_id, one.pool): one for one in map(_version, await store.all_in_force(tx, at=at))}
 
 
 async def quotas_of(tx: AsyncSession, firm_id: FirmId | None, *, at: datetime) -> Sequence[QuotaVersionRow]:
@@ -101,8 +101,7 @@ def _amounts(row: QuotaVersionRow) -> dict[str, int | None]:
     }
 
 
-def _version(row: QuotaVersionRow) -> QuotaVersion:
-    assert row.seq is not None, "a stored row has its number"
+def _version(row: Any) -> QuotaVersion:
     return QuotaVersion(
         version=row.seq,
         firm_id=FirmId(row.firm_id),

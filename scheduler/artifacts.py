@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from kit import events
 from kit.blobs import Blobs
-from kit.db import Database
+from kit.db import Database, sql
 from kit.errors import Conflict, NotFound, TooLarge
 from kit.ids import new_id
 from quotas.vocabulary import FirmId, ProjectId
@@ -71,8 +71,8 @@ async def store_output(
 
 async def stored_by(tx: AsyncSession, attempt_ids: Sequence[str]) -> set[str]:
     """Those of the attempts that stored anything."""
-    query = select(ArtifactRow.attempt_id).where(col(ArtifactRow.attempt_id).in_(attempt_ids)).distinct()
-    return set((await tx.execute(query)).scalars())
+    query = sql("SELECT DISTINCT attempt_id FROM scheduler.artifact WHERE attempt_id = ANY(CAST(:ids AS text[]))")
+    return set((await tx.execute(query, {"ids": list(attempt_ids)})).scalars()) if attempt_ids else set()
 
 
 async def publish(tx: AsyncSession, workload: Workload, attempt: Attempt, *, now: datetime) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -11,7 +12,7 @@ from quotas import api as quotas
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.adapters import store
 from scheduler.adapters.records import AnyAttempt
-from scheduler.adapters.tables import AttemptRow, FirmUsageRow, PlacementRow, WorkloadRow
+from scheduler.adapters.tables import AttemptRow, PlacementRow, WorkloadRow
 from scheduler.kept_times import as_window, open_windows
 from scheduler.lifetimes import seconds_left
 from scheduler.lines import Kind
@@ -124,7 +125,7 @@ def as_running(
 
 
 def _lately(
-    rows: Sequence[FirmUsageRow], held: Mapping[QuotaKey, Holding], terms: Terms, *, now: datetime
+    rows: Sequence[Any], held: Mapping[QuotaKey, Holding], terms: Terms, *, now: datetime
 ) -> dict[QuotaKey, int]:
     lately = Lately(terms.half_life_seconds)
     for row in rows:

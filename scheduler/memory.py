@@ -6,11 +6,11 @@ It is a copy and nothing more: a leader that has just begun reads everything onc
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from scheduler.adapters import store, versions, waits
-from scheduler.adapters.tables import NodeRow
 from scheduler.facts import as_running, as_waiting, terms_of
 from scheduler.index import follow, indexed
 from scheduler.snapshot import (
@@ -41,7 +41,7 @@ class Memory:
         default_factory=dict[str, tuple[tuple[int, int], Running]]
     )
     _nodes: dict[NodeId, Node] = field(default_factory=dict[NodeId, Node])
-    _node_rows: dict[str, tuple[int, NodeRow]] = field(default_factory=dict[str, tuple[int, NodeRow]])
+    _node_rows: dict[str, tuple[int, Any]] = field(default_factory=dict[str, tuple[int, Any]])
     _stocks: dict[str, tuple[int, Stock]] = field(default_factory=dict[str, tuple[int, Stock]])
 
     async def look(self, tx: AsyncSession, terms: Terms, *, now: datetime) -> State:
@@ -145,7 +145,7 @@ class Memory:
         return self._stocks[node_id][0] if node_id in self._stocks else 0
 
 
-def _closes(row: NodeRow) -> tuple[object, ...]:
+def _closes(row: Any) -> tuple[object, ...]:
     """All that decisions see of a node, and whether it keeps its machine closed."""
     haunts = row.state == NodeState.LOST and row.is_used
     return (

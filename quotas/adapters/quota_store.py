@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
+from kit.db import sql
 from quotas.adapters.tables import CohortPlacementRow, QuotaRequestRow, QuotaVersionRow
 
 
@@ -39,6 +41,19 @@ async def in_force(
     return (await tx.execute(query)).scalars().all()
 
 
+async def all_in_force(tx: AsyncSession, *, at: datetime) -> Sequence[Any]:
+    """The same of every firm and pool, as plain rows: each decision of the scheduler asks."""
+    rows = await tx.execute(
+        sql("""
+            SELECT DISTINCT ON (firm_id, pool) seq, firm_id, pool, nominal_gpu_milli, borrowing_gpu_milli,
+                lending_gpu_milli, effective_from
+            FROM quotas.quota_version WHERE effective_from <= :at
+            ORDER BY firm_id, pool, effective_from DESC, seq DESC"""),
+        {"at": at},
+    )
+    return rows.all()
+
+
 async def history(tx: AsyncSession, *, firm_id: str, pool: str | None = None) -> Sequence[QuotaVersionRow]:
     """All versions of a firm, newest first."""
     query = select(QuotaVersionRow).where(QuotaVersionRow.firm_id == firm_id)
@@ -67,6 +82,11 @@ async def lock_cohorts(tx: AsyncSession) -> None:
     await tx.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('cohorts', 7))"))
 
 
-async def placements(tx: AsyncSession) -> Sequence[CohortPlacementRow]:
-    """Every placement ever written, in the order of writing."""
-    return (await tx.execute(select(CohortPlacementRow).order_by(col(CohortPlacementRow.version)))).scalars().all()
+async def placements(tx: AsyncSession) -> Sequence[Any]:
+    """Every placement ever written, in the order of writing, as plain rows: each decision of the scheduler asks."""
+    rows = await tx.execute(
+        sql("""
+            SELECT version, node, parent, weight_milli, effective_from FROM quotas.cohort_placement
+            ORDER BY version""")
+    )
+    return rows.all()

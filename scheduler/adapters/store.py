@@ -14,7 +14,6 @@ from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.adapters.tables import (
     AttemptRow,
-    FirmUsageRow,
     InputRow,
     InventoryRow,
     LogLineRow,
@@ -291,12 +290,12 @@ async def stocks(tx: AsyncSession) -> dict[str, Stock]:
     return {row.node_id: as_stock(row) for row in (await tx.execute(select(InventoryRow))).scalars()}
 
 
-def as_stock(row: InventoryRow) -> Stock:
+def as_stock(row: Any) -> Stock:
     """What a node has, as decisions see it."""
     return Stock(frozenset(row.files), frozenset(row.models), frozenset(row.warm))
 
 
-def as_nodes(rows: Sequence[NodeRow], stocks: Mapping[str, Stock]) -> dict[NodeId, Node]:
+def as_nodes(rows: Sequence[Any], stocks: Mapping[str, Stock]) -> dict[NodeId, Node]:
     """The nodes as decisions see them.
 
     A machine whose Ray node died comes back under a new id while a runner may still be alive on it: it stays closed
@@ -348,9 +347,9 @@ async def count_usage(tx: AsyncSession, used: Mapping[QuotaKey, int], *, half_li
     )
 
 
-async def usage_lately(tx: AsyncSession) -> Sequence[FirmUsageRow]:
-    """What each firm used of each pool, as it weighed when it was last added to."""
-    return (await tx.execute(select(FirmUsageRow))).scalars().all()
+async def usage_lately(tx: AsyncSession) -> Sequence[Any]:
+    """What each firm used of each pool, as it weighed when it was last added to, as plain rows."""
+    return (await tx.execute(sql("SELECT firm_id, pool, milli_seconds, as_of FROM scheduler.firm_usage"))).all()
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------

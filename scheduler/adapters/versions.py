@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import inspect, select
+from sqlalchemy import TextClause, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import SQLModel, col
+from sqlmodel import SQLModel
 
 from kit.db import sql
 from scheduler.adapters.tables import AttemptRow, InventoryRow, NodeRow, PlacementRow, WorkloadRow
@@ -62,41 +62,45 @@ async def nodes(tx: AsyncSession) -> dict[str, tuple[int, int]]:
     return {id: (node, inventory) for id, node, inventory in rows}
 
 
-async def workload_rows(tx: AsyncSession, ids: Sequence[str]) -> list[Any]:
-    """These workloads, as plain rows without what is bulky: to be read, not to be changed."""
-    return await _read(tx, select(*_columns(WorkloadRow)).where(col(WorkloadRow.id).in_(ids)), ids)
+async def workload_rows(tx: AsyncSession, ids: Sequence[str]) -> Sequence[Any]:
+    """These workloads, as plain rows without what is bulky: to be read, not to be changed, as all that follows."""
+    return await _read(tx, _WORKLOADS, ids)
 
 
 async def attempt_rows(tx: AsyncSession, ids: Sequence[str]) -> dict[str, Any]:
-    """These attempts, as plain rows, by id."""
-    query = select(*_columns(AttemptRow)).where(col(AttemptRow.id).in_(ids))
-    return {row.id: row for row in await _read(tx, query, ids)}
+    """These attempts, by id."""
+    return {row.id: row for row in await _read(tx, _ATTEMPTS, ids)}
 
 
 async def placement_rows(tx: AsyncSession, ids: Sequence[str]) -> dict[str, list[Any]]:
-    """The placements of these attempts, as plain rows in worker order."""
-    query = select(*_columns(PlacementRow)).where(col(PlacementRow.attempt_id).in_(ids))
+    """The placements of these attempts, in worker order."""
     found: dict[str, list[Any]] = {id: [] for id in ids}
-    for row in await _read(tx, query.order_by(col(PlacementRow.worker)), ids):
+    for row in await _read(tx, _PLACEMENTS, ids):
         found[row.attempt_id].append(row)
     return found
 
 
-async def node_rows(tx: AsyncSession, ids: Sequence[str]) -> Sequence[NodeRow]:
-    """These nodes."""
-    query = select(NodeRow).where(col(NodeRow.id).in_(ids)).execution_options(populate_existing=True)
-    return (await tx.execute(query)).scalars().all() if ids else []
+async def node_rows(tx: AsyncSession, ids: Sequence[str]) -> Sequence[Any]:
+    """These nodes, and of each whether it `is_used`."""
+    return await _read(tx, _NODES, ids)
 
 
-async def inventory_rows(tx: AsyncSession, ids: Sequence[str]) -> Sequence[InventoryRow]:
+async def inventory_rows(tx: AsyncSession, ids: Sequence[str]) -> Sequence[Any]:
     """What is on these nodes."""
-    query = select(InventoryRow).where(col(InventoryRow.node_id).in_(ids)).execution_options(populate_existing=True)
-    return (await tx.execute(query)).scalars().all() if ids else []
+    return await _read(tx, _INVENTORIES, ids)
 
 
-def _columns(table: type[SQLModel]) -> list[Any]:
-    return [column for column in inspect(table).columns if column.name not in _BULKY]
+async def _read(tx: AsyncSession, query: TextClause, ids: Sequence[str]) -> Sequence[Any]:
+    return (await tx.execute(query, {"ids": list(ids)})).all() if ids else ()
 
 
-async def _read(tx: AsyncSession, query: Any, ids: Sequence[str]) -> list[Any]:
-    return list((await tx.execute(query)).all()) if ids else []
+def _all_of(table: type[SQLModel], key: str, *more: str, order: str = "") -> TextClause:
+    columns = [column.name for column in inspect(table).columns if column.name not in _BULKY]
+    name = f"scheduler.{table.__tablename__}"
+    return sql(f"SELECT {', '.join([*columns, *more])} FROM {name} WHERE {key} = ANY(CAST(:ids AS text[])) {order}")  # noqa: S608
+
+
+_WORKLOADS, _ATTEMPTS = _all_of(WorkloadRow, "id"), _all_of(AttemptRow, "id")
+_PLACEMENTS = _all_of(PlacementRow, "attempt_id", order="ORDER BY attempt_id, worker")
+_NODES = _all_of(NodeRow, "id", "placed_milli + placed_cpu_milli > 0 AS is_used")
+_INVENTORIES = _all_of(InventoryRow, "node_id")
