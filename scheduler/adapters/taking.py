@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.db import sql
@@ -200,7 +199,7 @@ async def _add_to_devices(tx: AsyncSession, amounts: Counter[Place], firms: Mapp
                 FROM unnest(CAST(:nodes AS text[]), CAST(:indexes AS integer[]), CAST(:millis AS integer[]),
                     CAST(:firms AS text[])) AS w (node_id, index, milli, firm_id)
                 WHERE d.node_id = w.node_id AND d.index = w.index
-                  AND (w.milli < 0 OR d.firm_id IS NULL OR d.firm_id = w.firm_id)"""),
+                  AND (w.milli < 0 OR d.firm_id IS NULL OR d.firm_id = w.firm_id) RETURNING d.index"""),
             {
                 "nodes": [node for node, _ in places],
                 "indexes": [index for _, index in places],
@@ -208,8 +207,7 @@ async def _add_to_devices(tx: AsyncSession, amounts: Counter[Place], firms: Mapp
                 "firms": [firms.get(place) for place in places],
             },
         )
-        assert isinstance(done, CursorResult)
-        assert done.rowcount == len(places), "an accelerator is shared by one firm only"
+        assert len(done.all()) == len(places), "an accelerator is shared by one firm only"
 
 
 async def _add_to_quotas(tx: AsyncSession, amounts: Counter[QuotaKey]) -> None:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.db import Database, insert_many, is_conflict, notify, update_many, violated_constraint, wait_until_ready
@@ -161,6 +161,47 @@ async def test_a_broken_connection_is_replaced_for_the_next_transaction(counter:
         async with counter.transaction() as tx:
             await tx.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     assert await count(counter) == 0
+
+
+async def test_connections_that_the_server_closed_while_nobody_used_them_are_replaced_unnoticed(
+    counter: Database,
+) -> None:
+    async def hold() -> None:
+        async with counter.transaction() as tx:
+            await tx.execute(text("SELECT pg_sleep(0.1)"))
+
+    await asyncio.gather(*(hold() for _ in range(3)))  # three connections lie in the pool
+    others = text("""
+        SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()""")
+    async with counter.transaction() as tx:
+        assert (await tx.execute(others)).scalar_one() == 2
+    await asyncio.gather(*(hold() for _ in range(3)))
+    assert await count(counter) == 0
+
+
+async def test_a_statement_in_sql_means_what_it_says_with_marks_of_the_driver_in_it(counter: Database) -> None:
+    async with counter.transaction() as tx:
+        assert (await tx.execute(text("SELECT 'a%' LIKE '%!%' ESCAPE '!'"))).scalar_one() is True
+        row = (
+            await tx.execute(
+                text("SELECT '%(no)s' || CAST(:a AS text) AS said, :n % 3, '1'::int + :n"), {"a": "%", "n": 8}
+            )
+        ).one()
+        assert (row.said, *row[1:]) == ("%(no)s%", 2, 9)
+        assert (await tx.execute(text("SELECT :given").bindparams(given=7))).scalar_one() == 7
+        with pytest.raises(StatementError, match="given"):
+            await tx.execute(text("SELECT :given"), {"other": 7})
+
+
+async def test_a_savepoint_takes_back_what_statements_in_sql_did_since(counter: Database) -> None:
+    async with counter.transaction() as tx:
+        await tx.execute(text("UPDATE counter SET n = 1"))
+        async with tx.begin_nested() as tried:
+            await tx.execute(text("UPDATE counter SET n = 2"))
+            await tried.rollback()
+        assert (await tx.execute(text("SELECT n FROM counter"))).scalar_one() == 1
+    assert await count(counter) == 1
 
 
 async def test_a_database_that_is_not_there_is_unavailable() -> None:
