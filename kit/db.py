@@ -112,7 +112,8 @@ class _Transaction(AsyncSession):
     changed in objects has to be flushed before a statement in SQL sees it.
     """
 
-    _connection: Connection | None = None
+    _innermost: object = None  # transaction or savepoint that the connection was last asked for in: it opens them
+    _connection: Connection
     _cursor: "psycopg.AsyncCursor[tuple[Any, ...]]"
 
     async def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
@@ -133,11 +134,14 @@ class _Transaction(AsyncSession):
         return IteratorResult(_keys(tuple(column.name for column in cursor.description or ())), iter(rows))
 
     async def _on(self) -> "tuple[Connection, psycopg.AsyncCursor[tuple[Any, ...]]]":
-        if self._connection is None or not self.in_transaction():
-            self._connection = (await self.connection()).sync_connection
-            assert self._connection is not None
-            driver = cast("psycopg.AsyncConnection[Any]", self._connection.connection.driver_connection)
-            self._cursor = driver.cursor()
+        session = self.sync_session
+        innermost = session.get_nested_transaction() or session.get_transaction()
+        if innermost is None or innermost is not self._innermost:
+            connection = (await self.connection()).sync_connection
+            assert connection is not None, "it was opened just now"
+            driver = cast("psycopg.AsyncConnection[Any]", connection.connection.driver_connection)
+            self._connection, self._cursor = connection, driver.cursor()
+            self._innermost = session.get_nested_transaction() or session.get_transaction()
         return self._connection, self._cursor
 
 
