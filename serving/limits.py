@@ -78,16 +78,22 @@ def take(
     minute = now_ms // WINDOW_MS
     if meter.minute != minute:
         meter.minute, meter.requests, meter.tokens = minute, 0, 0
-    no = _refusal(limits, meter, tokens, now_ms)
-    if no is None and share is not None:
-        no = _short(limits, meter, tokens, share, minute)
-    if no is None and places is not None and limits.at_once is not None and meter.running >= places:
-        no = Short(0, 0, meter.running + 1 - places)
-    if no is None:
-        meter.requests += 1
-        meter.tokens += tokens
-        meter.running += 1
-    return no
+    requests, used, running = meter.requests + 1, meter.tokens + tokens, meter.running + 1
+    if not (
+        (limits.requests_per_minute is None or requests <= limits.requests_per_minute)
+        and (limits.tokens_per_minute is None or used <= limits.tokens_per_minute)
+        and (limits.at_once is None or running <= limits.at_once)
+        and (limits.at_once_here is None or running <= limits.at_once_here)
+    ):
+        return _refusal(limits, meter, tokens, now_ms)
+    if share is not None and not (share.minute == minute and requests <= share.requests and used <= share.tokens):
+        short = _short(limits, meter, tokens, share, minute)
+        if short is not None:
+            return short
+    if places is not None and limits.at_once is not None and running > places:
+        return Short(0, 0, running - places)
+    meter.requests, meter.tokens, meter.running = requests, used, running
+    return None
 
 
 def _short(limits: Limits, meter: Meter, tokens: int, share: Share, minute: int) -> Short | None:

@@ -20,6 +20,8 @@ from benchmarks.gateway.targets import Target, heliu, litellm, mock, nothing, sg
 from benchmarks.results import Row, publish
 
 CONCURRENCY = (1, 16, 64)
+RUN_IN_SECONDS = 2
+"""Load before each measurement, so that in it as much usage is charged as comes."""
 STREAMS, CHUNKS = 64, 200
 REQUESTS, REQUESTS_QUICK = 1_000_000, 20_000
 REAL_ROUNDS, REAL_ROUNDS_QUICK = 12, 2
@@ -79,9 +81,11 @@ def _measure(
     for _ in range(rounds):
         for concurrency in CONCURRENCY:
             for target in targets:
+                wrk(target, concurrency, RUN_IN_SECONDS)
                 plain[target.name, concurrency].append(wrk(target, concurrency, seconds))
                 target.settle()
         for target in judged:
+            wrk(target, STREAMS, RUN_IN_SECONDS, stream_tokens=CHUNKS)
             streamed[target.name].append(wrk(target, STREAMS, seconds, stream_tokens=CHUNKS))
             target.settle()
         for target in judged:

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".venv-bench"
 """Each router has an environment of its own in here."""
 GATEWAY_CORE, LOAD_CORE = 0, 1
+SHIPPED_SECONDS = 1.5
+"""Longer than the pause after which a gateway ships usage again."""
 MODEL = "mock-model"
 
 
@@ -43,7 +45,7 @@ class Target:
         charging = [child for child in children if "serving.gateway.ledger_process" in child.cmdline()]
         before, now = -1.0, 0.0
         while charging and now != before:
-            time.sleep(0.5)
+            time.sleep(SHIPPED_SECONDS)
             before, now = now, sum(sum(child.cpu_times()[:2]) for child in charging)
 
 
@@ -70,7 +72,8 @@ def heliu(*engines: str, model: str = MODEL, engine_key: str = "", alone: bool =
         said = json.loads(process.stdout.readline())
         target = Target("heliu", said["url"], {"authorization": f"Bearer {said['api_key']}"}, process.pid)
         _warm(target, model)
-        time.sleep(1)  # the first usage is shipped, so the process that charges runs
+        time.sleep(SHIPPED_SECONDS)  # the first usage is shipped, so the process that charges has been started
+        target.settle()
         if alone:
             os.sched_setaffinity(process.pid, {GATEWAY_CORE})
             for task in Path(f"/proc/{process.pid}/task").iterdir():

@@ -33,10 +33,11 @@ class Answers:
         request, transport = self.current, self.transport
         if request is None or transport is None:
             return
-        close = self._closes(request)
+        server = self.server
+        close = not request.keep_alive or server.draining
         head = b"%s%scontent-type: %s\r\n%s%scontent-length: %d\r\n\r\n" % (
             HEADS[status],
-            self.server.date,
+            server.date,
             content_type,
             extra,
             b"connection: close\r\n" if close else b"",

@@ -6,10 +6,12 @@ sent until then is still counted.
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
+
+from serving.gateway.http_messages import KnownHead
 
 IDLE_SECONDS_MAX = 4.0  # below uvicorn's keep-alive of 5 s, so that the engine is never the first to close
 IDLE_MAX = 512
@@ -32,10 +34,17 @@ class Sink(Protocol):
         ...
 
 
+class Known(NamedTuple):
+    """How an engine began a good answer: it begins others in the same way."""
+
+    head: KnownHead
+    content_type: bytes
+
+
 class EngineConnection(asyncio.Protocol):
     """A connection to one engine; `sink` is set while a request runs on it."""
 
-    __slots__ = ("_began", "_bodies", "_content_type", "_head", "_keep", "_lost", "_slow", "idle_since", "linger",
+    __slots__ = ("_began", "_bodies", "_content_type", "_head", "_keep", "idle_since", "is_slow", "linger",
                  "parser", "pool", "served", "sink", "transport")  # fmt: skip
 
     def __init__(self, pool: "EnginePool") -> None:
@@ -46,7 +55,7 @@ class EngineConnection(asyncio.Protocol):
         self.served = 0
         self.idle_since = 0.0
         self.linger: asyncio.TimerHandle | None = None
-        self._began = self._head = self._keep = self._lost = self._slow = False
+        self._began = self._head = self._keep = self.is_slow = False
         self._content_type = b""
         self._bodies: list[bytes] = []
 
@@ -68,9 +77,9 @@ class EngineConnection(asyncio.Protocol):
 
     def slow(self, slow: bool) -> None:
         """Back-pressure: stop or go on reading from the engine."""
-        if slow is self._slow:
+        if slow is self.is_slow:
             return
-        self._slow = slow
+        self.is_slow = slow
         if self.transport is not None and not self.transport.is_closing():
             (self.transport.pause_reading if slow else self.transport.resume_reading)()
 
@@ -83,12 +92,16 @@ class EngineConnection(asyncio.Protocol):
             if self.transport is not None:
                 self.transport.abort()  # nobody asked: never hand these bytes to the next request
             return
+        sink, alone = self.sink, not self._began
         self._began = True
-        sink = self.sink
         try:
+            if alone and self._repeats(data):
+                return
             self.parser.feed_data(data)
             if self._bodies:
                 self._pass_on()
+            if alone and self.sink is None:
+                self._remember(data)
         except httptools.HttpParserCallbackError as error:
             self._fault(sink, error.__context__ or error)
         except httptools.HttpParserError as error:
@@ -97,6 +110,27 @@ class EngineConnection(asyncio.Protocol):
                 self.transport.abort()
         except Exception as error:
             self._fault(sink, error)
+
+    def _repeats(self, data: bytes) -> bool:
+        """Whether this was a whole answer under the head of one before, from whichever connection: it is passed on."""
+        known = self.pool.known
+        body = None if known is None else known.head.body_of(data)
+        if known is None or body is None or self.sink is None:
+            return False
+        self._head = True
+        self.sink.engine_head(200, known.content_type)
+        if body:
+            self._bodies.append(body)
+        self._complete(self.linger is None)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of an answer that came alone and whole, on a connection that stays."""
+        idle = self.pool.idle
+        if idle and idle[-1] is self and self.parser.get_status_code() == 200:
+            head = KnownHead.of(data[: data.find(b"\r\n\r\n") + 4])
+            whole = head is not None and head.body_of(data) is not None
+            self.pool.known = Known(head, self._content_type) if head is not None and whole else None
 
     def _fault(self, sink: Sink, error: BaseException) -> None:
         self.sink = None
@@ -143,6 +177,9 @@ class EngineConnection(asyncio.Protocol):
         self._bodies.append(body)
 
     def on_message_complete(self) -> None:
+        self._complete(self.linger is None and self.parser.should_keep_alive())
+
+    def _complete(self, stays: bool) -> None:
         if self._bodies:
             self._pass_on()
         sink = self.sink
@@ -150,7 +187,7 @@ class EngineConnection(asyncio.Protocol):
             return
         self.sink = None
         self.served += 1
-        if self.parser.should_keep_alive() and self.linger is None:
+        if stays:
             self.pool.release(self)
         elif self.transport is not None:
             self.transport.close()
@@ -179,6 +216,7 @@ class EnginePool:
         self.loop = asyncio.get_running_loop()
         self.idle: list[EngineConnection] = []
         self.connections: set[EngineConnection] = set()
+        self.known: Known | None = None
         self.closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -229,7 +267,8 @@ class EnginePool:
             if connection.transport is not None:
                 connection.transport.close()
             return
-        connection.slow(False)
+        if connection.is_slow:
+            connection.slow(False)
         connection.idle_since = self.loop.time()
         self.idle.append(connection)
 

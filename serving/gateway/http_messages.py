@@ -1,5 +1,6 @@
 """What an HTTP/1.1 connection is about: its bounds, a request, who hears of its client, and status lines."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,8 @@ REASONS: dict[int, bytes] = {
     500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
     504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
 }  # fmt: skip
+LENGTH_DIGITS_MAX = 9
+_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)\r\n", re.IGNORECASE)
 HEADS: dict[int, bytes] = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, b"Status")) for status in range(100, 600)
 }
@@ -35,6 +38,37 @@ class HttpLimits:
     write_stall_seconds_max: float = 60
     write_buffer_bytes: int = 65_536
     connections_max: int = 10_000
+
+
+class KnownHead:
+    """A head that llhttp has parsed once and that comes again with another length: clients and engines repeat theirs.
+
+    To the last byte it is the same but for that one number; whatever differs goes to the parser.
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self._before = before  # up to the digits of its content-length
+        self._after = after  # from their end to the empty line
+
+    @classmethod
+    def of(cls, head: bytes) -> "KnownHead | None":
+        """To know this head again; None for one without a length."""
+        length = _LENGTH.search(head)
+        return None if length is None else cls(head[: length.start(1)], head[length.end(1) :])
+
+    def body_of(self, data: bytes) -> bytes | None:
+        """What follows the head if `data` is just one whole message under it."""
+        before, after = self._before, self._after
+        if not data.startswith(before):
+            return None
+        end = data.find(b"\r", len(before), len(before) + LENGTH_DIGITS_MAX + 1)
+        digits = data[len(before) : end]
+        if not digits.isdigit() or not data.startswith(after, end):
+            return None
+        body = data[end + len(after) :]
+        return body if len(body) == int(digits) else None
 
 
 class Request:

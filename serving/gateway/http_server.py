@@ -13,7 +13,7 @@ import httptools
 
 from serving.gateway.http_answers import Answers
 from serving.gateway.http_memory import LARGE_BYTES, HttpMemory
-from serving.gateway.http_messages import HEADS, Handler, HttpLimits, Listener, Request, head_refusal
+from serving.gateway.http_messages import HEADS, Handler, HttpLimits, KnownHead, Listener, Request, head_refusal
 from serving.gateway.openai_errors import error_body
 
 BURST = 64
@@ -74,7 +74,7 @@ class Connection(Answers, asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_bytes", "_broken", "_chunked", "_continue", "_head_bytes", "_headers", "_in_head",
-        "_in_message", "_known", "_known_bytes", "_known_head", "_once_sent", "_paused", "_pumping", "_queue",
+        "_in_message", "_known", "_known_head", "_once_sent", "_paused", "_plain_bytes_max", "_pumping", "_queue",
         "_reading", "_refused", "_target",
         "current", "deadline", "limits", "listener", "parser", "peer", "server", "started", "transport",
     )  # fmt: skip
@@ -102,8 +102,8 @@ class Connection(Answers, asyncio.Protocol):
         self._once_sent = []
         self._broken: tuple[int, str, str] | None = None
         self._known: Request | None = None
-        self._known_head = b""
-        self._known_bytes = 0
+        self._known_head: KnownHead | None = None
+        self._plain_bytes_max = min(LARGE_BYTES, self.limits.body_bytes_max)
 
     # --- the socket -----------------------------------------------------------------------------------------------
 
@@ -146,12 +146,13 @@ class Connection(Answers, asyncio.Protocol):
         self._pump()
 
     def _repeats(self, data: bytes) -> bool:
-        """Whether this is one request under the very head of one before: then that one's parse holds."""
-        known = self._known
-        if known is None or len(data) != self._known_bytes or not data.startswith(self._known_head):
+        """Whether this is one request under the head of one before: then that one's parse holds."""
+        known, head = self._known, self._known_head
+        body = None if head is None else head.body_of(data)
+        if known is None or body is None or len(body) > self._plain_bytes_max:
             return False
         request = Request(known.method, known.path, known.query, known.headers, True)
-        request.body, request.bearer = data[len(self._known_head) :], known.bearer
+        request.body, request.bearer = body, known.bearer
         self._queue.append(request)
         return True
 
@@ -161,7 +162,8 @@ class Connection(Answers, asyncio.Protocol):
         head_bytes = len(data) - len(request.body)
         plain = request.keep_alive and b"transfer-encoding" not in request.headers and b"expect" not in request.headers
         if plain and data.find(b"\r\n\r\n") + 4 == head_bytes:
-            self._known, self._known_head, self._known_bytes = request, data[:head_bytes], len(data)
+            self._known, self._known_head = request, KnownHead.of(data[:head_bytes])
+            request.headers.pop(b"content-length", None)  # of those that follow it is another
 
     def _parse(self, data: bytes) -> None:
         mid_head = self._in_head
@@ -383,7 +385,7 @@ class Connection(Answers, asyncio.Protocol):
             return
         if not self._paused:
             self.deadline = self._idle_deadline()
-        if not self._pumping:
+        if not self._pumping and (self._queue or self._continue or not self._reading or self._broken is not None):
             self._pump()
 
     def _idle_deadline(self) -> float:

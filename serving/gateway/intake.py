@@ -228,7 +228,7 @@ class Intake(ABC):
 
     def _check(self, grant: KeyGrant) -> Refusal | None:
         request = self._request
-        if not self._gateway.allows_address(grant, request, self._reply):
+        if grant.ip_ranges is not None and not self._gateway.allows_address(grant, request, self._reply):
             return ADDRESS_NOT_ALLOWED
         if Scope.INFERENCE not in grant.scopes:
             return Refusal(403, "missing_scope", f"this key lacks the scope `{Scope.INFERENCE}`")
@@ -335,10 +335,9 @@ class Intake(ABC):
     def _release(self, used: Tokens) -> tuple[int, int]:
         """Give back what was taken for the request; returns the micro-yuan and the tokens that its lease now owes."""
         charge = counted = 0
-        if self._destination is not None and self.sent_at:
-            self._gateway.waiting.served(
-                self._destination.service, self.firm_id, used.input + used.output - self.charged_tokens
-            )
+        service = None if self._destination is None else self._destination.service
+        if service is not None and service.lines is not None and self.sent_at:
+            self._gateway.waiting.served(service, self.firm_id, used.input + used.output - self.charged_tokens)
         self._leave_engine()
         if self._request.held:
             self._reply.server.memory.let_go(self._request)
@@ -364,9 +363,11 @@ class Intake(ABC):
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.target.running -= 1
-            engine.target.prefills.drop(self.id)
+            if self._blocks is not None:
+                engine.target.prefills.drop(self.id)
             assert self._destination is not None
-            self._gateway.waiting.freed(self._destination.service)
+            if self._destination.service.lines is not None:
+                self._gateway.waiting.freed(self._destination.service)
 
     def _subject(self) -> Subject:
         grant, destination, asked = self._grant, self._destination, self._asked

@@ -68,7 +68,8 @@ class KeyRing:
         age = now - known.checked
         if age > LATE_SECONDS and not (self.offline and age < self._offline):
             return None
-        return None if _expired(known.grant) else known.grant
+        grant = known.grant
+        return None if grant.expires_at is not None and _expired(grant) else grant
 
     async def load(self, bearer: bytes) -> KeyGrant | None:
         """The grant of a key, from the database when need be; None for one that opens nothing. Raises Unavailable."""

@@ -40,10 +40,11 @@ class Total:
 
     def finished(self, tokens: Tokens, outcome: Outcome) -> None:
         """A request is over."""
+        input, cached_input, output = tokens
         self.requests[outcome] += 1
-        self.input += tokens.input
-        self.cached_input += tokens.cached_input
-        self.output += tokens.output
+        self.input += input
+        self.cached_input += cached_input
+        self.output += output
 
 
 class Served:
@@ -60,15 +61,16 @@ class Served:
 
     def finished(self, tokens: Tokens, *, began: float, sent: float, first: float, ended: float) -> None:
         """A request is over; times on one monotonic clock, `first` 0 when nothing was streamed."""
+        input, cached_input, output = tokens
         self.queue.observe(sent - began)
         self.duration.observe(ended - began)
         if first:
             self.ttft.observe(first - began)
-            if tokens.output > 1:
-                self.inter_token.observe((ended - first) / (tokens.output - 1))
-        self.input += tokens.input
-        self.cached_input += tokens.cached_input
-        self.output += tokens.output
+            if output > 1:
+                self.inter_token.observe((ended - first) / (output - 1))
+        self.input += input
+        self.cached_input += cached_input
+        self.output += output
 
 
 class GatewayMetrics:

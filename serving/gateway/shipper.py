@@ -30,17 +30,6 @@ ROTATE_BYTES = SEGMENT_BYTES - (256 << 10)
 
 
 @dataclass(slots=True)
-class _Owed:
-    """A closed request that the ledger does not have yet, and the segments that are needed until it has."""
-
-    line: bytes
-    segments: list[Segment]
-    lease: Lease | None
-    charge: int
-    tokens: int
-
-
-@dataclass(slots=True)
 class _Parcel:
     """Closed requests that go to the ledger together, and what leases owe for them in all.
 
@@ -55,16 +44,16 @@ class _Parcel:
     sealed: bool = False
     """Whether it is being charged: what comes meanwhile goes into another."""
 
-    def add(self, owed: _Owed) -> None:
-        """One more waits there."""
+    def add(self, line: bytes, segments: Sequence[Segment], lease: Lease | None, charge: int, tokens: int) -> None:
+        """One more closed request waits there; `segments` are needed until the ledger has it."""
         self.records += 1
         if self.segment is None:
-            self.lines.append(owed.line)
-        for segment in owed.segments:
+            self.lines.append(line)
+        for segment in segments:
             self.needs[segment] += 1
-        if owed.lease is not None:
-            _, charge, tokens = self.leases.get(id(owed.lease), (owed.lease, 0, 0))
-            self.leases[id(owed.lease)] = owed.lease, charge + owed.charge, tokens + owed.tokens
+        if lease is not None:
+            _, charged, counted = self.leases.get(id(lease), (lease, 0, 0))
+            self.leases[id(lease)] = lease, charged + charge, counted + tokens
 
     def taken(self) -> None:
         """The ledger has all of it."""
@@ -104,7 +93,8 @@ class Shipper:
 
     def count(self, subject: Subject, tokens: Tokens) -> None:
         """Log the running count of an open stream."""
-        self._rotate_when_full()
+        if self.log.bytes_in_segment > ROTATE_BYTES:
+            self._rotate()
         opened = subject.id in self._open
         segment = self.log.append(encode(Counted(subject.id, tokens) if opened else Opened(subject, tokens)))
         self._need(self._open.setdefault(subject.id, []), segment)
@@ -122,28 +112,36 @@ class Shipper:
 
         `charge` and `tokens` were settled from `lease` and stay owed there until the ledger has taken them.
         """
-        self._rotate_when_full()
-        line = encode(closed)
-        owed = _Owed(line, self._open.pop(closed.subject.id, None) or [], lease, charge, tokens)
-        segment = self.log.append(line, partial(self._durable, owed, done, self.log.segment))
-        self._need(owed.segments, segment)
-
-    def _rotate_when_full(self) -> None:
         if self.log.bytes_in_segment > ROTATE_BYTES:
-            self.log.rotate()
-            self._weigh()
+            self._rotate()
+        line = encode(closed)
+        segments = self._open.pop(closed.subject.id, None) or []
+        segment = self.log.append(line, partial(self._durable, done, line, segments, lease, charge, tokens))
+        self._need(segments, segment)
+
+    def _rotate(self) -> None:
+        self.log.rotate()
+        self._weigh()
 
     def _weigh(self) -> None:
         """Set `full`: a segment counts whole, since it is made whole."""
         waiting = sum(1 for segment in self._segments if segment is not self.log.segment)
         self.full = waiting * SEGMENT_BYTES + self.log.bytes_in_segment >= self._backlog_bytes_max
 
-    def _durable(self, owed: _Owed, done: Callable[[], None], segment: Segment) -> None:
+    def _durable(
+        self,
+        done: Callable[[], None],
+        line: bytes,
+        segments: Sequence[Segment],
+        lease: Lease | None,
+        charge: int,
+        tokens: int,
+    ) -> None:
         last = self._last
         if last.segment is not None or last.sealed or last.records >= BATCH_MAX:
-            last = self._last = self._parcel(segment)
-        last.add(owed)
-        self._more.set()
+            last = self._last = self._parcel(segments[-1])
+            self._more.set()
+        last.add(line, segments, lease, charge, tokens)
         done()
 
     def _parcel(self, segment: Segment) -> _Parcel:
@@ -175,7 +173,7 @@ class Shipper:
             self._in_memory.append(_Parcel())
         for opened in cut.values():
             killed = Closed(opened.subject, opened.tokens, Outcome.GATEWAY_KILLED)
-            self._in_memory[0].add(_Owed(encode(killed), segments, None, 0, 0))
+            self._in_memory[0].add(encode(killed), segments, None, 0, 0)
         for segment in segments:
             segment.needed = len(segments) + len(cut)
         self._segments.update(segments)

@@ -78,6 +78,8 @@ class Windows:
         if window is None or window.meter is not meter:
             window = self._windows[subject] = _Window(limits, meter, Share(0))
         window.limits = limits
+        if limits.at_once is None and window.share.minute == now_ms // WINDOW_MS:
+            return take(limits, meter, tokens=tokens, now_ms=now_ms, share=window.share)
         return self._take(subject, window, tokens, now_ms)
 
     async def take_or_lease(self, subject: str, *, tokens: int) -> Limited | None:

@@ -85,8 +85,8 @@ async def client(server: Any) -> AsyncIterator[RawClient]:
 
 
 async def test_requests_are_answered_on_one_connection_in_order(client: RawClient) -> None:
-    for body in (b"one", b"two"):
-        client.send(H + b"Content-Length: 3\r\n\r\n" + body)
+    for body in (b"one", b"three", b"", b"x" * 1_000, b"one"):
+        client.send(H + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert (await client.answer()).body == b"POST /echo " + body
 
 
