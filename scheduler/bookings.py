@@ -5,7 +5,7 @@ others, those planned on in this cycle or with work that has been told to stop, 
 """
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypeAlias
@@ -59,6 +59,7 @@ class Bookings:
         self._is_apart[self._apart] = True
         self._ends: set[datetime] = set()  # of what is planned, and on nodes apart
         self._started: dict[int, list[Use]] = {}  # what this cycle starts now, by node
+        self._first_end = FOREVER  # of those
         self._sweeps: dict[Wish, Ints] = {}  # of nodes that only get emptier; the others never have room here
         self._holds: dict[Ask, bool] = {}  # at this instant
         self._free: int | None = None
@@ -77,6 +78,7 @@ class Bookings:
             if start <= self._now:
                 self.room_now.take(node, devices, placement.shape, firm)
                 self._started.setdefault(node, []).append(use)
+                self._first_end = min(self._first_end, end)
                 self._holds, self._free = {}, None
                 self._sweep_again(node)
             else:
@@ -229,7 +231,7 @@ class Bookings:
 
     def _from(self, start: datetime) -> Room:
         """What is free at `start`, nodes apart aside; a room to be changed."""
-        if start < self._horizon.late and not any(use.end <= start for use in self._started_uses()):
+        if start < min(self._horizon.late, self._first_end):
             return self.room_now.copy()
         room = self._base.at(microseconds(start)) if start >= self._horizon.late else self._base.room.copy()
         for node, uses in self._started.items():
@@ -237,9 +239,6 @@ class Bookings:
                 if use.end > start:
                     room.take(node, use.devices, use.shape, use.firm)
         return room
-
-    def _started_uses(self) -> Iterable[Use]:
-        return (use for uses in self._started.values() for use in uses)
 
     def _look(self, room: Room, node: int, start: datetime, end: datetime, *, at: int | None = None) -> None:
         """The least that is free of one node at any time of `[start, end)`, and whose its shared accelerators are.

@@ -128,6 +128,8 @@ def best_on_each(
     """Score: the best way on each of `nodes`, which have room: its score, its accelerator (−1: not a share) [K]."""
     candidates, index, device = candidates_on(rooms, nodes, shape, usable)
     score = policy(candidates)
+    if not shape.is_share:  # one candidate for each node
+        return score, device
     order = np.lexsort((device, -score, index))
     best = order[np.unique(index[order], return_index=True)[1]]
     return score[best], device[best]
