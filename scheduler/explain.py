@@ -12,8 +12,10 @@ from scheduler.adapters import store
 from scheduler.adapters.tables import WorkloadRow
 from scheduler.cycle import gpus
 from scheduler.facts import load_state
+from scheduler.index import indexed
 from scheduler.lines import rank
 from scheduler.ordering import Standing, Turn, in_order
+from scheduler.preemption import Standings
 from scheduler.sharing import NO_QUOTA
 from scheduler.snapshot import State, Waiting
 from scheduler.terms import Terms
@@ -52,11 +54,16 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in the queue."""
+    """A place in the queue, as if everything before it got its place.
+
+    `promised_first`: by what runs now its firm's quota covers it, so it goes before all that borrows as long as its
+    firm's work before it cannot start.
+    """
 
     position: int
     workload: WorkloadRow
     standing: str
+    promised_first: bool
 
 
 async def queue(tx: AsyncSession, terms: Terms, *, now: datetime) -> list[Place]:
@@ -65,15 +72,22 @@ async def queue(tx: AsyncSession, terms: Terms, *, now: datetime) -> list[Place]
     rows = {row.id: row for row in await store.queued(tx)}
     turns = [turn for turn in in_order(state) if turn.workload.id in rows]
     told = standings(turns, state)
-    return [Place(i, rows[turn.workload.id], standing) for i, (turn, standing) in enumerate(told, start=1)]
+    return [Place(i, rows[turn.workload.id], why, first) for i, (turn, why, first) in enumerate(told, start=1)]
 
 
-def standings(turns: Sequence[Turn], state: State) -> Iterator[tuple[Turn, str]]:
-    """Each place with what it rests on: its firm's share and history, and what puts it behind its firm's own work."""
+def standings(turns: Sequence[Turn], state: State) -> Iterator[tuple[Turn, str, bool]]:
+    """Each place with what it rests on: its firm's share and history, and what puts it behind its firm's own work.
+
+    With that, whether it is `promised_first` (see `Place`).
+    """
+    seen, index = indexed(state)
+    by_what_runs = Standings(index.sharing, index.held)
     before: dict[FirmId, Waiting] = {}
     for turn in turns:
         work = turn.workload
-        yield turn, f"{_standing(turn, state)}; {_inside(work, before.get(work.firm_id))}"
+        first = turn.standing is Standing.BORROWS and any(by_what_runs.is_promised(work, pool) for pool in work.pools)
+        told = f"{_standing(turn, seen)}; {_inside(work, before.get(work.firm_id))}"
+        yield turn, f"{told}; {_FIRST}" if first else told, first
         before[work.firm_id] = work
 
 
@@ -121,6 +135,7 @@ def _standing(turn: Turn, state: State) -> str:
             return f"borrows: with it and what is before it, its firm has {turn.share:.0%} above its quota{lately}"
 
 
+_FIRST = "before all that borrows as long as its firm's work before it cannot start"
 _RANKS = ("a later class", "a lower priority", "a less tight deadline", "it came later", "its id")
 
 

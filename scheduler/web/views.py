@@ -139,6 +139,7 @@ def place_out(place: Place) -> QueueEntryOut:
         need_milli=row.need_milli,
         pools=row.pools,
         standing=place.standing,
+        promised_first=place.promised_first,
         reason=WaitReason(row.wait_reason),
         detail=row.wait_detail or WaitReason(row.wait_reason).sentence,
         expected_start=row.eta,

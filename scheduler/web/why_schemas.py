@@ -66,6 +66,9 @@ class QueueEntryOut(View):
     need_milli: int
     pools: list[str]
     standing: str
+    promised_first: bool = Field(
+        description="it goes before all that borrows as long as its firm's work before it cannot start"
+    )
     reason: WaitReason
     detail: str
     expected_start: datetime | None

@@ -11,8 +11,9 @@ from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
 from scheduler.explain import standings
 from scheduler.ordering import in_order
 from scheduler.sharing import Quota, Seat
-from scheduler.snapshot import State, Waiting
-from scheduler.vocabulary import WorkloadId
+from scheduler.snapshot import Node, State, Waiting
+from scheduler.vocabulary import NodeId, Spread, Start, WorkloadId
+from tests.support.deciding import decided
 
 NOW = datetime(2026, 11, 2, 12, 0, tzinfo=UTC)
 POOL, RED, BLUE, CITY = PoolName("east/a100"), FirmId("firm_red"), FirmId("firm_blue"), CohortName("city")
@@ -31,7 +32,7 @@ def told(*waiting: Waiting, nominal: int = 4, lately: dict[tuple[FirmId, PoolNam
         lately=lately or {},
     )
     turns = in_order(state)
-    return [f"{turn.workload.id}: {why}" for turn, why in standings(turns, state)]
+    return [f"{turn.workload.id}: {why}" for turn, why, _ in standings(turns, state)]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,25 @@ def test_what_borrows_tells_of_its_share_and_of_what_its_firm_held_lately() -> N
     assert first == f"job_2: within quota: {share} uses 25% of its own; the first of its firm"
     above = "has 62% above its quota, and held 1.5 above it lately"
     assert second == f"job_1: borrows: {share} {above}; the first of its firm"
+
+
+def test_what_may_go_before_its_place_says_so() -> None:
+    """Beside the gang before it the quota does not cover it, but the gang finds no room, and then it does."""
+    wide, small = work("job_1", workers=3, spread=Spread.SAME_NODE, priority=9), work("job_2", workers=2)
+    foreign = work("job_3", BLUE, submitted_at=NOW - timedelta(seconds=1))
+    state = State(
+        nodes={NodeId(n): Node(NodeId(n), POOL, GpuMilli(1000)) for n in ("n1", "n2")}
+        | {NodeId("n3"): Node(NodeId("n3"), POOL, GpuMilli(3000), is_open=False)},
+        waiting={one.id: one for one in (wide, small, foreign)},
+        quotas={(RED, POOL): Quota(GpuMilli(4000)), (BLUE, POOL): Quota(GpuMilli(0))},
+        tree={CITY: Seat(None), RED: Seat(CITY), BLUE: Seat(CITY)},
+    )
+    told = [(turn.workload.id, first) for turn, _, first in standings(in_order(state), state)]
+    assert told == [("job_1", False), ("job_3", False), ("job_2", True)]
+    (starts,) = [decision for decision in decided(state, now=NOW) if isinstance(decision, Start)]
+    assert starts.workload_id == "job_2"
+    *_, (_, why, _) = standings(in_order(state), state)
+    assert why.endswith("; before all that borrows as long as its firm's work before it cannot start")
 
 
 def test_what_borrows_comes_after_what_its_firms_quota_holds() -> None:
