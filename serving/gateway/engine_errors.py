@@ -11,6 +11,7 @@ class EngineAnswer(Enum):
     """What to do about an answer that is no refusal of the request itself."""
 
     ELSEWHERE = auto()  # this replica cannot, another may
+    BUSY = auto()  # this replica has too much to do, another may have room
 
 
 class _Error(msgspec.Struct):
@@ -47,5 +48,5 @@ def judge(status: int, body: bytes, asked_model: str, *, engine_name: str) -> Re
     if any(sign in message for sign in _TOO_LONG):
         return Refusal(400, "context_length_exceeded", message, error.param or "messages")
     if status == 429:
-        return EngineAnswer.ELSEWHERE
+        return EngineAnswer.BUSY
     return Refusal(400 if status == 422 else status, "invalid_request", message, error.param)

@@ -14,7 +14,7 @@ from serving.gateway.engine_errors import EngineAnswer, judge
 from serving.gateway.faults import where
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.intake import Intake
-from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, Refusal
+from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, OVERLOADED, UNAVAILABLE, Refusal
 from serving.metering import NOTHING, Closed, Outcome, Tokens
 from serving.prefix_index import BLOCK_BYTES, BYTES_PER_TOKEN, prompt_blocks
 from serving.routing import Ask, NoRoute
@@ -218,7 +218,7 @@ class Exchange(Intake):
         else:
             self._try_again(avoid=not reused, fresh=reused)
 
-    def _try_again(self, *, avoid: bool, fresh: bool = False) -> None:
+    def _try_again(self, *, avoid: bool, fresh: bool = False, at_last: Refusal = UNAVAILABLE) -> None:
         """Nothing of an answer was seen: the request goes elsewhere, or once more on a new connection."""
         engine = self._engine
         assert engine is not None
@@ -228,7 +228,7 @@ class Exchange(Intake):
         self._resend = fresh
         self._answer, self._answer_bytes, self._status = [], 0, 0
         if self._tries >= self._gateway.settings.tries_max:
-            self.refuse(Refusal(503, "engine_unavailable", "the model's replicas do not answer", retry_after_seconds=2))
+            self.refuse(at_last)
             return
         if avoid:
             self._avoid |= {(engine.route.id, engine.route.engine_start)}
@@ -253,11 +253,14 @@ class Exchange(Intake):
             return
         verdict = judge(self._status, body, asked.model, engine_name=self._engine_name())
         match verdict:
-            case EngineAnswer.ELSEWHERE if not self.gone:
+            case EngineAnswer() if self.gone:
+                self._finish(NOTHING, self._left())
+            case EngineAnswer.ELSEWHERE:
                 engine.target.breaker.failed(self._gateway.now_ms())
                 self._try_again(avoid=True)
-            case EngineAnswer.ELSEWHERE:
-                self._finish(NOTHING, self._left())
+            case EngineAnswer.BUSY:
+                engine.target.breaker.succeeded()  # too much to do is no fault
+                self._try_again(avoid=True, at_last=OVERLOADED)
             case Refusal():
                 engine.target.breaker.succeeded()
                 self.refuse(verdict)

@@ -1,7 +1,7 @@
 """An engine that speaks vLLM's shapes and counts like it, without a model: its own process, for tests and benchmarks.
 
 `python -m tests.support.mock_engine --port 9100 --model NAME` answers `max_tokens` tokens (16 by default), one each
-`--interval-ms` (0: at once). A prompt may ask for trouble: `!500`, `!drop` (before any answer), `!drop-after-N`
+`--interval-ms` (0: at once). A prompt may ask for trouble: `!500`, `!429`, `!drop` (before any answer), `!drop-after-N`
 (chunks), `!stall-after-N`, `!fail` (an error inside a stream), `!hang`, `!long` (over the context), `!tool`. Its
 counters are at /metrics as vLLM names them, and /requests shows the bodies it got.
 """
@@ -157,8 +157,8 @@ class Connection(asyncio.Protocol):
 
     def trouble(self, text: bytes) -> bool:
         """Whether the prompt asked for trouble, and got it."""
-        if b"!500" in text:
-            self.refuse(500, "boom")
+        if status := re.search(rb"!(500|429)", text):
+            self.refuse(int(status[1]), "boom")
         elif b"!long" in text:
             self.refuse(400, f"This model's maximum context length is {self.engine.context} tokens.")
         elif b"!drop" in text and b"!drop-after" not in text:
