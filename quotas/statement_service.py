@@ -8,8 +8,10 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from kit.auth import SYSTEM
 from kit.errors import HeliuError
 from kit.units import GpuMs, MicroYuan, Ppm
+from quotas import audit
 from quotas.adapters.money_tables import ChargeRow, StatementRow
 from quotas.periods import bar_usage
 from quotas.statements import (
@@ -162,7 +164,10 @@ async def centre_statement(tx: AsyncSession, centre: CentreName, period: str, no
 
 
 async def close_statement(tx: AsyncSession, firm_id: FirmId, period: Period, *, now: datetime) -> Statement:
-    """Seal a month whose grace is over; what comes later goes to the next. Again returns the closed one."""
+    """Seal a month whose grace is over; what comes later goes to the next. Again returns the closed one.
+
+    The audit log says so too, under its own chain: a statement that is gone later is missed.
+    """
     assert may_close(period, now), "a month closes after its grace"
     await bar_usage(tx, firm_id)
     known = await tx.get(StatementRow, (firm_id, period))
@@ -184,6 +189,8 @@ async def close_statement(tx: AsyncSession, firm_id: FirmId, period: Period, *, 
         closed_at=now,
     )
     tx.add(row)
+    subject, closed = f"{firm_id} {period}", {"hash": made.hash, "closing_micro_yuan": made.closing}
+    await audit.record(tx, "statement.close", subject, by=SYSTEM, now=now, firm_id=firm_id, after=closed)
     await tx.flush()
     return _stored(row)
 

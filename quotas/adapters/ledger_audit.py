@@ -5,6 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quotas.adapters.price_audit import PRICES
 from quotas.adapters.promise_audit import LEASES, TARIFFS, VOUCHERS
+from quotas.adapters.statement_audit import STATEMENTS
 from quotas.vocabulary import Finding
 
 # Each query returns (about, detail) rows, and none when the invariant holds.
@@ -165,7 +166,7 @@ _NOUNS: tuple[tuple[str, str], ...] = (
 
 async def check_nouns(tx: AsyncSession) -> list[Finding]:
     """L1 to L3: credit lines, holds, leases and vouchers agree with the ledger; each usage is charged once and paid."""
-    return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS, *PRICES))
+    return await _answers(tx, (*_NOUNS, *LEASES, *VOUCHERS, *TARIFFS, *PRICES, *STATEMENTS))
 
 
 async def check_ledger_tables(tx: AsyncSession) -> list[Finding]:

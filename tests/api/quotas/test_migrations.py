@@ -40,3 +40,23 @@ def test_every_revision_goes_down_again_and_up(postgres: TestServer) -> None:
         assert tables(url) == set()
         run_migrations(url, [FOLDER])
         assert tables(url) == made != set()
+
+
+def test_months_that_were_closed_before_the_log_was_told_are_told_to_it_once(postgres: TestServer) -> None:
+    with postgres.empty_database() as url:
+        run_migrations(url, [FOLDER])
+        engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
+        with engine.begin() as connection:
+            config = configuration([FOLDER])
+            config.attributes["connection"] = connection
+            command.downgrade(config, "quotas_0021")
+            connection.exec_driver_sql("""INSERT INTO quotas.statement (firm_id, period, hash, body, closed_at)
+                VALUES ('firm_platform', '2026-09', 'abc', '{"closing": 7}', '2026-10-04')""")
+            for _ in range(2):
+                command.upgrade(config, "quotas@head")
+                command.downgrade(config, "quotas_0021")
+            told = connection.exec_driver_sql("""SELECT actor_id, subject, firm_id, after
+                FROM quotas.audit_entry WHERE action = 'statement.close'""").all()
+        engine.dispose()
+    told_of = {"hash": "abc", "closing_micro_yuan": 7}
+    assert [tuple(row) for row in told] == [("system", "firm_platform 2026-09", "firm_platform", told_of)]
