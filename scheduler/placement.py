@@ -151,8 +151,46 @@ def best_fit(candidates: Candidates) -> Ints:
 BEST_FIT = Scoring(best_fit, MILLI_PER_GPU + 1)
 
 
-def place_gang(room: Room, ask: Ask, scoring: Scoring = BEST_FIT) -> tuple[Seat, ...] | None:
-    """A seat for each worker, or None when not all of them fit at once. `room` stays as it is."""
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The best way on each node for workers of one shape (of one firm, if they share), as far as it was worked out.
+
+    `room`: each node as it was then; one that is not so any more is looked at again. Rows are changed in place.
+    """
+
+    room: Room
+    scores: Ints
+    device: Ints
+
+    @classmethod
+    def nothing(cls, ground: Ground, nodes: int) -> "Scored":
+        """Of none of so many nodes."""
+        one, each = (nodes,), (nodes, ground.rooms.gpu_milli.shape[1])
+        unseen = Room(ground, *(np.full(shape, -_MANY) for shape in (one, one, each, each)))
+        return cls(unseen, np.zeros(nodes, dtype=np.int64), np.full(nodes, -1))
+
+    def bring_up(self, room: Room, allowed: Flags, shape: Shape, policy: Policy, usable: Flags | None) -> None:
+        """Look again at the nodes that are allowed and are not as they were."""
+        before = self.room
+        same = (before.cpu_milli == room.cpu_milli) & (before.memory_mib == room.memory_mib)
+        same &= (before.gpu_milli == room.gpu_milli).all(axis=1)
+        if shape.is_share:
+            same &= (before.firm == room.firm).all(axis=1)
+        changed = np.flatnonzero(allowed & ~same)
+        if not len(changed):
+            return
+        self.scores[changed], self.device[changed] = best_on_each(as_rooms(room), changed, shape, policy, usable)
+        before.cpu_milli[changed], before.memory_mib[changed] = room.cpu_milli[changed], room.memory_mib[changed]
+        before.gpu_milli[changed], before.firm[changed] = room.gpu_milli[changed], room.firm[changed]
+
+
+def place_gang(
+    room: Room, ask: Ask, scoring: Scoring = BEST_FIT, scored: Scored | None = None
+) -> tuple[Seat, ...] | None:
+    """A seat for each worker, or None when not all of them fit at once. `room` stays as it is.
+
+    `scored`: what is known of its nodes for such workers by the same scoring; it is brought up to date.
+    """
     usable = room.usable(ask.firm) if ask.shape.is_share else None
     fit = slots(as_rooms(room), ask.shape, usable)
     allowed = _together(fit, room.ground, ask)
@@ -162,7 +200,7 @@ def place_gang(room: Room, ask: Ask, scoring: Scoring = BEST_FIT) -> tuple[Seat,
     near = np.zeros(len(allowed), dtype=np.int64) if near is None else near * scoring.unit
     if ask.spread is Spread.SAME_NODE and ask.workers > 1:
         return _on_one_node(room, np.flatnonzero(allowed), ask, scoring.packing, near)
-    return _one_by_one(room, allowed, ask, scoring.packing, near)
+    return _one_by_one(room, allowed, ask, scoring.packing, near, scored)
 
 
 def could_hold(room: Room, ask: Ask) -> bool:
@@ -208,16 +246,17 @@ def _groups(ground: Ground, label: str) -> Iterable[tuple[str, Flags]]:
     return ((str(value), values == value) for value in np.unique(values) if value)
 
 
-def _one_by_one(room: Room, allowed: Flags, ask: Ask, policy: Policy, near: Ints) -> tuple[Seat, ...]:
+def _one_by_one(
+    room: Room, allowed: Flags, ask: Ask, policy: Policy, near: Ints, scored: Scored | None = None
+) -> tuple[Seat, ...]:
     """One worker after the other; after each only its node is looked at again. `near`: points of the nodes [N]."""
-    room, allowed = (room.copy() if ask.workers > 1 else room), allowed.copy()
     usable = room.usable(ask.firm) if ask.shape.is_share else None
-    scores, device = np.zeros(len(allowed), dtype=np.int64), np.full(len(allowed), -1)
-    fresh, seats = np.flatnonzero(allowed), list[Seat]()
+    scored = scored or Scored.nothing(room.ground, len(allowed))
+    scored.bring_up(room, allowed, ask.shape, policy, usable)
+    scores, device, seats = scored.scores + near, scored.device, list[Seat]()
+    if ask.workers > 1:
+        room, allowed, device = room.copy(), allowed.copy(), device.copy()
     for worker in range(ask.workers):
-        if len(fresh):
-            scores[fresh], device[fresh] = best_on_each(as_rooms(room), fresh, ask.shape, policy, usable)
-            scores[fresh] += near[fresh]
         node = pick(scores, allowed)
         assert node is not None, "the filter counted a seat for every worker"
         second = None if worker else _second(scores, allowed, node)
@@ -228,7 +267,9 @@ def _one_by_one(room: Room, allowed: Flags, ask: Ask, policy: Policy, near: Ints
             one = np.array([node])
             still = slots(_rows(room, one), ask.shape, None if usable is None else usable[one])[0] > 0
             allowed[node] = still and ask.spread is not Spread.APART
-            fresh = one if allowed[node] else one[:0]
+            if allowed[node]:
+                scores[one], device[one] = best_on_each(as_rooms(room), one, ask.shape, policy, usable)
+                scores[one] += near[one]
     return tuple(seats)
 
 

@@ -14,7 +14,8 @@ from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.allotments import Allotment
 from scheduler.bookings import Bookings, Horizon
 from scheduler.index import Index
-from scheduler.placement import BEST_FIT, Ask, Scoring, Seat, ask_of, place_gang
+from scheduler.occupancy import Wish, wish_of
+from scheduler.placement import BEST_FIT, Ask, Scored, Scoring, Seat, ask_of, place_gang
 from scheduler.preferences import nearness, pool_price
 from scheduler.rooms import Room
 from scheduler.sharing import Member, QuotaKey
@@ -50,6 +51,7 @@ class Timeline:
         self._windows, self._movable = windows, timedelta(seconds=movable_seconds)
         self._pools = {pool: Bookings(occupancy, horizon) for pool, occupancy in index.pools.items()}
         self._quotas: dict[tuple[Member, PoolName], Allotment] = {}
+        self._scored: dict[tuple[PoolName, Wish], Scored] = {}
         self._covered: dict[tuple[str, PoolName], list[NodeId]] = {}
 
     def now_in(self, pool: PoolName) -> Bookings:
@@ -92,13 +94,18 @@ class Timeline:
         quota = self._quota_of((workload.firm_id, pool))
         if pool not in self._pools or not quota.holds(workload.firm_id, workload.qos, workload.need, start, end):
             return None
-        room, closed = self._pools[pool].room(ask_of(workload), start, workload.seconds), None
-        if room:
-            closed = self.closed(pool, workload, start)
-        if room and closed:
+        ask = ask_of(workload)
+        room = self._pools[pool].room(ask, start, workload.seconds)
+        if room is None:
+            return None
+        closed = self.closed(pool, workload, start)
+        if closed:
             room = room.without(closed)
-        seats = place_gang(room, ask_of(workload), self._scoring) if room else None
-        return None if room is None or seats is None else self._placement(pool, workload, room, seats)
+        alike = pool, wish_of(ask)
+        if alike not in self._scored:
+            self._scored[alike] = Scored.nothing(room.ground, len(room.ground.ids))
+        seats = place_gang(room, ask, self._scoring, self._scored[alike])
+        return self._placement(pool, workload, room, seats) if seats else None
 
     def closed(self, pool: PoolName, workload: Waiting, start: datetime) -> Mapping[NodeId, Window]:
         """The nodes of the pool that are kept from it at some time while it would run, each with a window."""

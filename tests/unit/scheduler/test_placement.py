@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from kit.units import GpuMilli
 from quotas.vocabulary import FirmId, PoolName
+from scheduler.occupancy import Wish, wish_of
 from scheduler.packing import prices_of
-from scheduler.placement import Ask, Scoring, as_rooms, could_hold, pick, place_gang, slots
+from scheduler.placement import Ask, Scored, Scoring, as_rooms, could_hold, pick, place_gang, slots
 from scheduler.rooms import Room, ground_of
 from scheduler.scoring import by_bid_prices
 from scheduler.snapshot import Node
@@ -84,6 +85,16 @@ def test_bid_prices_keep_a_share_out_of_a_hole_that_a_larger_one_fills() -> None
     assert kept and fitted and (kept[0].node, fitted[0].node) == (1, 0)
 
 
+def test_a_node_is_scored_again_once_it_is_not_as_it_was() -> None:
+    of, ask = room(3, 2), Ask(RED, Shape.of(1000))
+    scored = Scored.nothing(of.ground, 2)
+    for taken, best in (((), 1), ((0, 1), 0), ((2,), 1)):
+        if taken:
+            of.take(0, taken, Shape.of(1000 * len(taken)), BLUE)
+        seats = place_gang(of, ask, scored=scored)
+        assert seats and seats[0].node == best
+
+
 asks = st.builds(
     lambda firm, milli, cpus, memory, workers, spread, topology: Ask(
         firm, Shape.of(milli, 1000 * max(cpus, milli == 0), 8192 * memory), workers, spread, topology
@@ -106,9 +117,12 @@ def test_nothing_is_given_out_twice_and_no_accelerator_to_two_firms(
     of = room(*(gpus for gpus, _ in nodes), racks="".join(rack for _, rack in nodes))
     policy = Scoring(by_bid_prices(prices_of({Shape.of(500, 1000, 8192): 2, Shape.of(1000, 2000, 8192): 1})))
     owners: dict[tuple[int, int], FirmId] = {}
+    scored: dict[Wish, Scored] = {}
     for ask in line:
         seats = place_gang(of, ask, policy)
         assert (seats is not None) == could_hold(of, ask)
+        known = scored.setdefault(wish_of(ask), Scored.nothing(of.ground, len(nodes)))
+        assert place_gang(of, ask, policy, known) == seats, "what is remembered changes nothing"
         for seat in seats or ():
             assert len(set(seat.devices)) == ask.shape.gpus
             for device in seat.devices:
