@@ -92,7 +92,10 @@ def refusal(workload: Waiting, state: State) -> Reject | None:
     best = max(most.values())
     if best < workload.need:
         what = "quota" if workload.qos is QoS.RESERVED else "quota with all it may borrow"
-        detail = f"it needs {gpus(workload.need)} and the firm's {what} in {_either(workload.pools)} is {gpus(best)}"
+        needs = f"it needs {gpus(workload.need)}"
+        if workload.need > workload.workers * workload.gpu_milli:
+            needs += ", for the CPU or memory that it keeps from others,"
+        detail = f"{needs} and the firm's {what} in {_either(workload.pools)} is {gpus(best)}"
         return Reject(workload.id, RejectReason.NO_QUOTA, detail)
     there = largest([node for node in state.nodes.values() if node.pool in workload.pools])
     detail = f"{_gang(workload)} fit on no set of nodes of {_either(workload.pools)}, even empty ones; {there}"

@@ -176,7 +176,7 @@ def refuse_hopeless(candidate: Waiting, state: State) -> None:
         return
     hints = {
         RejectReason.NO_QUOTA: "ask the platform's administrator for quota, or ask for less",
-        RejectReason.TOO_LARGE: "ask for fewer accelerators per worker or fewer workers",
+        RejectReason.TOO_LARGE: "ask for less per worker, for fewer workers, or for another spread or topology",
         RejectReason.UNKNOWN_POOL: "see the pools: heliu pool list",
     }
     raise Refused(f"This job can never run: {reject.detail}.", code=reject.reason.value, hint=hints[reject.reason])

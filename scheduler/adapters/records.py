@@ -13,13 +13,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.db import update_many
-from kit.units import GpuMilli
+from scheduler.adapters.gangs import Gang
 from scheduler.adapters.tables import AttemptRow, WorkloadRow
-from scheduler.vocabulary import Shape
 
 
 @dataclass(slots=True)
-class Workload:
+class Workload(Gang):
     """A job or a replica; see `tables.WorkloadRow`."""
 
     id: str
@@ -59,16 +58,6 @@ class Workload:
     kept_ms: int
     lost_gpu_ms: int
     was: Mapping[str, Any] = field(default_factory=dict[str, Any])  # as it was read
-
-    @property
-    def shape(self) -> Shape:
-        """What each worker needs."""
-        return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
-
-    @property
-    def need_milli(self) -> GpuMilli:
-        """Thousandths of the whole gang, as quota, money and usage count them."""
-        return GpuMilli(self.workers * self.shape.counted_milli)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Field
 
-from kit.units import GpuMilli
 from scheduler.adapters.columns import SCHEMA as SCHEMA
 from scheduler.adapters.columns import Table as _Table
 from scheduler.adapters.columns import count as _count
@@ -34,7 +33,8 @@ from scheduler.adapters.fleet_tables import InventoryRow as InventoryRow
 from scheduler.adapters.fleet_tables import NodeRow as NodeRow
 from scheduler.adapters.fleet_tables import PoolRow as PoolRow
 from scheduler.adapters.fleet_tables import WindowRow as WindowRow
-from scheduler.vocabulary import Shape, Spread
+from scheduler.adapters.gangs import Gang
+from scheduler.vocabulary import Spread
 
 
 class QuotaUseRow(_Table, table=True):
@@ -76,7 +76,7 @@ class QuoteRow(_Table, table=True):
     expires_at: datetime = _instant()
 
 
-class WorkloadRow(_Table, table=True):
+class WorkloadRow(Gang, _Table, table=True):
     """A job or a replica, from its submission on."""
 
     __tablename__ = "workload"
@@ -157,16 +157,6 @@ class WorkloadRow(_Table, table=True):
     array_id: str | None = _text(nullable=True, to="job_array.id")
     array_index: int | None = _integer(nullable=True)
     array_run: int | None = _integer(nullable=True)
-
-    @property
-    def shape(self) -> Shape:
-        """What each worker needs."""
-        return Shape.of(self.gpu_milli, self.cpu_milli, self.memory_mib)
-
-    @property
-    def need_milli(self) -> GpuMilli:
-        """Thousandths of the whole gang, as quota, money and usage count them."""
-        return GpuMilli(self.workers * self.shape.counted_milli)
 
 
 class ArrayRow(_Table, table=True):

@@ -1,5 +1,6 @@
 """The cycle by example: who starts, who waits, and what it is told."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -191,6 +192,13 @@ def test_work_that_can_never_run_is_refused_before_it_is_accepted(
 ) -> None:
     reject = refusal(workload, state(node("a", 4), runs("x", "a"), quota=quota))
     assert (reject.reason if reject else None) == expected
+
+
+def test_what_counts_as_more_than_its_accelerators_says_why() -> None:
+    asked = replace(waits("heavy"), memory_mib=512 << 10)
+    reject = refusal(asked, state(node("a", 4), quota=1))
+    assert reject is not None
+    assert reject.detail.startswith("it needs 2, for the CPU or memory that it keeps from others, and the firm's quota")
 
 
 def test_a_forecast_is_the_decision_that_would_be_made() -> None:
