@@ -175,10 +175,15 @@ async def record_wait(
         await events.append(tx, topic(workload, "waiting"), workload.id, body, now=now, firm_id=workload.firm_id)
 
 
-async def record_waits(tx: AsyncSession, changed: Sequence[tuple[Wait, int]], *, now: datetime) -> None:
-    """The same for many at once, each with the fence it was decided at: what started meanwhile is left alone."""
+async def record_waits(
+    tx: AsyncSession, changed: Sequence[tuple[Wait, int]], *, now: datetime
+) -> dict[str, tuple[waits.WaitRow, int]]:
+    """The same for many at once, each with the fence it was decided at: what started meanwhile is left alone.
+
+    What was written, by id, and the version of its row.
+    """
     if not changed:
-        return
+        return {}
     told = {
         wait.workload_id: waits.WaitRow(
             wait.workload_id, fence, wait.reason.value, wait.detail, wait.eta, wait.estimated
@@ -186,10 +191,12 @@ async def record_waits(tx: AsyncSession, changed: Sequence[tuple[Wait, int]], *,
         for wait, fence in changed
     }
     async with events.together(tx):
-        for id, kind, firm_id in sorted(await waits.write_waits(tx, list(told.values()))):
+        written = await waits.write_waits(tx, list(told.values()))
+        for id, kind, firm_id in sorted((one.id, one.kind, one.firm_id) for one in written if one.is_new):
             row = told[WorkloadId(id)]
             body = {"reason": row.wait_reason, "detail": row.wait_detail, "eta": row.eta}
             await events.append(tx, _topic(kind, "waiting"), id, body, now=now, firm_id=firm_id)
+    return {one.id: (told[WorkloadId(one.id)], one.version) for one in written}
 
 
 def whole_again(workload: AnyWorkload) -> None:

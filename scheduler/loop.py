@@ -269,7 +269,8 @@ async def _record_waits(controller: Controller, told: list[Wait], now: datetime)
     changed.sort(key=lambda one: one[0].reason == known[one[0].workload_id].wait_reason)  # new reasons first
     if changed:
         async with controller.db.transaction() as tx:
-            await record_waits(tx, changed[:WAITS_AT_ONCE], now=now)
+            written = await record_waits(tx, changed[:WAITS_AT_ONCE], now=now)
+        controller.memory.keep(written)
 
 
 def _differs(wait: Wait, row: waits.WaitRow, now: datetime) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from scheduler.adapters import store, versions, waits
-from scheduler.facts import as_running, as_waiting, terms_of
+from scheduler.facts import HOLDING, as_running, as_waiting, terms_of
 from scheduler.index import follow, indexed
 from scheduler.snapshot import (
     Change,
@@ -54,6 +54,15 @@ class Memory:
         except BaseException:
             self._forget()
             raise
+
+    def keep(self, written: Mapping[str, tuple[waits.WaitRow, int]]) -> None:
+        """What this leader has written of why work waits, and the versions of the rows: it need not read them again.
+
+        But for reasons that hold work back: those are part of what a decision sees.
+        """
+        for id, (row, version) in written.items():
+            if id in self.told and HOLDING.isdisjoint((row.wait_reason, self.told[id].wait_reason)):
+                self.told[id], self._queued[id] = row, version
 
     def _forget(self) -> None:
         nothing = Memory()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -21,8 +22,12 @@ class WaitRow:
     eta_estimated: bool
 
 
-async def write_waits(tx: AsyncSession, waits: Sequence[WaitRow]) -> set[tuple[str, str, str]]:
-    """Write why these wait, unless they started meanwhile; (id, kind, firm) of those whose reason is a new one."""
+async def write_waits(tx: AsyncSession, waits: Sequence[WaitRow]) -> Sequence[Any]:
+    """Write why these wait, unless they started meanwhile.
+
+    A row (id, kind, firm_id, is_new, version) for each that is written: whether its reason is a new one, and the
+    version (see `versions`) that its row has when the transaction has committed.
+    """
     rows = await tx.execute(
         sql("""
             WITH told AS (
@@ -33,7 +38,8 @@ async def write_waits(tx: AsyncSession, waits: Sequence[WaitRow]) -> set[tuple[s
                 WHERE w.state = 'queued' ORDER BY w.id FOR UPDATE OF w)
             UPDATE scheduler.workload AS w SET wait_reason = told.reason, wait_detail = told.detail, eta = told.eta,
                 eta_estimated = told.is_estimate
-            FROM told WHERE w.id = told.id RETURNING w.id, w.kind, w.firm_id, told.before <> told.reason AS is_new"""),
+            FROM told WHERE w.id = told.id RETURNING w.id, w.kind, w.firm_id, told.before <> told.reason AS is_new,
+                w.xmin::text::bigint AS version"""),
         {
             "ids": [wait.id for wait in waits],
             "fences": [wait.fence for wait in waits],
@@ -43,4 +49,4 @@ async def write_waits(tx: AsyncSession, waits: Sequence[WaitRow]) -> set[tuple[s
             "estimated": [wait.eta_estimated for wait in waits],
         },
     )
-    return {(row.id, row.kind, row.firm_id) for row in rows if row.is_new}
+    return rows.all()

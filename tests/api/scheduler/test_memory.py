@@ -1,17 +1,21 @@
 """What a leader remembers is what the database says, whatever happened since it looked last."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
+import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.auth import SYSTEM
 from quotas import api as quotas
-from scheduler import fleet
+from scheduler import fleet, loop
+from scheduler.adapters import versions
 from scheduler.facts import load_state
 from scheduler.memory import Memory
 from scheduler.snapshot import State
-from scheduler.vocabulary import WorkloadId
+from scheduler.vocabulary import WaitReason, WorkloadId
 from tests.support.money import POOL
 from tests.support.scheduling import City
 
@@ -75,6 +79,32 @@ async def test_a_leader_that_remembers_sees_what_one_that_reads_everything_sees(
         await happens()
         assert await remembered(city, memory) == await read_whole(city), happens
     assert len((await read_whole(city)).waiting) >= 2, "something is left to remember"
+
+
+async def test_what_a_leader_wrote_itself_is_not_read_again_unless_somebody_changed_it_since(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, firm, read = city.controller, await city.firm(quota=1), list[str]()
+    memory = controller.memory
+    await city.submit(firm)
+    await loop.step(controller)
+    job = WorkloadId(await city.submit(firm))
+    workload_rows = versions.workload_rows
+
+    async def heard(tx: AsyncSession, ids: Sequence[str]) -> Sequence[Any]:
+        read.extend(ids)
+        return await workload_rows(tx, ids)
+
+    monkeypatch.setattr(versions, "workload_rows", heard)
+    await loop.step(controller)
+    assert memory.told[job].wait_reason == WaitReason.NO_QUOTA
+    await loop.step(controller)
+    assert read.count(job) == 1, "as it came"
+    async with city.db.transaction() as tx:
+        await tx.execute(text("UPDATE scheduler.workload SET wait_reason = 'new' WHERE id = :id"), {"id": job})
+    await loop.step(controller)
+    assert read.count(job) == 2
+    assert await remembered(city, memory) == await read_whole(city)
 
 
 async def test_only_what_has_changed_is_read_again(city: City) -> None:
