@@ -96,6 +96,8 @@ async def _expire_one(tx: AsyncSession, attempt_id: str, terms: Terms, *, now: d
             message = f"no runner claimed it within {terms.start_timeout_seconds} s"
             await attempts.end(tx, workload, attempt, EndCause.NODE_LOST, message, terms=terms, now=now)
         case cause:
+            if attempt.stop_cause == EndCause.EVICTED:  # our wish, and no failure of its own or of its node
+                cause = EndCause.EVICTED
             message = f"its runner was not heard of for {terms.lease_seconds + terms.margin_seconds} s"
             await attempts.end(tx, workload, attempt, cause, message, terms=terms, now=now)
     return 1

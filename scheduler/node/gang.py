@@ -6,6 +6,7 @@ poll before was answered, counted from the actor's own clock in that answer: how
 """
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -33,6 +34,7 @@ READY_SECONDS_MAX = 120
 """How long the placement group may take; the scheduler placed it where there is room."""
 _POLL_SECONDS = 0.5
 _STAGE_SECONDS_MAX = 3600
+_CLOSE_SECONDS_MAX, _LEAVE_SECONDS_MAX = 30, 2
 _SAID_MAX = 20_000
 _EXIT_LOST = -9
 _RAYS_OWN = ("CPU", "GPU", "memory")
@@ -201,9 +203,10 @@ class Gang:
         return [Inventory.model_validate(one) for one in told]
 
     def close(self) -> None:
-        """Give the nodes back."""
+        """Give the nodes back; workers that were not launched are not waited for, whatever they are still bringing."""
+        patience = _CLOSE_SECONDS_MAX if self._granted else _LEAVE_SECONDS_MAX
         try:
-            ray.get([member.close.remote() for member in self._members], timeout=30)
+            ray.get([member.close.remote() for member in self._members], timeout=patience)
         except RayError:
             pass  # its folder is swept by the next runner there
         for member in self._members:
@@ -213,7 +216,9 @@ class Gang:
 
     def _place(self, stop: threading.Event) -> None:
         if not ray.is_initialized():
+            ours = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place, which tells nobody
             ray.init(address="auto", log_to_driver=False, configure_logging=False)
+            signal.signal(signal.SIGTERM, ours)
         resources = self._plan.worker_resources or _NEXT_TO_NOTHING
         self._group = placement_group(
             [dict(resources) for _ in self._plan.nodes],

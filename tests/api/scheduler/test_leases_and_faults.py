@@ -47,6 +47,21 @@ async def running(city: City, firm: Firm) -> str:
     return job_id
 
 
+async def test_a_runner_that_was_told_to_give_way_and_falls_silent_was_evicted_and_has_not_failed(city: City) -> None:
+    """A gang that was still starting may be gone before it could say so: that is no failure, and needs no pause."""
+    firm = await city.firm()
+    job_id = await running(city, firm)
+    async with city.db.transaction() as tx:
+        await cordon(tx, "n1", "new fans", drain=True, now=city.clock.now())
+    await city.step()
+    assert (await (await city.runner(job_id)).heartbeat()).json()["command"] == "stop"
+    await city.pass_time(26)
+    seen = await city.view(firm, job_id)
+    assert (seen["state"], seen["cause"], seen["charged_micro_yuan"]) == ("queued", "evicted", 0)
+    row = await city.workload(job_id)
+    assert (row.failures, row.held_until) == (0, None)
+
+
 async def test_a_silent_runner_is_given_up_only_after_lease_end_and_margin_and_costs_nothing(city: City) -> None:
     firm = await city.firm()
     job_id = await running(city, firm)

@@ -116,6 +116,28 @@ def test_no_worker_outlives_its_runner_or_its_lease(ray: RealRay, tmp_path: Path
     assert control.finished is None
 
 
+def test_a_terminated_gang_gives_its_programs_their_grace_and_says_so(ray: RealRay, tmp_path: Path) -> None:
+    """Ray's own handler, which its driver puts in place, would end the runner without a word."""
+    control = gang(ray, ["start"], ["done_on_sigterm"], ["say_pid", "program"], ["sleep", 600])
+    with attempt_of(ray, control, tmp_path / "home") as attempt:
+        program_pids(control)
+        attempt.process.terminate()
+        assert attempt.wait(60) == 0, attempt.said()
+    assert control.finished is not None
+    assert (control.finished["outcome"], control.finished["cause"]) == ("stopped", "killed")
+
+
+def test_a_gang_that_is_stopped_while_it_brings_its_inputs_waits_for_nobody(ray: RealRay, tmp_path: Path) -> None:
+    control = gang(ray, ["start"], inputs={"big": b"x" * 4_000_000})
+    control.cut_inputs_after = 10
+    with attempt_of(ray, control, tmp_path / "home") as attempt:
+        until(lambda: len(control.fetched) > 1, seconds=START_SECONDS, what="both workers at their inputs")
+        control.stop = True
+        assert attempt.wait(15) == 0, attempt.said()
+    assert control.finished is not None
+    assert (control.finished["outcome"], control.finished["ran_ms"]) == ("stopped", 0)
+
+
 def test_a_plan_without_a_node_for_each_worker_starts_none(ray: RealRay, tmp_path: Path) -> None:
     control = gang(ray, ["start"], nodes=[node_id(ray)])
     with attempt_of(ray, control, tmp_path / "home") as attempt:
