@@ -218,6 +218,7 @@ async def _admit(controller: Controller, starts: Sequence[Start], sharing: Shari
     for start, outcome in zip(starts, await controller.db.retrying(record), strict=True):
         match outcome:
             case Admitted(attempt_id):
+                controller.memory.started(start.workload_id)
                 log.info("admitted", extra={"workload": start.workload_id, "attempt": attempt_id})
             case Postponed(reason, _):
                 log.info("postponed", extra={"workload": start.workload_id, "reason": reason.value})

@@ -37,6 +37,8 @@ class Memory:
     state: State = field(default_factory=State)
     told: dict[str, waits.WaitRow] = field(default_factory=dict[str, waits.WaitRow])
     _queued: dict[str, int] = field(default_factory=dict[str, int])
+    _view: int = 0  # the database as it was when the queue was last looked at
+    _started: set[str] = field(default_factory=set[str])  # by this leader since then
     _running: dict[str, tuple[tuple[int, int], Running]] = field(
         default_factory=dict[str, tuple[tuple[int, int], Running]]
     )
@@ -64,6 +66,10 @@ class Memory:
             if id in self.told and HOLDING.isdisjoint((row.wait_reason, self.told[id].wait_reason)):
                 self.told[id], self._queued[id] = row, version
 
+    def started(self, workload_id: WorkloadId) -> None:
+        """This leader has started it: it waits no more."""
+        self._started.add(workload_id)
+
     def _forget(self) -> None:
         nothing = Memory()
         for each in fields(self):
@@ -74,19 +80,27 @@ class Memory:
         queued = await self._look_at_queue(tx)
         running = await self._look_at_running(tx, terms, now=now)
         await self._look_at_nodes(tx)
-        self.state = follow(self.state, [*self._moves(running), *queued, *self._changes_of_nodes()])
+        self.state = follow(self.state, [*queued, *self._moves(running), *self._changes_of_nodes()])
         _, index = indexed(self.state)
         as_they_are = await terms_of(tx, index.lines.by_kind, index.held, terms, now=now)
         self.state = follow(self.state, terms_between(self.state, as_they_are))
         return self.state
 
     async def _look_at_queue(self, tx: AsyncSession) -> list[Change]:
-        """What waits now and did not, or did so otherwise."""
-        seen = await versions.queued(tx)
-        for id in self._queued.keys() - seen.keys():
-            del self.told[id]
-        changed = [id for id, version in seen.items() if self._queued.get(id) != version]
-        changes: list[Change] = []
+        """What waits now and did not, or did so otherwise, and what waits no more.
+
+        Asked is only for what may be new. What else has left the queue than by this leader's hand shows in the count.
+        """
+        seen = await versions.queued(tx, since=self._view)
+        new, gone = seen.versions.keys() - self._queued.keys(), self._started & self._queued.keys()
+        gone -= seen.versions.keys()
+        if len(self._queued) + len(new) - len(gone) != seen.waiting:
+            seen = await versions.queued(tx)
+            gone = self._queued.keys() - seen.versions.keys()
+        for id in gone:
+            del self._queued[id], self.told[id]
+        changed = [id for id, version in seen.versions.items() if self._queued.get(id) != version]
+        changes: list[Change] = [Over(WorkloadId(id)) for id in gone if id in self.state.waiting]
         for row in await versions.workload_rows(tx, changed):
             self.told[row.id] = waits.WaitRow(
                 row.id, row.fence, row.wait_reason or "", row.wait_detail, row.eta, row.eta_estimated
@@ -94,14 +108,14 @@ class Memory:
             waiting = as_waiting(row)
             if self.state.waiting.get(waiting.id) != waiting:
                 changes.append(Queued(waiting))
-        self._queued = {id: version for id, version in seen.items() if id in self.told}
+            self._queued[row.id] = seen.versions[row.id]
+        self._view, self._started = seen.view, set()
         return changes
 
     def _moves(self, running: Mapping[WorkloadId, Running]) -> list[Change]:
-        """What neither waits nor runs any more, and what runs and did not, or did so otherwise."""
+        """What runs no more, and what runs and did not, or did so otherwise."""
         state = self.state
-        changes: list[Change] = [Over(id) for id in state.waiting if id not in self._queued]
-        changes += [Over(id) for id in state.running if id not in running]
+        changes: list[Change] = [Over(id) for id in state.running if id not in running and id not in self._queued]
         for id, work in running.items():
             before = state.running.get(id)
             if before is not work and before != work:

@@ -33,13 +33,34 @@ async def one_view(tx: AsyncSession) -> None:
     await tx.execute(sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
 
 
-async def queued(tx: AsyncSession) -> dict[str, int]:
-    """The version of every workload that waits, by id."""
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How many workloads wait in a view of the database, and the versions, by id, of those that may be new in it."""
+
+    waiting: int
+    versions: dict[str, int]
+    view: int
+
+
+async def queued(tx: AsyncSession, *, since: int = 0) -> Queue:
+    """The queue now. May be new: written by a transaction that was not over in the view `since`.
+
+    Versions have 32 bits; when the upper ones of transaction numbers have changed, everything may be new.
+    """
     rows = await tx.execute(
-        sql("""SELECT id, xmin::text::bigint AS version FROM scheduler.workload
-            WHERE state = 'queued' AND ended_at IS NULL""")
+        sql("""
+            SELECT count(*) AS waiting, coalesce(array_agg(id) FILTER (WHERE version >= oldest), '{}') AS ids,
+                coalesce(array_agg(version) FILTER (WHERE version >= oldest), '{}') AS versions,
+                pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS view
+            FROM (SELECT id, xmin::text::bigint AS version FROM scheduler.workload
+                WHERE state = 'queued' AND ended_at IS NULL) AS queue,
+                (SELECT CASE pg_snapshot_xmin(pg_current_snapshot())::text::bigint >> 32
+                    WHEN CAST(:since AS bigint) >> 32 THEN CAST(:since AS bigint) & 4294967295
+                    ELSE 0 END AS oldest) AS known"""),
+        {"since": since},
     )
-    return {str(row.id): int(row.version) for row in rows}
+    row = rows.one()
+    return Queue(row.waiting, dict(zip(row.ids, row.versions, strict=True)), row.view)
 
 
 async def live(tx: AsyncSession) -> list[Live]:

@@ -107,6 +107,30 @@ async def test_what_a_leader_wrote_itself_is_not_read_again_unless_somebody_chan
     assert await remembered(city, memory) == await read_whole(city)
 
 
+async def test_the_whole_queue_is_read_only_when_somebody_else_took_work_out_of_it(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firm, controller, asked = await city.firm(quota=2), city.controller, list[int]()
+    memory, queued = controller.memory, versions.queued
+
+    async def heard(tx: AsyncSession, *, since: int = 0) -> versions.Queue:
+        asked.append(since)
+        return await queued(tx, since=since)
+
+    monkeypatch.setattr(versions, "queued", heard)
+    jobs = [await city.submit(firm) for _ in range(4)]
+    await loop.step(controller)  # reads all there is, starts two
+    asked.clear()
+    assert await remembered(city, memory) == await read_whole(city)
+    assert len(asked) == 1 and asked[0] > 0
+    await (await city.runner(jobs[0])).finished(ran_ms=10, outcome="failed", cause="setup_failed")  # is queued again
+    assert await remembered(city, memory) == await read_whole(city)
+    assert len(asked) == 2
+    assert (await firm.http.post(f"/api/jobs/{jobs[3]}/cancel")).status_code == 200
+    assert await remembered(city, memory) == await read_whole(city)
+    assert asked[2] > 0 and asked[3:] == [0]
+
+
 async def test_only_what_has_changed_is_read_again(city: City) -> None:
     firm, memory = await city.firm(), Memory()
     first, second = [WorkloadId(await city.submit(firm)) for _ in range(2)]
