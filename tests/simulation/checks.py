@@ -22,6 +22,7 @@ ROOM = f"""
 FORGOTTEN = f"""
     SELECT workload.id, workload.state, workload.wait_reason FROM scheduler.workload AS workload
     WHERE workload.ended_at IS NULL AND CASE WHEN workload.state = 'queued' THEN workload.wait_reason IS NULL
+        WHEN workload.state = 'paused' THEN workload.pause_requested_at IS NULL
         ELSE NOT EXISTS (SELECT FROM ({LIVE}) AS live JOIN scheduler.attempt USING (id)
             WHERE workload_id = workload.id) END
     ORDER BY workload.id"""

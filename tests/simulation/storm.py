@@ -51,6 +51,9 @@ TERMS = Terms(
 )
 """Everything ends sooner than in a city, so that more of it comes together."""
 CALM_SECONDS_MAX = 4 * 3600
+SHAPES: tuple[dict[str, float], ...] = (
+    {}, {"gpus": 2}, {"gpus": 0.5}, {"gpus": 0.3}, {"workers": 2}, {"workers": 3}, {"workers": 4, "workers_min": 2},
+)  # fmt: skip
 
 
 class Wrecked(AssertionError):
@@ -109,6 +112,7 @@ class Storm:
             (self.a_controller_is_killed, 10),
             (self.two_believe_they_lead, 6),
             (self.a_job_is_cancelled, 2),
+            (self.a_job_is_paused_or_resumed, 3),
             (self.a_program_dies, 2),
             (self.a_machine_dies_or_returns, 3),
             (self.a_machine_is_cut_off_or_heard_again, 6),
@@ -139,7 +143,7 @@ class Storm:
         most = self.random.choice((10, 20, 40, 80))
         seconds = self.random.uniform(0.5, most * 1.1)
         verdict = self.random.choices(list(Verdict), (85, 10, 5))[0]
-        shape = self.random.choice(({}, {"gpus": 2}, {"gpus": 0.5}, {"gpus": 0.3}, {"workers": 2}, {"workers": 3}))
+        shape = self.random.choice(SHAPES)
         job_id = await self.city.submit(
             firm,
             key=f"{self.seed}-{len(self.jobs)}",
@@ -169,6 +173,13 @@ class Storm:
             firm, job_id = self.random.choice(self.jobs)
             self.cancelled.add(job_id)
             answer = await firm.http.post(f"/api/jobs/{job_id}/cancel")
+            assert answer.status_code in (200, 409), answer.text
+
+    async def a_job_is_paused_or_resumed(self) -> None:
+        """Any of them, whatever it is doing."""
+        if self.jobs:
+            firm, job_id = self.random.choice(self.jobs)
+            answer = await firm.http.post(f"/api/jobs/{job_id}/{self.random.choice(('pause', 'resume'))}")
             assert answer.status_code in (200, 409), answer.text
 
     async def a_program_dies(self) -> None:
@@ -266,6 +277,9 @@ class Storm:
             self.machines.bring_back(node)
         for firm in self.firms:
             await self._top_up(firm, yuan(100))
+        for firm, job_id in self.jobs:
+            answer = await firm.http.post(f"/api/jobs/{job_id}/resume")
+            assert answer.status_code in (200, 409), answer.text
         deadline = now + timedelta(seconds=CALM_SECONDS_MAX)
         while open_jobs := await self._open_jobs():
             self.hold([f"S3: starved: {job}" for job in open_jobs] if self.city.clock.now() > deadline else [])
