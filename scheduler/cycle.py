@@ -10,6 +10,7 @@ The cycle, in order:
 5. Beyond `Policy.reservations` per pool nothing more is reserved: those may still start now where they delay nobody.
 6. What keeps one workload from a place keeps all of its kind (`lines`) that take as long or longer: they wait together,
    unseen (`decisions`), and their expected times are estimates, made when somebody asks.
+7. Where nobody is to be told, it ends when nothing more can start or be stopped for (`prospects`).
 
 What it looks up is kept up as the facts change (`index`), so a look costs what changed and what gets a place, not what
 exists; docs/decisions/0014 says how.
@@ -30,6 +31,7 @@ from scheduler.ordering import Order, Turn
 from scheduler.placement import BEST_FIT, Scoring, ask_of, could_hold
 from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Age, Standings
 from scheduler.preferences import told as told_of
+from scheduler.prospects import Prospects
 from scheduler.rooms import ground_of, largest
 from scheduler.sharing import QuotaKey, Sharing
 from scheduler.snapshot import Change, Running, State, Waiting
@@ -60,18 +62,22 @@ class Policy:
     scoring: Scoring = BEST_FIT  # where work goes of all the places that have room; `mix.py` sets it by recent work
 
 
-def decide(state: State, changes: Iterable[Change], policy: Policy, *, now: datetime) -> tuple[State, Decisions]:
+def decide(
+    state: State, changes: Iterable[Change], policy: Policy, *, now: datetime, tell: bool = True
+) -> tuple[State, Decisions]:
     """The state after `changes`, and decisions for all waiting work and for what has to stop.
 
     The decisions depend on the resulting facts, `policy` and `now` alone: feeding the same facts in another order, or
-    all at once, gives the same ones. The state that comes back carries its index: give it to the next call.
+    all at once, gives the same ones. The state that comes back carries its index: give it to the next call. Who has
+    nobody to `tell` gets the same starts and stops, and not of everybody why it waits.
     """
     seen, index = indexed(follow(state, changes))
     cycle = _Cycle(seen, index, policy, now)
     made: list[Decision] = list(cycle.drain())
-    for turn in cycle.turns():
+    turns = cycle.turns()
+    while (tell or cycle.prospects.any()) and (turn := next(turns, None)):
         made += cycle.consider(turn)
-    decisions = Decisions(made, cycle.closed)
+    decisions = Decisions(made, cycle.closed, is_whole=tell)
     check_decisions(seen, decisions, now=now)
     return seen, decisions
 
@@ -128,6 +134,7 @@ class _Cycle:
         self._order = Order(state, index, self._standings, now=now)
         self._ready = now + timedelta(seconds=self._grace)  # when what is stopped now will have gone
         self._age = Age(now, timedelta(seconds=policy.minimum_seconds))
+        self.prospects = Prospects(self._order, self._timeline, self._in_use, self._standings, self._age)
         self._reserved: dict[PoolName, int] = {}
         self._last: dict[PoolName, datetime] = {}
         self._told: dict[Kind, tuple[WaitReason, str, bool]] = {}
@@ -223,6 +230,7 @@ class _Cycle:
                 continue
             for work in victims:
                 self._standings.stop(work)
+            self.prospects.reclaimed()
             self._standings.start(workload, pool)
             self._order.place(workload, pool, later=False)
             self._timeline.reserve(workload, Slot(ready, placement))

@@ -32,10 +32,14 @@ class KindWaits:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """`made` for single workloads, in the order in which they were considered; `kinds` for what was not."""
+    """`made` for single workloads, in the order in which they were considered; `kinds` for what was not.
+
+    Unless `is_whole` they say what is done now, and not of everybody why it waits.
+    """
 
     made: list[Decision]
     kinds: list[KindWaits]
+    is_whole: bool = True
 
     def by_kind(self) -> dict[Kind, list[KindWaits]]:
         """What kinds wait for, the shortest work first."""

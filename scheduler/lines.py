@@ -64,8 +64,9 @@ def is_held(workload: Waiting, *, now: datetime) -> bool:
 class Lines:
     """Waiting work by kind, every kind in rank order. A value: `after` shares the lines that did not change."""
 
-    def __init__(self, by_kind: Mapping[Kind, Sequence[Entry]]) -> None:
+    def __init__(self, by_kind: Mapping[Kind, Sequence[Entry]], shortest: Mapping[Kind, Entry] | None = None) -> None:
         self.by_kind = by_kind
+        self._shortest = dict(shortest or {})
 
     @classmethod
     def of(cls, waiting: Iterable[Waiting]) -> "Lines":
@@ -77,8 +78,10 @@ class Lines:
             line.sort()
         return cls(by_kind)
 
-    def after(self, gone: Iterable[Waiting], come: Iterable[Waiting]) -> "Lines":
+    def after(self, gone: Sequence[Waiting], come: Sequence[Waiting]) -> "Lines":
         """The lines when this work has left them and that has joined."""
+        if not gone and not come:
+            return self
         by_kind, fresh = dict(self.by_kind), dict[Kind, list[Entry]]()
 
         def line(workload: Waiting) -> list[Entry]:
@@ -95,4 +98,16 @@ class Lines:
         for kind, entries in fresh.items():
             if not entries:
                 del by_kind[kind]
-        return Lines(by_kind)
+        return Lines(by_kind, {kind: entry for kind, entry in self._shortest.items() if kind not in fresh})
+
+    def shortest(self, kind: Kind, *, since: int = 0) -> Entry:
+        """Of a kind the work that takes least time, the last of it in line; `since`: how much of the line is past."""
+        line = self.by_kind[kind]
+        if kind not in self._shortest:
+            self._shortest[kind] = _shortest(line)
+        entry = self._shortest[kind]
+        return entry if entry[0] >= line[since][0] else _shortest(line[since:])
+
+
+def _shortest(line: Sequence[Entry]) -> Entry:
+    return min(reversed(line), key=lambda entry: duration(entry[1]))

@@ -149,7 +149,7 @@ async def cycle(controller: Controller, *, tell: bool = True) -> None:
     now = controller.clock.now()
     async with controller.db.transaction() as tx:
         state = await controller.memory.look(tx, controller.terms, now=now)
-    seen, decisions = decide(state, (), controller.mix.applied(controller.terms.policy), now=now)
+    seen, decisions = decide(state, (), controller.mix.applied(controller.terms.policy), now=now, tell=tell)
     sharing, told, poor = Sharing(seen.quotas, seen.tree), list[Wait](), set[WorkloadId | None]()
     starts: list[Start] = []
     for decision in decisions.made:

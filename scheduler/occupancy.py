@@ -229,7 +229,7 @@ class Occupancy:
     def _first_on(self, node: int, wish: Wish) -> int:
         """When one node has room for one worker."""
         shape, firm = wish
-        room = self.empty_but_for_uses(node)
+        room = self.room.of(node)
         ask = Ask(firm or FirmId(""), shape)
         if could_hold(room, ask):
             return FREE_NOW

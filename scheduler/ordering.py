@@ -13,7 +13,7 @@ and what was held above nominal lately, with a half-life.
 it got a place.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from quotas.vocabulary import FirmId, PoolName
 from scheduler.index import Index, indexed
-from scheduler.lines import Entry, Kind, Rank, duration, is_held
+from scheduler.lines import Kind, Lines, Rank, duration, is_held
 from scheduler.preemption import Standings
 from scheduler.sharing import Member, QuotaKey
 from scheduler.snapshot import State, Waiting
@@ -77,7 +77,7 @@ class Order:
         for kind in index.lines.by_kind:
             by_firm.setdefault(kind.firm_id, []).append(kind)
         for firm, kinds in sorted(by_firm.items()):
-            self._lines[firm] = _FirmLine(kinds, index.lines.by_kind, self._closed, self._sleeps)
+            self._lines[firm] = _FirmLine(kinds, index.lines, self._closed, self._sleeps)
             self._lines[firm].is_behind = strictly
 
     def promised(self, fits: Callable[[Waiting], bool]) -> Iterator[Turn]:
@@ -138,6 +138,19 @@ class Order:
     def close(self, kind: Kind, seconds: float) -> None:
         """No work of a kind that takes so long or longer gets a turn any more."""
         self._closed[kind] = min(seconds, self._closed.get(kind, seconds))
+
+    def open(self) -> Iterator[Kind]:
+        """Kinds of which some may still get a turn."""
+        return (kind for line in self._lines.values() for kind in line.open())
+
+    def is_open(self, kind: Kind) -> bool:
+        """Whether some of a kind may still get a turn."""
+        return kind in self._lines[kind.firm_id].open()
+
+    def best_case(self, kind: Kind) -> Waiting:
+        """What of a kind has not had its turn, such that it starts wherever any of it does."""
+        best = self._lines[kind.firm_id].shortest(kind)
+        return best if best.workers_min is None else best.of(best.workers_least)
 
     def _sleeps(self, workload: Waiting) -> bool:
         return self._now is not None and is_held(workload, now=self._now)
@@ -206,14 +219,15 @@ class _FirmLine:
     def __init__(
         self,
         kinds: Iterable[Kind],
-        by_kind: Mapping[Kind, Sequence[Entry]],
+        lines: Lines,
         closed: Mapping[Kind, float],
         sleeps: Callable[[Waiting], bool],
     ) -> None:
         self.is_behind = False  # work of the firm that borrows comes before what follows
-        self._by_kind, self._closed, self._sleeps = by_kind, closed, sleeps
+        self._by_kind, self._closed, self._sleeps = lines.by_kind, closed, sleeps
+        self._shortest = lines.shortest
         self._at = dict.fromkeys(kinds, 0)
-        self._heap = [(by_kind[kind][0][0], kind) for kind in self._at]
+        self._heap = [(lines.by_kind[kind][0][0], kind) for kind in self._at]
         heapify(self._heap)
         self._aside: list[tuple[Rank, Kind]] = []
 
@@ -234,6 +248,15 @@ class _FirmLine:
     def kinds(self) -> Iterable[Kind]:
         """Those that are still in line."""
         return (kind for _, kind in self._heap)
+
+    def open(self) -> list[Kind]:
+        """Those of which some may still get a turn, laid aside or not."""
+        kinds = (kind for _, kind in (*self._heap, *self._aside))
+        return [kind for kind in kinds if self._closed.get(kind) != 0]
+
+    def shortest(self, kind: Kind) -> Waiting:
+        """Of what is still in line of a kind the work that takes least time."""
+        return self._shortest(kind, since=self._at[kind])[1]
 
     def advance(self) -> None:
         """The head has had its turn."""

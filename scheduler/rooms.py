@@ -79,6 +79,11 @@ class Room:
         arrays = (self.cpu_milli, self.memory_mib, self.gpu_milli, self.firm)
         return Room(self.ground, *(array.copy() for array in arrays))
 
+    def of(self, node: int) -> "Room":
+        """What is free of one node: a room of that node alone, to be changed apart."""
+        row = [node]
+        return Room(self.ground, self.cpu_milli[row], self.memory_mib[row], self.gpu_milli[row], self.firm[row])
+
     def without(self, nodes: Iterable[NodeId]) -> "Room":
         """The same with nothing free on these nodes."""
         rest = self.copy()

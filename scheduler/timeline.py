@@ -15,7 +15,7 @@ from scheduler.allotments import Allotment
 from scheduler.bookings import Bookings, Horizon
 from scheduler.index import Index
 from scheduler.occupancy import Wish, wish_of
-from scheduler.placement import BEST_FIT, Ask, Scored, Scoring, Seat, ask_of, place_gang
+from scheduler.placement import BEST_FIT, Ask, Scored, Scoring, Seat, ask_of, could_hold, place_gang
 from scheduler.preferences import nearness, pool_price
 from scheduler.rooms import Room
 from scheduler.sharing import Member, QuotaKey
@@ -90,22 +90,37 @@ class Timeline:
 
     def fits_in(self, pool: PoolName, workload: Waiting, start: datetime) -> Placement | None:
         """Its placement in one pool from `start` on, or None."""
-        end = _end(start, workload.seconds)
-        quota = self._quota_of((workload.firm_id, pool))
-        if pool not in self._pools or not quota.holds(workload.firm_id, workload.qos, workload.need, start, end):
-            return None
-        ask = ask_of(workload)
-        room = self._pools[pool].room(ask, start, workload.seconds)
+        room, ask = self._room(pool, workload, start), ask_of(workload)
         if room is None:
             return None
-        closed = self.closed(pool, workload, start)
-        if closed:
-            room = room.without(closed)
         alike = pool, wish_of(ask)
         if alike not in self._scored:
             self._scored[alike] = Scored.nothing(room.ground, len(room.ground.ids))
         seats = place_gang(room, ask, self._scoring, self._scored[alike])
         return self._placement(pool, workload, room, seats) if seats else None
+
+    def may_start(self, pool: PoolName, workload: Waiting) -> bool:
+        """Whether it fits there now; where, is not asked."""
+        ask = ask_of(workload)
+        if ask.workers > 1 or ask.topology is not None or self._windows:
+            room = self._room(pool, workload, self._now)
+            return room is not None and could_hold(room, ask)
+        firm, end = workload.firm_id, _end(self._now, workload.seconds)
+        quota = self._quota_of((firm, pool))
+        if pool not in self._pools or not quota.holds(firm, workload.qos, workload.need, self._now, end):
+            return False
+        found = self._pools[pool].earliest(ask, workload.seconds, self._now)
+        return found is not None and found[0] == self._now
+
+    def _room(self, pool: PoolName, workload: Waiting, start: datetime) -> Room | None:
+        """What is free for it from `start` on; None where quota or room is missing for any of it."""
+        end = _end(start, workload.seconds)
+        quota = self._quota_of((workload.firm_id, pool))
+        if pool not in self._pools or not quota.holds(workload.firm_id, workload.qos, workload.need, start, end):
+            return None
+        room = self._pools[pool].room(ask_of(workload), start, workload.seconds)
+        closed = self.closed(pool, workload, start) if room else None
+        return room.without(closed) if room and closed else room
 
     def closed(self, pool: PoolName, workload: Waiting, start: datetime) -> Mapping[NodeId, Window]:
         """The nodes of the pool that are kept from it at some time while it would run, each with a window."""

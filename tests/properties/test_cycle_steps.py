@@ -33,9 +33,14 @@ from scheduler.snapshot import (
     WindowsSet,
 )
 from scheduler.usage import Holding
-from scheduler.vocabulary import NodeId, Start, WorkloadId
+from scheduler.vocabulary import Decision, NodeId, Preempt, Start, WorkloadId
 from scheduler.windows import Window, WindowScope
 from tests.support.states import FIRMS, NOW, POLICIES, POOLS, facts, states
+
+
+def acts(decisions: Decisions) -> list[Decision]:
+    """What is done about work, waiting left out."""
+    return [decision for decision in decisions.made if isinstance(decision, Start | Preempt)]
 
 
 class Life:
@@ -53,6 +58,8 @@ class Life:
         from_scratch = decide(State(), facts(self.state), self.policy, now=self.now)
         assert self.decisions == from_scratch[1]
         assert told(self.state, self.decisions, now=self.now) == told(*from_scratch, now=self.now)
+        _, done = decide(self.state, (), self.policy, now=self.now, tell=False)
+        assert acts(done) == acts(self.decisions), "who is told of nothing does the same"
 
     def _event(self) -> list[Change]:
         happens = [

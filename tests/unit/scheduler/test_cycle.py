@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kit.units import GpuMilli
-from quotas.vocabulary import FirmId, PoolName
+from quotas.vocabulary import CohortName, FirmId, PoolName
 from scheduler.cycle import Policy, decide, refusal
 from scheduler.decisions import decision_for
 from scheduler.quote import forecast
-from scheduler.sharing import Quota
+from scheduler.sharing import Quota, Seat
 from scheduler.snapshot import Node, Queued, Running, State, Waiting
 from scheduler.vocabulary import (
     Decision,
@@ -30,6 +30,7 @@ from tests.support.seats import seated
 NOW = datetime(2026, 11, 2, 2, 0, tzinfo=UTC)
 POOL, OTHER = PoolName("optics-valley/a100"), PoolName("hankou/a100")
 RED, BLUE = FirmId("firm_red"), FirmId("firm_blue")
+CITY = {CohortName("city"): Seat(None), RED: Seat(CohortName("city")), BLUE: Seat(CohortName("city"))}
 
 
 def node(name: str, gpus: int = 4, pool: PoolName = POOL, *, is_open: bool = True, draining: bool = False) -> Node:
@@ -209,3 +210,24 @@ def test_a_forecast_is_the_decision_that_would_be_made() -> None:
     wait = decision_for(with_it, made, WorkloadId("asked"), now=NOW)
     assert isinstance(wait, Wait)
     assert (told.reason, told.detail) == (wait.reason, wait.detail)
+
+
+def test_a_cycle_that_tells_nobody_ends_when_nothing_more_can_start() -> None:
+    many = [waits(f"w{i:03}", age=i) for i in range(500)]
+    long, short = waits("long", gpus=4, priority=2), waits("short", gpus=1, priority=1, seconds=200)
+    of = state(node("n1"), runs("r1", "n1", gpus=2), long, short, *many)
+    _, done = decide(of, (), Policy(), now=NOW, tell=False)
+    assert [d.workload_id for d in done.made if isinstance(d, Start)] == ["short"], "in the gap before the long one"
+    assert len(done.made) < 10 and not done.is_whole
+    full = state(node("n1"), runs("r1", "n1", gpus=4), *many)
+    assert decide(full, (), Policy(), now=NOW, tell=False)[1].made == []
+
+
+def test_a_cycle_that_tells_nobody_still_takes_back_what_was_lent() -> None:
+    lent = replace(runs("lent", "n1", firm=BLUE, gpus=4), since=NOW - timedelta(hours=1))
+    of = replace(state(node("n1"), lent, waits("owner", gpus=4)), tree=CITY)
+    of = replace(of, quotas={(RED, POOL): Quota(GpuMilli(4000)), (BLUE, POOL): Quota(GpuMilli(0))})
+    _, done = decide(of, (), Policy(), now=NOW, tell=False)
+    assert [d for d in done.made if isinstance(d, Preempt)] == [
+        Preempt(WorkloadId("lent"), "reclaim", WorkloadId("owner"))
+    ]
