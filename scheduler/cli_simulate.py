@@ -79,7 +79,7 @@ def simulate(
         scenarios = {AS_IT_IS: scenario} | ({CHANGED: changed(scenario, settings)} if settings else {})
         if save:
             save.write_text(recording.model_dump_json(indent=1), "utf-8")
-        policy = priced(Policy(), scenario.mix)
+        policy = priced(Policy(), scenario.mix, scenario.nodes.values())
         runs = {name: play(one, policy, pace_seconds=pace) for name, one in scenarios.items()}
         outcomes = {name: outcome(run) for name, run in runs.items()}
         for path in plot or ():

@@ -8,39 +8,82 @@ task shapes, not their order.
   (network revenue management: Talluri and van Ryzin 1998; arc flow: Valério de Carvalho 1999). Taking a share that
   leaves 190 thousandths nobody asks for costs the difference.
 * **Shortage.** GPU room is worth nothing without the CPU and memory its tasks need. The shortage of a node is the part
-  of its free GPU thousandths that its free CPU or memory cannot serve at the mix's mean need per thousandth; a
-  placement pays for the growth.
+  of its free GPU thousandths that its free CPU or memory cannot serve; a placement pays for the growth. While GPUs run
+  out first, a node serves whatever comes at the mix's mean need per thousandth.
+* **Scarce CPU.** Where the mix, its CPU-only tasks too, asks for more CPU (or memory) than the nodes have beside their
+  GPUs, room ends up too short for some tasks and not for others. Then each counts with its own need, so CPU-only tasks
+  go where the fewest others lose their room; the leaner it is the more it counts, for lean tasks are those that still
+  get a place in the end. Every node differs a little by that; a grain keeps nodes filling up one after the other.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from kit.units import MILLI_PER_GPU
-from scheduler.rooms import Floats
-from scheduler.scoring import Prices
+from scheduler.rooms import Floats, Ints
+from scheduler.scoring import NO_NEED, Need, Prices
 from scheduler.vocabulary import Shape
 
 
-def prices_of(mix: Mapping[Shape, int]) -> Prices:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What nodes have beside each GPU thousandth, all of them together; nobody knows: plenty."""
+
+    cpu_milli: float = inf
+    memory_mib: float = inf
+
+    @classmethod
+    def of(cls, *, cpu_milli: int, memory_mib: int, gpu_milli: int) -> "Beside":
+        """From what they have in all."""
+        return cls(cpu_milli / gpu_milli, memory_mib / gpu_milli) if gpu_milli else cls()
+
+
+PLENTY = Beside()
+GRAIN = 100  # thousandths; tuned, as is the square below, on mixes and seeds other than those reported
+
+
+def prices_of(mix: Mapping[Shape, int], beside: Beside = PLENTY) -> Prices:
     """Prices for tasks that come in the proportions of `mix` (shape → count). Without GPU tasks all prices are zero."""
     wanted: Counter[int] = Counter()
     for shape, count in mix.items():
         if shape.gpus:
             wanted[min(shape.gpu_milli, MILLI_PER_GPU)] += count * shape.gpus
-    demand = sum(size * count for size, count in wanted.items())
-    if not demand:
-        return Prices(np.zeros(MILLI_PER_GPU + 1), 0.0, 0.0)
-    cpu = sum(shape.cpu_milli * count for shape, count in mix.items() if shape.gpus)
-    memory = sum(shape.memory_mib * count for shape, count in mix.items() if shape.gpus)
-    return Prices(
-        _residual_worth(wanted, gpus=demand / MILLI_PER_GPU),
-        cpu / demand,
-        memory / demand,
-    )
+    if not wanted:
+        return Prices(np.zeros(MILLI_PER_GPU + 1), NO_NEED, NO_NEED)
+    count, demand = np.array(list(mix.values())), np.array([shape.demand for shape in mix])
+    cpu, memory = np.array([shape.cpu_milli for shape in mix]), np.array([shape.memory_mib for shape in mix])
+    total, on_gpus = float(count @ demand), demand > 0
+    weight, scarce = (count * demand)[on_gpus] / total, list[bool]()
+
+    def need(taken: Ints, there: float) -> Need:
+        scarce.append(bool(count @ taken > there * total))
+        ratio = taken[on_gpus] / demand[on_gpus]
+        return _need_of_each(ratio, weight) if scarce[-1] else _mean_need(ratio, weight)
+
+    needs = need(cpu, beside.cpu_milli), need(memory, beside.memory_mib)
+    return Prices(_residual_worth(wanted, gpus=total / MILLI_PER_GPU), *needs, GRAIN if any(scarce) else 0)
+
+
+def _mean_need(ratio: Floats, weight: Floats) -> Need:
+    """Tasks that need `ratio` of a resource for each GPU thousandth share the room; `weight` adds up to 1 [T]."""
+    mean = float(ratio @ weight)
+    return Need(np.array([0.0, mean]), np.array([1.0, 0.0])) if mean else NO_NEED
+
+
+def _need_of_each(ratio: Floats, weight: Floats) -> Need:
+    """Each task has the room that its own need leaves of use, and lean ones weigh more [T]."""
+    mean, needy = float(ratio @ weight), ratio > 0
+    if not needy.any():
+        return NO_NEED
+    ratio, weight = ratio[needy], weight[needy] / np.maximum(ratio[needy], mean / 10) ** 2
+    at = np.unique([0.0, *ratio])
+    return Need(at, np.maximum(0.0, 1 - at[:, None] / ratio) @ weight / weight.sum())
 
 
 def _residual_worth(wanted: Mapping[int, int], *, gpus: float) -> Floats:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.scheduler.trace import Fleet
 from kit.units import MILLI_PER_GPU
-from scheduler.packing import prices_of
+from scheduler.packing import Beside, prices_of
 from scheduler.placement import Candidates, Policy
 from scheduler.rooms import Floats, Ints, Rooms
 from scheduler.scoring import by_bid_prices
@@ -15,7 +16,7 @@ from scheduler.vocabulary import Shape
 TYPICAL_SHARE = 0.95
 
 
-def random(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
+def random(fleet: Fleet, mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     """Any node that fits, each as likely, and any GPU of it."""
 
     def score(candidates: Candidates) -> Ints:
@@ -25,7 +26,7 @@ def random(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     return score
 
 
-def best_fit(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
+def best_fit(fleet: Fleet, mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     """The node with the least CPU and GPU left, weighted alike, over the largest node's; then the fullest GPU."""
 
     def score(candidates: Candidates) -> Ints:
@@ -36,7 +37,7 @@ def best_fit(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     return score
 
 
-def fgd(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
+def fgd(fleet: Fleet, mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     """Fragmentation gradient descent (Weng et al., ATC'23): least growth of what the typical tasks cannot use."""
     shapes, shares = _typical(mix)
 
@@ -47,12 +48,13 @@ def fgd(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     return score
 
 
-def bid_price(mix: Counter[Shape], rng: np.random.Generator) -> Policy:
+def bid_price(fleet: Fleet, mix: Counter[Shape], rng: np.random.Generator) -> Policy:
     """Heliu's own, as in production: `scheduler.scoring`."""
-    return by_bid_prices(prices_of(mix))
+    cpu, memory = int(fleet.cpu_milli.sum()), int(fleet.memory_mib.sum())
+    return by_bid_prices(prices_of(mix, Beside.of(cpu_milli=cpu, memory_mib=memory, gpu_milli=fleet.capacity)))
 
 
-POLICIES: dict[str, Callable[[Counter[Shape], np.random.Generator], Policy]] = {
+POLICIES: dict[str, Callable[[Fleet, Counter[Shape], np.random.Generator], Policy]] = {
     "random": random,
     "best-fit": best_fit,
     "fgd": fgd,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scheduler.packing import prices_of
+from scheduler.packing import Beside, prices_of
 from scheduler.rooms import Rooms
 from scheduler.scoring import Prices
 from scheduler.vocabulary import Shape
@@ -45,6 +45,32 @@ def test_a_placement_pays_for_the_shortage_it_makes() -> None:
     before, after = rooms(16_000, 32_000, 1_000, 1_000), rooms(4_000, 16_000, 1_000, 0)
     cost = prices.placement_cost(before, after, left=None, gpu_milli=1_000)
     assert cost.tolist() == [500]
+
+
+def test_where_cpu_runs_out_first_a_node_that_serves_only_some_tasks_is_short_for_the_others() -> None:
+    lean, hungry = Shape(2_000, 0, 1, 1_000), Shape(14_000, 0, 1, 1_000)  # 2 and 14 CPU milli for every thousandth
+    mix = {lean: 5, hungry: 5, Shape(10_000, 0, 0, 0): 10}
+    node = rooms(8_000, 0, 1_000)
+    assert prices_of(mix).shortage(node)[0] == pytest.approx(0)  # 8 on average
+    assert prices_of(mix, Beside(cpu_milli=20)).shortage(node)[0] == pytest.approx(0)  # 18 are asked for
+    scarce = prices_of(mix, Beside(cpu_milli=17))
+    of_hungry = 2**2 / (2**2 + 14**2)  # the lean count more, by the square of what a CPU serves
+    assert scarce.shortage(node)[0] == pytest.approx(of_hungry * (1_000 - 8_000 / 14))
+    short = (1 - of_hungry) * 500 + of_hungry * (1_000 - 1_000 / 14)
+    assert scarce.shortage(rooms(1_000, 0, 1_000))[0] == pytest.approx(short)
+    assert scarce.shortage(rooms(14_000, 0, 1_000))[0] == pytest.approx(0)
+
+
+def test_cpu_only_tasks_cost_least_where_the_gpus_are_taken() -> None:
+    mix = {Shape(2_000, 0, 1, 1_000): 5, Shape(14_000, 0, 1, 1_000): 5, Shape(10_000, 0, 0, 0): 10}
+    prices = prices_of(mix, Beside(cpu_milli=10))
+    taken, free = rooms(11_000, 0, 0), rooms(11_000, 0, 1_000)
+    cost = [
+        prices.placement_cost(before, rooms(int(before.cpu_milli[0]) - 10_000, 0, gpu), left=None, gpu_milli=0)[0]
+        for before, gpu in ((taken, 0), (free, 1_000))
+    ]
+    assert cost[0] == 0
+    assert cost[1] == 500, "rounded to the grain"
 
 
 def test_a_mix_without_gpu_tasks_prices_nothing() -> None:
