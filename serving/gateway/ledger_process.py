@@ -5,7 +5,6 @@ there. The process answers each frame with a line: `ok`, or why not.
 """
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -28,11 +27,8 @@ log = logging.getLogger(__name__)
 FRAME_BYTES = 4
 ANSWER_SECONDS_MAX = 60
 """A ledger that takes longer for a batch than this is taken to hang."""
-STARVED_SECONDS = 2.0
-"""A batch takes a tenth of a second where some core is free now and then: after this long none was."""
 NICER = 10
-"""What remains of its share then: answering comes before charging."""
-READY = b"ready\n"
+"""On a machine with too few cores, answering comes before charging."""
 
 
 class LedgerProcess:
@@ -42,8 +38,6 @@ class LedgerProcess:
         self._control = control
         self._environment = os.environ | {"HELIU_DATABASE_URL": database_url, "HELIU_GATEWAY_HOLDER": control.holder}
         self._process: asyncio.subprocess.Process | None = None
-        self._starved = False
-        """Whether it once found no time when nobody else wanted the processor; since then it has a share of it."""
         self._turn = asyncio.Lock()
 
     @property
@@ -60,12 +54,11 @@ class LedgerProcess:
             try:
                 process.stdin.write(len(frame).to_bytes(FRAME_BYTES, "big"))
                 process.stdin.write(frame)
-                async with asyncio.timeout(ANSWER_SECONDS_MAX if self._starved else STARVED_SECONDS):
+                async with asyncio.timeout(ANSWER_SECONDS_MAX):
                     await process.stdin.drain()
                     answer = await process.stdout.readline()
             except TimeoutError as error:
                 process.kill()
-                self._process, self._starved = None, True
                 raise Unavailable("the ledger does not answer", hint="its process is started again") from error
             except OSError as error:
                 raise Unavailable("the gateway's ledger process is gone", hint="it is started again") from error
@@ -93,22 +86,10 @@ class LedgerProcess:
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "serving.gateway.ledger_process", *(["--share"] if self._starved else []),
+                sys.executable, "-m", "serving.gateway.ledger_process",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=self._environment,
             )  # fmt: skip
-            await self._ready(self._process)
         return self._process
-
-    async def _ready(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                said = await process.stdout.readline()
-        except BaseException:
-            process.kill()
-            raise
-        if said != READY:
-            raise Unavailable("the gateway's ledger process did not start", hint="it is started again")
 
 
 async def _charge_frames() -> None:
@@ -144,19 +125,7 @@ async def _charge_frames() -> None:
         await db.close()
 
 
-def _give_way(*, share: bool) -> None:
-    """Run when nobody else wants the processor, or (`share`) less often than others.
-
-    A niced process may still run on for a whole slice of some milliseconds when an answer is due; an idle one stops.
-    """
-    os.nice(NICER)
-    if not share:
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 if __name__ == "__main__":
     configure_logging("gateway-ledger")
-    _give_way(share="--share" in sys.argv)
-    os.write(sys.stdout.fileno(), READY)
+    os.nice(NICER)
     asyncio.run(_charge_frames())

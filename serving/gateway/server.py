@@ -84,7 +84,7 @@ class RunningGateway:
                 await gateway.until_idle()
         with contextlib.suppress(HeliuError, OSError, TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
-                await gateway.shipper.ship() or await gateway.shipper.ship()  # at first it may have found no time
+                await gateway.shipper.ship()
                 await gateway.purses.close()
                 await gateway.gate.windows.close()
         for task in self._tasks:
