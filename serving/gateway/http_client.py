@@ -121,7 +121,7 @@ class EngineConnection(asyncio.Protocol):
         self.sink.engine_head(200, known.content_type)
         if body:
             self._bodies.append(body)
-        self._complete(self.linger is None)
+        self._complete(stays=True)
         return True
 
     def _remember(self, data: bytes) -> None:
@@ -177,9 +177,9 @@ class EngineConnection(asyncio.Protocol):
         self._bodies.append(body)
 
     def on_message_complete(self) -> None:
-        self._complete(self.linger is None and self.parser.should_keep_alive())
+        self._complete(stays=self.parser.should_keep_alive())
 
-    def _complete(self, stays: bool) -> None:
+    def _complete(self, *, stays: bool) -> None:
         if self._bodies:
             self._pass_on()
         sink = self.sink
@@ -187,7 +187,7 @@ class EngineConnection(asyncio.Protocol):
             return
         self.sink = None
         self.served += 1
-        if stays:
+        if stays and self.linger is None:
             self.pool.release(self)
         elif self.transport is not None:
             self.transport.close()

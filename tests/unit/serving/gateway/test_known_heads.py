@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway.http_client import EnginePool
+from serving.gateway.http_client import EngineConnection, EnginePool
 from serving.gateway.http_messages import HttpLimits, KnownHead, Request
 from serving.gateway.http_server import Connection, HttpServer
 from tests.support.gateways import RawClient
@@ -121,6 +121,17 @@ class Heard:
         raise error
 
 
+class Leaver(Heard):
+    """Gives up when the answer comes."""
+
+    def begun(self, connection: EngineConnection) -> bool:
+        self._connection = connection
+        return True
+
+    def engine_data(self, data: bytes) -> None:
+        self._connection.give_up()
+
+
 PLAIN = b"HTTP/1.1 200 OK\r\ndate: now\r\ncontent-length: %d\r\ncontent-type: text/plain\r\n\r\n"
 
 
@@ -153,6 +164,11 @@ async def test_an_engine_answers_alike_under_heads_known_and_new() -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     pool = EnginePool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
+    async def leave_at_the_last_bytes(what: bytes) -> None:
+        leaver = Leaver(half)
+        pool.send(what + b"\n", leaver, leaver.begun)
+        await asyncio.wait_for(leaver.over.wait(), 5)
+
     async def ask(what: bytes) -> list[object]:
         heard = Heard(half)
         pool.send(what + b"\n", heard, lambda _: True)
@@ -173,6 +189,9 @@ async def test_an_engine_answers_alike_under_heads_known_and_new() -> None:
         assert await ask(b"closing") == [200, plain, b"abc"]
         assert await ask(b"more") == [200, plain, b"abc"]
         assert await ask(b"short") == [200, plain, b"abc"]
+        for left in (b"short", b"chunked"):
+            await leave_at_the_last_bytes(left)
+            assert await ask(b"short") == [200, plain, b"abc"], "what was given up was used again"
     assert pool.known is not None, "nothing was known again"
     pool.abort()
     server.close()
