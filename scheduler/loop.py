@@ -65,7 +65,7 @@ LOOK_SECONDS = 2.0  # between two looks at the nodes; work waking the loop does 
 CALM_SECONDS = 0.02  # from one round's beginning to the next one's, so that a burst of submissions is one cycle
 TIDY_SECONDS = 60.0
 STARTS_AT_ONCE = 250  # in one transaction: while it lasts it has the balances of their firms
-WAITS_AT_ONCE = 1000
+WAITS_AT_ONCE = 250
 ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write, nor one by a tenth
 
 

@@ -214,9 +214,10 @@ async def has_linked_work(tx: AsyncSession) -> bool:
     """Whether any array is open or any job waits for others."""
     found = await tx.execute(
         sql("""
-            SELECT EXISTS (SELECT FROM scheduler.job_array WHERE ended_at IS NULL) OR EXISTS (
-                SELECT FROM scheduler.dependency AS d JOIN scheduler.workload AS w ON w.id = d.workload_id
-                WHERE w.ended_at IS NULL AND w.state = 'blocked')""")
+            SELECT EXISTS (SELECT FROM scheduler.job_array WHERE ended_at IS NULL) OR CASE
+                WHEN EXISTS (SELECT FROM scheduler.dependency) THEN EXISTS (
+                    SELECT FROM scheduler.workload WHERE ended_at IS NULL AND state = 'blocked')
+                ELSE false END""")
     )
     return bool(found.scalar_one())
 
