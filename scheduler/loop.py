@@ -65,7 +65,8 @@ LOOK_SECONDS = 2.0  # between two looks at the nodes; work waking the loop does 
 CALM_SECONDS = 0.02  # from one round's beginning to the next one's, so that a burst of submissions is one cycle
 TIDY_SECONDS = 60.0
 STARTS_AT_ONCE = 250  # in one transaction: while it lasts it has the balances of their firms
-WAITS_AT_ONCE = 250
+WAITS_AT_ONCE = 1000
+MOVED_AT_ONCE = 250  # of these, where only the expected time has moved
 ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write, nor one by a tenth
 
 
@@ -267,10 +268,12 @@ async def _record_waits(controller: Controller, told: list[Wait], now: datetime)
         for wait in told
         if wait.workload_id in known and _differs(wait, known[wait.workload_id], now)
     ]
-    changed.sort(key=lambda one: one[0].reason == known[one[0].workload_id].wait_reason)  # new reasons first
+    new = [one for one in changed if one[0].reason != known[one[0].workload_id].wait_reason]
+    moved = [one for one in changed if one[0].reason == known[one[0].workload_id].wait_reason]
     if changed:
+        batch = [*new[:WAITS_AT_ONCE], *moved[: max(0, MOVED_AT_ONCE - len(new))]]
         async with controller.db.transaction() as tx:
-            written = await record_waits(tx, changed[:WAITS_AT_ONCE], now=now)
+            written = await record_waits(tx, batch, now=now)
         controller.memory.keep(written)
 
 
