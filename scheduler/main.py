@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter, Depends, Request
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kit import collector
 from kit.blobs import Blobs
 from kit.clock import Clock
 from kit.db import Database
@@ -100,6 +101,7 @@ async def run_background(db: Database, blobs: Blobs, clock: Clock, settings: Set
     """The scheduler's loop, on the leader, until `stop` is set."""
     runtime = RayRuntime(ray_cluster(settings))
     try:
+        collector.look_rarely()
         controller = loop.Controller(db, blobs, clock, runtime, runtime, terms_from(settings), token_key(settings))
         await loop.run(controller, stop)
     finally:

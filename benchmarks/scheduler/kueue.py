@@ -30,6 +30,7 @@ from benchmarks.scheduler.kueue_load import (
     submit,
 )
 from benchmarks.scheduler.kueue_nodes import Cluster, Load, beside, play
+from kit import collector
 from kit.blobs import Blobs
 from kit.clock import SystemClock
 from kit.db import Database
@@ -103,6 +104,7 @@ async def _play(db: Database, folder: Path, share: int, *, zero: bool) -> Run:
             db, Blobs(f"file://{folder}/blobs"), SystemClock(), cluster, cluster, terms, b"benchmark"
         )
         await loop.look_at_nodes(controller)
+        collector.look_rarely()  # as the controller's process
         stop, used = asyncio.Event(), _processor_seconds(folder, nodes)
         began, leading = perf_counter(), asyncio.create_task(loop.run(controller, stop))
         try:

@@ -5,7 +5,6 @@ there. The process answers each frame with a line: `ok`, or why not.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kit import collector
 from kit.db import Database
 from kit.errors import HeliuError, InvalidInput, Unavailable
 from kit.telemetry import configure_logging
@@ -94,9 +94,7 @@ class LedgerProcess:
 
 async def _charge_frames() -> None:
     """The receiving side: until the gateway closes its end, or dies."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)  # a batch is many objects and no cycles: looking for them took half the time
+    collector.look_rarely()
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=64 << 20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
