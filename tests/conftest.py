@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -16,6 +17,9 @@ from kit.clock import FixedClock
 from kit.db import Database
 from tests.support.databases import TestServer, running_server
 from tests.support.needs import need
+
+settings.register_profile("heliu", deadline=None, suppress_health_check=(HealthCheck.too_slow,))
+settings.load_profile("heliu")  # how long something takes is for the benchmarks to say
 
 # Readline, which pytest imports, writes a terminal's size into the environment of the processes it starts; rich takes
 # that for the width of all it prints. Tests that ask for a width say so.
