@@ -66,7 +66,7 @@ CALM_SECONDS = 0.02  # from one round's beginning to the next one's, so that a b
 TIDY_SECONDS = 60.0
 STARTS_AT_ONCE = 250  # in one transaction: while it lasts it has the balances of their firms
 WAITS_AT_ONCE = 1000
-MOVED_AT_ONCE = 250  # of these, where only the expected time has moved
+MOVED_AT_ONCE = 250  # of them, those where only the expected time has moved
 ETA_MOVED = timedelta(seconds=5)  # a smaller change of an expected time is not worth a write, nor one by a tenth
 
 
