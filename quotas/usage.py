@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import InvalidInput
@@ -222,9 +222,17 @@ async def _locked_lines(tx: AsyncSession, lines: Sequence[LineKey], *, now: date
         rates = await _rates_of(tx, missing)
         contracts = await discounts_by_id(tx, {line.discount_id for line in missing if line.discount_id})
         begun = [_begun(line, rates[line], contracts.get(line.discount_id), now) for line in missing]
-        await tx.execute(insert(ChargeRow).values(begun).on_conflict_do_nothing(index_elements=["line_key"]))
+        await tx.execute(begin_lines(begun))
         rows |= await _lock(tx, missing)
     return rows
+
+
+def begin_lines(rows: Sequence[dict[str, object]]) -> Insert:
+    """Write the lines that nobody wrote before.
+
+    Whichever index sees another's line first: who names one of them as the arbiter is refused by the other.
+    """
+    return insert(ChargeRow).values(list(rows)).on_conflict_do_nothing()
 
 
 async def _lock(tx: AsyncSession, lines: Sequence[LineKey]) -> dict[str, ChargeRow]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvloop
 
+from kit import collector
 from kit.db import Database
 from kit.errors import HeliuError
 from kit.ids import new_id
@@ -53,6 +54,7 @@ async def serve(
         await running.start(settings.host, settings.gateway_port)
         log.info("the gateway listens", extra={"port": running.port, "metrics_port": running.metrics_port})
         await running.gateway.routes_known.wait()
+        collector.look_rarely()
         ready(running.port)
         await stop.wait()
     finally:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kit import collector
 from kit.errors import HeliuError
 from kit.proxies import TrustedProxies
 from serving.gateway.engine_watch import replica_gauges, watch
@@ -57,7 +56,6 @@ class RunningGateway:
             self._tasks.append(loop.create_task(_forever(work)))
         self.metrics_port = await self._metrics.start("127.0.0.1", settings.metrics_port)
         self.port = await self._server.start(host, port, reuse_port=settings.reuse_port)
-        collector.look_rarely()
 
     async def stop(self) -> None:
         """Drain: nothing new, running answers end within the set time, usage is shipped, leases go back. Once."""

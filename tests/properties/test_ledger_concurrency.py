@@ -1,19 +1,26 @@
 """Thirty-two connections at one ledger: no overdraft, no double settlement, no deadlock that reaches a caller."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.exc import IntegrityError
 
 from kit.clock import FixedClock
 from kit.db import Database
 from kit.errors import Conflict, NoMoney
 from kit.units import MicroYuan
-from quotas import api
+from quotas import api, usage
 from quotas.adapters import ledger_store
+from quotas.adapters.money_tables import ChargeRow
 from quotas.ledger_service import sweep
 from quotas.vocabulary import KeyId, UsageKind
 from tests.support.money import grant, hold, open_firm, publish_prices, tokens, used, yuan
 
 CONNECTIONS = 32
+THREADS = 12
 
 
 async def test_many_holds_at_once_never_overdraw(database_url: str, clock: FixedClock) -> None:
@@ -246,3 +253,42 @@ async def test_usage_charged_by_everybody_at_once_takes_all_that_is_there_and_a_
         assert await api.open_holds(tx) == []
         assert await api.check_ledger(tx) == []
     await db.close()
+
+
+async def test_lines_begun_by_everybody_in_the_same_instant_are_begun_once(
+    database_url: str, clock: FixedClock
+) -> None:
+    """By bare threads: the instant between the entries of two indexes is too short for anything slower."""
+    db = Database(database_url)
+    await publish_prices(db, now=clock.now())
+    async with db.transaction() as tx:
+        firm = await open_firm(tx, now=clock.now(), paid_in=20_000)
+        await api.ingest_tokens(tx, [tokens(firm, 1, at=clock.now())], now=clock.now())
+        one: dict[str, object] = (await tx.execute(select(ChargeRow))).scalar_one().model_dump()
+    await db.close()
+    batches = [
+        usage.begin_lines([one | {"id": f"chg_{turn}_{n}", "line_key": f"{turn} {n}"} for n in range(3)])
+        for turn in range(200)
+    ]
+    engine = create_engine(database_url, pool_size=THREADS, isolation_level="AUTOCOMMIT")
+    together = threading.Barrier(THREADS)
+
+    def begin() -> None:
+        with engine.connect() as connection:
+            for batch in batches:
+                together.wait(60)
+                try:
+                    connection.execute(batch)
+                except IntegrityError:
+                    together.abort()  # nobody waits for this thread
+                    raise
+
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            turns = [threads.submit(begin) for _ in range(THREADS)]
+        refused = [error for turn in turns if isinstance(error := turn.exception(), IntegrityError)]
+        assert not refused
+        with engine.connect() as connection:
+            assert connection.scalar(select(func.count()).select_from(ChargeRow)) == 1 + 3 * len(batches)
+    finally:
+        engine.dispose()
