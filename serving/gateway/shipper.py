@@ -191,7 +191,7 @@ class Shipper:
             pause = every_seconds if await self.ship() else min(pause * 2, 5.0)
 
     async def ship(self) -> bool:
-        """Ship everything owed; whether the ledger took it."""
+        """Ship everything owed by now; whether the ledger took it. What comes meanwhile goes together the next time."""
         async with self._shipping:
             return await self._ship()
 
@@ -203,7 +203,7 @@ class Shipper:
             yield
 
     async def _ship(self) -> bool:
-        while self._in_memory or self._on_disk:
+        for _ in range(len(self._in_memory) + len(self._on_disk)):
             waiting = self._in_memory or self._on_disk
             parcel = waiting[0]
             parcel.sealed = True
@@ -216,7 +216,8 @@ class Shipper:
             parcel.taken()
             self.late = False
             self._delete_shipped()
-        self._more.clear()
+        if not self.backlog:
+            self._more.clear()
         return True
 
     async def _charge_segment(self, segment: Segment) -> bool:

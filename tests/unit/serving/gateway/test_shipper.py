@@ -175,6 +175,28 @@ async def test_records_that_come_while_the_disk_is_read_are_neither_lost_nor_set
     log.close()
 
 
+async def test_records_that_come_while_others_are_charged_go_together_the_next_time(tmp_path: Path) -> None:
+    log, sink = UsageLog(tmp_path), Sink()
+    shipper = Shipper(log, sink, backlog_bytes_max=1 << 30)
+    taken, batches = sink.ingest, list[int]()
+
+    async def more_meanwhile(lines: Sequence[bytes]) -> None:
+        batches.append(len(lines))
+        for n in range(3):
+            shipper.end(closed(f"req_{len(batches)}_{n}"), lambda: None)
+        await durable(shipper, len(lines) + 3)
+        await taken(lines)
+
+    sink.ingest = more_meanwhile  # type: ignore[method-assign]
+    shipper.end(closed("req_0"), lambda: None)
+    await durable(shipper, 1)
+    async with asyncio.timeout(5):
+        assert await shipper.ship()
+        assert await shipper.ship()
+    assert (batches, shipper.backlog) == ([1, 3], 3)
+    log.close()
+
+
 @pytest.mark.usefixtures("small")
 async def test_a_killed_gateways_backlog_on_disk_is_shipped_by_the_next(tmp_path: Path) -> None:
     log, sink = UsageLog(tmp_path), Sink()
