@@ -149,7 +149,7 @@ def build(
         proxies=proxies or TrustedProxies(),
         traces=from_environment(),
     )
-    usage_log.expecting = lambda: gateway.active
+    usage_log.at_work = lambda: len(gateway.active)
     limits = HttpLimits(
         body_bytes_max=settings.body_limit_bytes, bodies_bytes_max=settings.bodies_bytes_max,
         sending_bytes_max=settings.sending_bytes_max, head_seconds_max=settings.head_seconds_max,

@@ -1,7 +1,7 @@
-"""The gateway's durable usage log: what is appended while every turn of the loop brings more is synced together.
+"""The gateway's durable usage log: what is appended while others are at work is synced together.
 
-While the disk is quick the loop syncs itself, which costs less than waking a thread and taking turns with it; as soon
-as a sync is slow, or refused, a thread does it, so that open streams do not wait for a disk.
+The kernel syncs while the loop goes on. Where it cannot, or the disk refuses, a thread does: it writes again, for as
+long as the disk refuses.
 
 A segment is a file of lines (`usage_lines.py`). A small ballast file is given up when the disk fills, so that what
 runs can still be logged while nothing new is admitted.
@@ -17,10 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from kit.errors import Conflict
 from serving.gateway.faults import where
+from serving.gateway.kernel_sync import KernelSync
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +32,8 @@ SEGMENT_BYTES = 8 << 20
 RETRY_SECONDS = 0.2
 GATHER_SECONDS = 0.002
 """So long a record waits at most for others to share its sync: a sync costs as much as a request or two."""
-QUICK_SECONDS = 0.002
-"""A disk that syncs in less than this, on the mean, is synced by the loop."""
-HICCUP_SECONDS = 0.05
-SLOW_SECONDS = 2.0
-"""So long the thread writes after a sync was slow; then the disk is tried again."""
+SHARE = 2
+"""A sync waits for no more than so many records for each request that is still at work."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +62,8 @@ class UsageLog:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self.healthy = True
-        self.expecting: Callable[[], object] = lambda: True
-        """Whether anybody is at work who may have something to log soon."""
+        self.at_work: Callable[[], int] = lambda: 1
+        """How many are at work who may have something to log soon."""
         self._loop = asyncio.get_running_loop()
         self._owner = _own(folder)
         self.left_behind = sorted(folder.glob("usage-*.log"))
@@ -75,9 +74,11 @@ class UsageLog:
         self._batch: _Batch | None = None
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._handed = 0
-        """Batches that the thread has and the loop has not seen done: until none is left the loop does not write."""
-        self._sync_seconds = 0.0
-        self._slow_until = 0.0
+        """Batches that are being written, by whomever: until none is left nothing more is written, but for `_flush`."""
+        self._kernel = _kernel_sync(self._loop)
+        self._syncing = False
+        """Whether the kernel is at it; what the thread is to write meanwhile is in `_held`."""
+        self._held: list[_Batch] = []
         self._stopping = False
         self._ballast = folder / "ballast"
         self._spare = folder / "spare"
@@ -135,6 +136,8 @@ class UsageLog:
             return
         self._stopping = True
         self._flush()
+        if self._kernel is not None:
+            self._kernel.close()
         self._queue.put(None)
         self._thread.join(timeout=10)
         if self._filler is not None:
@@ -144,53 +147,55 @@ class UsageLog:
         os.close(self._owner)
 
     def _gather(self, batch: _Batch) -> None:
-        """A turn of the loop is over: write when it brought nothing more, nobody else is at work, or it is time."""
-        if batch is not self._batch:
+        """A turn of the loop is over: write when it brought nothing more, or enough has come, or it is time."""
+        if batch is not self._batch or self._handed:
             return
-        if len(batch.lines) > batch.seen and self._loop.time() < batch.until and self.expecting():
-            batch.seen = len(batch.lines)
+        count = len(batch.lines)
+        if batch.seen < count < SHARE * self.at_work() and self._loop.time() < batch.until:
+            batch.seen = count
             self._loop.call_soon(self._gather, batch)
-        else:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Write what has gathered. While the thread writes, more gathers: it is handed over when that is done."""
-        batch = self._batch
-        if batch is None or self._handed:
             return
         self._batch = None
-        if not (self.healthy and batch.segment is self._fd_segment and self._write_quickly(batch)):
-            self._give_to_thread(batch)
+        self._handed += 1
+        if not (self.healthy and batch.segment is self._fd_segment and self._write_beside(batch)):
+            self._queue.put(batch)
 
     def _flush(self) -> None:
-        """Hand over what has gathered, even while the thread writes."""
+        """Have the thread write what has gathered, even while something is written."""
         batch, self._batch = self._batch, None
-        if batch is not None:
-            self._give_to_thread(batch)
-
-    def _give_to_thread(self, batch: _Batch) -> None:
+        if batch is None:
+            return
         self._handed += 1
-        self._queue.put(batch)
+        if self._syncing:
+            self._held.append(batch)
+        else:
+            self._queue.put(batch)
 
-    def _write_quickly(self, batch: _Batch) -> bool:
-        """Write and sync here and now; False leaves what could not be written to the thread."""
-        began = time.perf_counter()
-        if began < self._slow_until:
+    def _write_beside(self, batch: _Batch) -> bool:
+        """Write now and have the kernel sync; False leaves it to the thread."""
+        if self._kernel is None:
             return False
         data = b"".join(batch.lines)
         try:
-            if os.pwrite(self._fd, data, self._synced) < len(data):
-                return False
-            os.fdatasync(self._fd)
+            written = os.pwrite(self._fd, data, self._synced)
         except OSError:
             return False  # the thread meets it again, and knows what to do
-        self._synced += len(data)
-        took = time.perf_counter() - began
-        self._sync_seconds += (took - self._sync_seconds) / 16
-        if took > HICCUP_SECONDS or self._sync_seconds > QUICK_SECONDS:
-            self._slow_until, self._sync_seconds = began + SLOW_SECONDS, 0.0
-        _call_all(batch.done)
-        return True
+        self._syncing = written == len(data) and self._kernel.begin(
+            self._fd, partial(self._synced_beside, batch, written)
+        )
+        return self._syncing
+
+    def _synced_beside(self, batch: _Batch, size: int, on_disk: bool) -> None:
+        self._syncing = False
+        if on_disk:
+            self._synced += size
+        else:
+            self._held.insert(0, batch)
+        for held in self._held:
+            self._queue.put(held)
+        self._held.clear()
+        if on_disk:
+            self._all_done([batch])
 
     def _write_loop(self) -> None:
         while True:
@@ -239,7 +244,8 @@ class UsageLog:
         self._handed -= len(batches)
         for batch in batches:
             _call_all(batch.done)
-        self._hand_over()
+        if self._batch is not None:
+            self._gather(self._batch)
 
     def _usable(self) -> bool:
         """Whether there is a segment to write in; one is made where there was no room for it."""
@@ -292,6 +298,13 @@ class UsageLog:
             self._ballast.unlink(missing_ok=True)
             return False
         return True
+
+
+def _kernel_sync(loop: asyncio.AbstractEventLoop) -> KernelSync | None:
+    try:
+        return KernelSync(loop)
+    except OSError:
+        return None
 
 
 def _call_all(done: list[Callable[[], None]]) -> None:

@@ -5,13 +5,16 @@ import errno
 import os
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit.errors import Conflict
+from serving.gateway import kernel_sync
 from serving.gateway import usage_log as module
+from serving.gateway.kernel_sync import KernelSync
 from serving.gateway.usage_lines import decode, encode, read_segment
 from serving.gateway.usage_log import UsageLog
 from serving.metering import Counted, Opened, Tokens
@@ -54,97 +57,188 @@ async def test_a_record_is_on_disk_when_the_log_says_so(tmp_path: Path) -> None:
     log.close()
 
 
+class HeldSync(KernelSync):
+    """The kernel's, but each sync is said to be done only when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self.begun = 0
+        self.said: list[Callable[[], None]] = []
+
+    def begin(self, fd: int, done: Callable[[bool], None]) -> bool:
+        self.begun += 1
+        return super().begin(fd, lambda on_disk: self.said.append(lambda: done(on_disk)))
+
+    async def let_go(self) -> None:
+        """Say so, once the kernel is done with the sync."""
+
+        async def synced() -> bool:
+            return bool(self.said)
+
+        await until_async(synced, seconds=5, what="the kernel to sync")
+        self.said.pop()()
+
+
 async def quiet_turns() -> None:
     """So many that the log no longer waits for more to come."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
+async def all_of(durable: list[int], count: int) -> None:
+    async def there() -> bool:
+        return len(durable) == count
+
+    await until_async(there, seconds=5, what="the log to be synced")
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[HeldSync]:
+    """The syncs of the logs that a test makes."""
+    made: list[HeldSync] = []
+
+    def held(_: object) -> HeldSync:
+        made.append(HeldSync())
+        return made[-1]
+
+    monkeypatch.setattr(module, "KernelSync", held)
+    return made
+
+
 async def test_records_share_a_sync_while_each_turn_brings_more_but_none_waits_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kernel: list[HeldSync], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = UsageLog(tmp_path)
-    sync = os.fdatasync
-    synced: list[int] = []
+    log.at_work = lambda: 100
     durable: list[int] = []
-
-    def counted(fd: int) -> None:
-        sync(fd)
-        synced.append(len(durable))
-
-    monkeypatch.setattr(module.os, "fdatasync", counted)
     monkeypatch.setattr(module, "GATHER_SECONDS", 60.0)
     for n in range(5):
         log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
         await asyncio.sleep(0)
-        assert not durable, "the next turn may bring more"
+        assert not kernel[0].begun, "the next turn may bring more"
     await quiet_turns()
-    assert (durable, synced) == ([0, 1, 2, 3, 4], [0])
+    assert (kernel[0].begun, durable) == (1, []), "the loop goes on while the kernel syncs"
+    await kernel[0].let_go()
+    assert durable == [0, 1, 2, 3, 4]
     monkeypatch.setattr(module, "GATHER_SECONDS", 0.0)
     log.append(encode(closed("req_5")), lambda: durable.append(5))
     await asyncio.sleep(0)
-    assert durable[5:] == [5], "it has waited long enough"
+    assert kernel[0].begun == 2, "it has waited long enough"
+    await kernel[0].let_go()
     log.close()
 
 
-async def test_a_disk_that_turns_slow_is_left_to_a_thread_and_the_order_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_nothing_waits_for_more_than_there_are_at_work(tmp_path: Path, kernel: list[HeldSync]) -> None:
+    log = UsageLog(tmp_path)
+    for at_work, lines in ((0, 1), (1, module.SHARE), (3, 3 * module.SHARE)):
+        log.at_work = lambda at_work=at_work: at_work
+        begun = kernel[0].begun
+        for n in range(lines):
+            log.append(encode(closed(f"req_{at_work}_{n}")))
+        await asyncio.sleep(0)
+        assert kernel[0].begun == begun + 1
+        await kernel[0].let_go()
+    log.close()
+
+
+async def test_what_comes_while_the_kernel_syncs_gathers_and_is_synced_together(
+    tmp_path: Path, kernel: list[HeldSync]
 ) -> None:
     log = UsageLog(tmp_path)
-    sync = os.fdatasync
-    synced_by: list[str] = []
+    durable: list[int] = []
+    for n in range(12):
+        log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
+        await quiet_turns()
+    assert (kernel[0].begun, durable) == (1, [])
+    await kernel[0].let_go()
+    assert durable == [0]
+    await kernel[0].let_go()
+    assert (kernel[0].begun, durable) == (2, list(range(12))), "one for the eleven that came meanwhile"
+    assert list(read_segment(log.path)) == [closed(f"req_{n}") for n in range(12)]
+    log.close()
+
+
+async def test_a_new_segment_begins_only_after_what_the_kernel_syncs_of_the_last(
+    tmp_path: Path, kernel: list[HeldSync]
+) -> None:
+    log = UsageLog(tmp_path)
+    durable: list[int] = []
+    segments = [log.append(encode(closed("req_0")), lambda: durable.append(0))]
+    await quiet_turns()
+    for n in (1, 2):
+        segments.append(log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n)))
+        log.rotate()
+    assert segments[0] is segments[1] is not segments[2]
+    await asyncio.sleep(0.1)
+    assert not segments[2].path.exists(), "the thread would write over what is being synced"
+    await kernel[0].let_go()
+    await all_of(durable, 3)
+    assert durable == [0, 1, 2]
+    assert list(read_segment(segments[0].path)) == [closed("req_0"), closed("req_1")]
+    assert list(read_segment(segments[2].path)) == [closed("req_2")]
+    log.close()
+
+
+async def test_a_log_that_closes_waits_for_what_the_kernel_syncs(tmp_path: Path) -> None:
+    log = UsageLog(tmp_path)
+    durable: list[int] = []
+    for n in range(2):
+        log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
+        await quiet_turns()
+    log.close()
+    await all_of(durable, 2)
+    assert list(read_segment(log.path)) == [closed("req_0"), closed("req_1")]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no AIO here", "not of this file"])
+async def test_without_the_kernels_help_a_thread_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    def refused(_: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if there:
+        monkeypatch.setattr(KernelSync, "begin", lambda *_: False)
+    else:
+        monkeypatch.setattr(kernel_sync, "Context", refused)
+    log = UsageLog(tmp_path)
+    sync, synced_by, go = os.fdatasync, list[str](), threading.Event()
     durable: list[int] = []
 
     def slow(fd: int) -> None:
         synced_by.append(threading.current_thread().name)
-        threading.Event().wait(module.HICCUP_SECONDS + 0.01)
+        assert go.wait(10)
         sync(fd)
 
-    monkeypatch.setattr(module.os, "fdatasync", slow)
-    for n in range(4):
-        log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
-        await quiet_turns()
-
-    async def all_durable() -> bool:
-        return len(durable) == 4
-
-    await until_async(all_durable, seconds=5, what="the log to be synced")
-    assert synced_by[0] == "MainThread"
-    assert set(synced_by[1:]) == {"usage-log"}, "the loop waited for a slow disk once"
-    assert durable == [0, 1, 2, 3]
-    assert list(read_segment(log.path)) == [closed(f"req_{n}") for n in range(4)]
-    log.close()
-
-
-async def test_what_comes_while_the_thread_syncs_gathers_and_is_synced_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = UsageLog(tmp_path)
-    sync, syncs, go = os.fdatasync, 0, threading.Event()
-    durable: list[int] = []
-
-    def slow(fd: int) -> None:
-        nonlocal syncs
-        syncs += 1
-        if threading.current_thread().name == "usage-log":
-            assert go.wait(10)
-        sync(fd)
-
-    monkeypatch.setattr(module, "QUICK_SECONDS", 0.0)  # from the second sync on it is the thread's
     monkeypatch.setattr(module.os, "fdatasync", slow)
     for n in range(12):
         log.append(encode(closed(f"req_{n}")), lambda n=n: durable.append(n))
         await quiet_turns()
-    assert durable == [0]
+    assert not durable
     go.set()
-
-    async def all_durable() -> bool:
-        return len(durable) == 12
-
-    await until_async(all_durable, seconds=5, what="the log to be synced")
+    await all_of(durable, 12)
     assert durable == list(range(12))
-    assert syncs == 3, "one by the loop, one by the thread, and one for the ten that came meanwhile"
+    assert synced_by == ["usage-log"] * 2, "one, and one for the eleven that came meanwhile"
+    assert list(read_segment(log.path)) == [closed(f"req_{n}") for n in range(12)]
     log.close()
+
+
+async def test_a_sync_that_failed_is_not_called_done(tmp_path: Path) -> None:
+    class Failed:
+        def get_value(self) -> None:
+            raise SystemError("Input/output error")  # as the library says it
+
+    kernel, said = KernelSync(asyncio.get_running_loop()), list[bool]()
+
+    async def told() -> bool:
+        return bool(said)
+
+    with (tmp_path / "file").open("wb") as file:
+        assert kernel.begin(file.fileno(), said.append)
+        kernel._operation = Failed()  # type: ignore[assignment]
+        await until_async(told, seconds=5, what="the end of the sync")
+    assert said == [False]
+    kernel.close()
 
 
 async def test_two_gateways_never_write_in_one_folder(tmp_path: Path) -> None:
@@ -208,6 +302,12 @@ async def test_what_a_failed_sync_may_have_lost_is_written_again_in_its_place(
             raise OSError(errno.EIO, "Input/output error")
         sync(fd)
 
+    def fail_too(_: KernelSync, fd: int, done: Callable[[bool], None]) -> bool:
+        os.pwrite(fd, bytes(1_000), 0)
+        asyncio.get_running_loop().call_soon(done, False)
+        return True
+
+    monkeypatch.setattr(KernelSync, "begin", fail_too)
     monkeypatch.setattr(module.os, "fdatasync", fail_twice)
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
     log = UsageLog(tmp_path)
