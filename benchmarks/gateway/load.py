@@ -37,7 +37,7 @@ class Load:
 
 
 def wrk(target: Target, connections: int, seconds: int, *, stream_tokens: int = 0) -> Load:
-    """The same request over and over. Raises SystemExit on any failed one."""
+    """The same request over and over. Raises SystemExit on any failed one, and when none was answered."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write('wrk.method = "POST"\n')
         script.write(f"wrk.body = {json.dumps(_body(stream_tokens))}\n")
@@ -47,6 +47,8 @@ def wrk(target: Target, connections: int, seconds: int, *, stream_tokens: int = 
         load = run_wrk(target, connections, seconds, Path(script.name))
     if load.failed:
         raise SystemExit(f"{target.name} refused {load.failed} of {load.failed + load.answered} requests")
+    if not load.answered:
+        raise SystemExit(f"{target.name} answered nothing in {seconds} s")
     return load
 
 

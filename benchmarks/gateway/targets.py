@@ -125,7 +125,9 @@ def litellm(engine: str) -> Iterator[Target | None]:
 @contextmanager
 def _router(name: str, command: list[str]) -> Iterator[Target]:
     port = _free_port()
-    with _started([*command, "--host", "127.0.0.1", "--port", str(port)], GATEWAY_CORE) as process:
+    with _started(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], GATEWAY_CORE, stdout=subprocess.DEVNULL
+    ) as process:
         target = Target(name, f"http://127.0.0.1:{port}", pid=process.pid)
         _warm(target, MODEL)
         yield target
@@ -147,9 +149,10 @@ def _installed(name: str, requirement: str) -> Path | None:
 
 
 @contextmanager
-def _started(command: list[str], core: int | None) -> Iterator[subprocess.Popen[str]]:
+def _started(command: list[str], core: int | None, *, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """`stdout`: a pipe for who says its port there and then no more; what logs into one stops when it is full."""
     pinned = command if core is None else ["taskset", "-c", str(core), *command]
-    process = subprocess.Popen(pinned, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(pinned, cwd=ROOT, text=True, stdout=stdout, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
