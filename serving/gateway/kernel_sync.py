@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Callable
 
 from caio.abstract import AbstractOperation
-from caio.linux_aio import Context, Operation
 
 CLOSE_SECONDS = 10
 
@@ -14,9 +13,15 @@ class KernelSync:
     """One sync at a time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Raises OSError where the kernel has none to offer."""
+        """Raises OSError where the kernel offers none, or a sandbox forbids it."""
+        try:
+            from caio.linux_aio import Context, Operation  # which asks the kernel as it is imported
+
+            self._context = Context(1)
+        except (ImportError, SystemError) as error:
+            raise OSError("Linux's AIO cannot be had here") from error
         self._loop = loop
-        self._context = Context(1)
+        self._fdsync = Operation.fdsync
         self._operation: AbstractOperation | None = None
         self._done: Callable[[bool], None] | None = None
         loop.add_reader(self._context.fileno, self._look)
@@ -26,11 +31,11 @@ class KernelSync:
 
         False where the kernel does not take it; `done` is not called then.
         """
-        operation = Operation.fdsync(fd)
+        operation = self._fdsync(fd)
         try:
             if self._context.submit(operation) != 1:
                 return False
-        except (OSError, ValueError):
+        except (OverflowError, SystemError, ValueError):  # too busy, what else errno says, not this file
             return False
         self._operation, self._done = operation, done
         return True

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 
 from kit.errors import Conflict
-from serving.gateway import kernel_sync
 from serving.gateway import usage_log as module
 from serving.gateway.kernel_sync import KernelSync
 from serving.gateway.usage_lines import decode, encode, read_segment
@@ -188,17 +188,32 @@ async def test_a_log_that_closes_waits_for_what_the_kernel_syncs(tmp_path: Path)
     assert list(read_segment(log.path)) == [closed("req_0"), closed("req_1")]
 
 
-@pytest.mark.parametrize("there", [False, True], ids=["no AIO here", "not of this file"])
-async def test_without_the_kernels_help_a_thread_syncs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
-) -> None:
-    def refused(_: int) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
+class Refusing:
+    """A context of the kernel that takes nothing."""
 
-    if there:
-        monkeypatch.setattr(KernelSync, "begin", lambda *_: False)
+    def __init__(self, why: Exception | None) -> None:
+        self.why = why
+
+    def submit(self, _: object) -> int:
+        assert self.why is not None
+        raise self.why
+
+
+@pytest.mark.parametrize("why", [None, OverflowError("EAGAIN"), ValueError("EINVAL"), SystemError("EPERM")], ids=repr)
+async def test_without_the_kernels_help_a_thread_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: Exception | None
+) -> None:
+    begin = KernelSync.begin
+
+    def refused(kernel: KernelSync, fd: int, done: Callable[[bool], None]) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel, "_context", Refusing(why))
+            return begin(kernel, fd, done)
+
+    if why is None:
+        monkeypatch.setitem(sys.modules, "caio.linux_aio", None)  # as where the kernel has none: importing it fails
     else:
-        monkeypatch.setattr(kernel_sync, "Context", refused)
+        monkeypatch.setattr(KernelSync, "begin", refused)
     log = UsageLog(tmp_path)
     sync, synced_by, go = os.fdatasync, list[str](), threading.Event()
     durable: list[int] = []
