@@ -1,4 +1,4 @@
-"""One request's life: authenticate → limits → hold (`intake.py`) → route → stream → meter → settle."""
+"""The last part of a request's life: stream → meter → settle, after `intake.py` and `dispatch.py`."""
 
 import logging
 import time
@@ -7,123 +7,23 @@ from functools import partial
 
 from serving.gateway.answer_room import FREE_BYTES
 from serving.gateway.answers import EventStream, error_event, whole
-from serving.gateway.cache_events import prompt_header
 from serving.gateway.directory import Engine
+from serving.gateway.dispatch import Dispatch
 from serving.gateway.endpoints import Family
 from serving.gateway.engine_errors import EngineAnswer, judge
 from serving.gateway.faults import where
-from serving.gateway.http_client import EngineConnection
-from serving.gateway.intake import Intake
 from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, OVERLOADED, UNAVAILABLE, Refusal
 from serving.metering import NOTHING, Closed, Outcome, Tokens
-from serving.prefix_index import BLOCK_BYTES, BYTES_PER_TOKEN, prompt_blocks
-from serving.routing import Ask, NoRoute
 
 log = logging.getLogger(__name__)
 
 ANSWER_BYTES_MAX = 64 << 20
 
 
-class Exchange(Intake):
+class Exchange(Dispatch):
     """A request on its way. It listens to the client's connection and reads the engine's."""
 
     __slots__ = ()
-
-    # --- routing --------------------------------------------------------------------------------------------------
-
-    def ask(self) -> Ask:
-        """What the router is asked."""
-        assert self._destination is not None and self._asked is not None
-        service = self._destination.service
-        adapter_id, avoid = self._adapter_id(), self._avoided()
-        tokens = self._asked.shape.body_bytes // BYTES_PER_TOKEN
-        if len(service.targets) < 2:
-            return Ask(adapter_id, tokens, avoid=avoid)
-        if self._blocks is None:
-            # An adapter's cache is its own, and so is each firm's.
-            salt = f"{self.firm_id} {adapter_id}".encode()
-            prompt = self._asked.prompt()
-            self._blocks = prompt_blocks(salt, prompt)
-            if self._blocks and self._asked.shape.prompts == 1:
-                self._prompt_head = prompt_header(self.id, self._blocks, len(prompt))
-        matched = service.prefixes.matched(self._blocks)
-        held = {id: blocks * BLOCK_BYTES // BYTES_PER_TOKEN for id, blocks in matched.items()}
-        self._matched = held
-        return Ask(adapter_id, tokens, held, avoid=avoid)
-
-    def need(self) -> Ask:
-        """Which replicas can take it at all."""
-        return Ask(self._adapter_id(), avoid=self._avoided())
-
-    def _adapter_id(self) -> str | None:
-        assert self._destination is not None
-        adapter = self._destination.adapter
-        return None if adapter is None else adapter.id
-
-    def _avoided(self) -> frozenset[str]:
-        """Replicas that failed it and have not started anew; none when there is no other."""
-        if not self._avoid:
-            return frozenset()
-        assert self._destination is not None
-        adapter = self._adapter_id()
-        able = [
-            (engine.route.id, engine.route.engine_start)
-            for engine in self._destination.service.engines.values()
-            if adapter is None or adapter in engine.target.adapters
-        ]
-        failed = frozenset(one[0] for one in able if one in self._avoid)
-        return failed if len(failed) < len(able) else frozenset()
-
-    def dispatch(self) -> None:
-        """Send the request to a replica, or let it wait for one."""
-        assert self._destination is not None
-        service, adapter, _ = self._destination
-        waiting = self._gateway.waiting
-        found = waiting.only(service) if adapter is None and not self._avoid else None
-        if found is None:
-            found = waiting.route(service, self.ask())
-        if isinstance(found, NoRoute):
-            refusal = waiting.wait(self, service, found)
-            if refusal is not None:
-                self.refuse(refusal)
-            return
-        self.send(service.engines[found.id])
-
-    def send(self, engine: Engine) -> None:
-        """Send the request to this replica."""
-        asked, destination, grant = self._asked, self._destination, self._grant
-        assert asked is not None and destination is not None and grant is not None
-        self._engine = engine
-        self._tries += 1
-        tokens = asked.shape.body_bytes // BYTES_PER_TOKEN
-        if self._blocks is not None:
-            destination.service.prefixes.sent(engine.target.id, self._blocks)
-            engine.target.prefills.begin(self.id, max(0, tokens - self._matched.get(engine.target.id, 0)))
-        prompt_head = self._prompt_head if engine.hears else b""
-        engine.target.running += 1
-        engine.target.breaker.begin()
-        self.replica, self.sent_at, self.first_at = engine.route.id, time.monotonic(), 0.0
-        self.deadline = self.sent_at + self._gateway.settings.first_byte_seconds
-        adapter = destination.adapter
-        body = asked.for_engine(
-            engine_model=engine.route.served_name if adapter is None else adapter.id,
-            salt=grant.firm_id,
-            output_tokens_max=min(self._gateway.settings.output_tokens_max, destination.service.model.context_tokens),
-        )
-        engine.pool.send(
-            b"POST %s%s HTTP/1.1\r\n%s%scontent-length: %d\r\n\r\n%s"
-            % (engine.pool.prefix, self._endpoint.path, engine.head, prompt_head, len(body), body),
-            self,
-            self._sending,
-            fresh=self._resend,
-        )
-
-    def _sending(self, connection: EngineConnection) -> bool:
-        if self.gone:
-            self._finish(NOTHING, Outcome.CLIENT_LEFT)
-            return False
-        self._connection = connection
-        return True
 
     # --- what the engine says -------------------------------------------------------------------------------------
 

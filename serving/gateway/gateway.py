@@ -20,7 +20,8 @@ from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.exchange import Exchange
 from serving.gateway.faults import where
 from serving.gateway.gate import Gate
-from serving.gateway.http_server import Connection, Request
+from serving.gateway.http_connection import Connection
+from serving.gateway.http_messages import Request
 from serving.gateway.images import ImageBounds, ImageFetcher
 from serving.gateway.keys import KeyRing
 from serving.gateway.metrics import NO_MODEL, GatewayMetrics

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from serving.gateway.http_server import Connection
+    from serving.gateway.http_connection import Connection
 
 REASONS: dict[int, bytes] = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden",
@@ -84,7 +84,7 @@ class Request:
         self.keep_alive = keep_alive
         self.chunks = True  # whether it may be answered in chunks
         self.body = b""
-        self.held = 0  # bytes of it that count among all bodies (see `HttpServer.let_go`)
+        self.held = 0  # bytes of it that count among all bodies (see `HttpMemory.let_go`)
         self.bearer: bytes | None = None  # once somebody has read it off the headers
 
 

@@ -8,7 +8,8 @@ import msgspec
 from kit.clock import utc_now
 from kit.errors import HeliuError
 from quotas.vocabulary import KeyGrant
-from serving.gateway.http_server import Connection, Request
+from serving.gateway.http_connection import Connection
+from serving.gateway.http_messages import Request
 from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, Refusal, refusal_for
 from serving.gateway.ports import Spending
 

@@ -13,7 +13,9 @@ from kit.proxies import TrustedProxies
 from serving.gateway.engine_watch import replica_gauges, watch
 from serving.gateway.gate import Gate
 from serving.gateway.gateway import Gateway
-from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
+from serving.gateway.http_connection import Connection
+from serving.gateway.http_messages import HttpLimits, Request
+from serving.gateway.http_server import HttpServer
 from serving.gateway.keys import KeyRing
 from serving.gateway.places import Places
 from serving.gateway.ports import Keys, Ledger, PlaceSource, Rates, Routes, Spending, Treasury

@@ -15,7 +15,7 @@ from serving.gateway.settings import GatewaySettings
 from serving.routing import Ask, NoRoute, Target, candidates, route
 
 if TYPE_CHECKING:
-    from serving.gateway.exchange import Exchange
+    from serving.gateway.dispatch import Dispatch
 
 QUIET_MS = 60_000
 """When nobody has waited for so long, what the firms were served before counts no more."""
@@ -31,8 +31,8 @@ _NO_ROUTE = {
 class Lines:
     """Who waits for one service."""
 
-    places: "FairQueue[Exchange]"
-    adapters: "FairQueue[Exchange]"
+    places: "FairQueue[Dispatch]"
+    adapters: "FairQueue[Dispatch]"
     used_ms: int
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class WaitingRoom:
         self._settings = settings
         self._now_ms = now_ms
         self._guarded = guarded
-        self._waiting: dict[Exchange, _Waiting] = {}
+        self._waiting: dict[Dispatch, _Waiting] = {}
         self._services: list[Service] = []
         self._coin = 0
 
@@ -72,7 +72,7 @@ class WaitingRoom:
         only = service.targets[0]
         return only if only.running < only.capacity and only.breaker.failures == 0 else None
 
-    def wait(self, exchange: "Exchange", service: Service, why: NoRoute) -> Refusal | None:
+    def wait(self, exchange: "Dispatch", service: Service, why: NoRoute) -> Refusal | None:
         """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already."""
         deadline_ms = self._now_ms() + int(self._settings.wait_seconds * 1_000)
         refusal = self._push(exchange, service, deadline_ms, for_adapter=why is NoRoute.NO_ADAPTER)
@@ -80,7 +80,7 @@ class WaitingRoom:
             self._fill(service)
         return refusal
 
-    def leave(self, exchange: "Exchange") -> bool:
+    def leave(self, exchange: "Dispatch") -> bool:
         """Its client left; whether it was waiting."""
         waiting = self._waiting.pop(exchange, None)
         lines = None if waiting is None else waiting.service.lines
@@ -101,7 +101,7 @@ class WaitingRoom:
         lines = service.lines
         if lines is None:
             return
-        moved: list[Exchange] = []
+        moved: list[Dispatch] = []
         while (exchange := lines.adapters.pop(lambda one: not _without_adapter(service, one))) is not None:
             moved.append(exchange)
         for exchange in moved:
@@ -130,7 +130,7 @@ class WaitingRoom:
                 self._guarded(exchange, exchange.refuse, Refusal(503, code, waited, retry_after_seconds=5))
             self._fill(service)
 
-    def _push(self, exchange: "Exchange", service: Service, deadline_ms: int, *, for_adapter: bool) -> Refusal | None:
+    def _push(self, exchange: "Dispatch", service: Service, deadline_ms: int, *, for_adapter: bool) -> Refusal | None:
         lines = service.lines
         if lines is None:
             lines = service.lines = Lines(self._queue(), self._queue(), 0)
@@ -143,7 +143,7 @@ class WaitingRoom:
         self._waiting[exchange] = _Waiting(service, deadline_ms)
         return None
 
-    def _queue(self) -> "FairQueue[Exchange]":
+    def _queue(self) -> "FairQueue[Dispatch]":
         return FairQueue(self._settings.queue_max, self._settings.queue_per_firm_max)
 
     def _fill(self, service: Service) -> None:
@@ -158,7 +158,7 @@ class WaitingRoom:
             # Many wait for the same: ask once for each need, not once for each of them.
             able: dict[Ask, bool] = {}
 
-            def ready(exchange: "Exchange", able: dict[Ask, bool] = able, now_ms: int = now_ms) -> bool:
+            def ready(exchange: "Dispatch", able: dict[Ask, bool] = able, now_ms: int = now_ms) -> bool:
                 need = exchange.need()
                 if need not in able:
                     able[need] = not isinstance(candidates(service.targets, need, now_ms=now_ms), NoRoute)
@@ -171,7 +171,7 @@ class WaitingRoom:
             exchange.charged_tokens = exchange.reserved_tokens
             self._guarded(exchange, self._send, exchange, service)
 
-    def _send(self, exchange: "Exchange", service: Service) -> None:
+    def _send(self, exchange: "Dispatch", service: Service) -> None:
         target = self._route(service, exchange.ask())
         assert isinstance(target, Target), "a replica was free a moment ago"
         exchange.send(service.engines[target.id])
@@ -181,6 +181,6 @@ class WaitingRoom:
         return route(service.targets, ask, now_ms=self._now_ms(), coin=self._coin)
 
 
-def _without_adapter(service: Service, exchange: "Exchange") -> bool:
+def _without_adapter(service: Service, exchange: "Dispatch") -> bool:
     adapter = exchange.need().adapter
     return adapter is not None and not any(adapter in target.adapters for target in service.targets)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from serving.gateway.http_server import HttpLimits, HttpServer
+from serving.gateway.http_messages import HttpLimits
+from serving.gateway.http_server import HttpServer
 from tests.support.gateways import RawClient
 from tests.support.until import until_async
 from tests.unit.serving.gateway.test_http_server import SMUGGLING, Echo, H

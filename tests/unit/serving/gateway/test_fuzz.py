@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.endpoints import ENDPOINTS, Asked, decode
-from serving.gateway.http_server import Connection, HttpLimits, HttpServer, Request
+from serving.gateway.http_connection import Connection
+from serving.gateway.http_messages import HttpLimits, Request
+from serving.gateway.http_server import HttpServer
 from serving.gateway.openai_errors import Refusal
 
 EXAMPLES = int(os.environ.get("HELIU_FUZZ_EXAMPLES", "400"))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.gateway.http_client import EngineConnection, EnginePool
+from serving.gateway.http_connection import Connection
 from serving.gateway.http_messages import HttpLimits, KnownHead, Request
-from serving.gateway.http_server import Connection, HttpServer
+from serving.gateway.http_server import HttpServer
 from tests.support.gateways import RawClient
 
 HEAD = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\nX-Other: content-length: 7\r\n\r\n"
