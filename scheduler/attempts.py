@@ -126,11 +126,14 @@ async def begin_many(
     return {one for one in identities if one.attempt_id in ids}
 
 
-async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, *, now: datetime) -> None:
-    """Ask the runner to stop, for a cause that becomes the end's. The first cause stays; the word to cancel wins."""
+async def request_stop(tx: AsyncSession, attempt: AttemptRow, cause: EndCause, why: str, *, now: datetime) -> None:
+    """Ask the runner to stop, for a cause and with a message that become the end's.
+
+    The first cause stays; the word to cancel wins.
+    """
     if attempt.stop_requested_at is None or cause is EndCause.CANCELLED:
         attempt.stop_requested_at = attempt.stop_requested_at or now
-        attempt.stop_cause = cause
+        attempt.stop_cause, attempt.stop_message = cause, why
         await tx.flush()
 
 

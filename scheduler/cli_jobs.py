@@ -157,7 +157,8 @@ def show_job(job_id: JobId, as_json: JsonFlag = False) -> None:
     show(seen, as_json=as_json, columns=DETAIL_COLUMNS)
     if not as_json:
         columns = {"id": "Attempt", "state": "State", "nodes": "Nodes", "cause": "Cause", "ran_ms": "Ran (ms)"}
-        show(seen["attempts"], as_json=False, columns=columns | {"kept_ms": "Kept (ms)"})
+        tries = [one | {"why": one["message"] or one["stop_message"]} for one in seen["attempts"]]
+        show(tries, as_json=False, columns=columns | {"kept_ms": "Kept (ms)", "why": "Why it ended"})
 
 
 @job.command("logs")

@@ -29,7 +29,7 @@ from scheduler.index import Index, follow, indexed
 from scheduler.lines import Kind, duration, kind_of
 from scheduler.ordering import Order, Turn
 from scheduler.placement import BEST_FIT, Scoring, ask_of, could_hold
-from scheduler.preemption import DRAIN, RECLAIM, WINDOW, YIELD, Age, Standings
+from scheduler.preemption import Age, Standings
 from scheduler.preferences import told as told_of
 from scheduler.prospects import Prospects
 from scheduler.rooms import ground_of, largest
@@ -45,6 +45,7 @@ from scheduler.vocabulary import (
     RejectReason,
     Spread,
     Start,
+    StopRule,
     Wait,
     WaitReason,
 )
@@ -154,7 +155,7 @@ class _Cycle:
             begun = any(w.firm_id != work.firm_id for node in work.placement.nodes for w in kept.get(node, ()))
             if begun or draining.intersection(work.placement.nodes):
                 self._standings.stop(work)
-                yield Preempt(work.id, WINDOW if begun else DRAIN)
+                yield Preempt(work.id, StopRule.WINDOW if begun else StopRule.DRAIN)
 
     def turns(self) -> Iterator[Turn]:
         """Everybody in order, but what its firm's quota promises before what would borrow.
@@ -235,7 +236,9 @@ class _Cycle:
             self._order.place(workload, pool, later=False)
             self._timeline.reserve(workload, Slot(ready, placement))
             detail = f"{len(victims)} borrowing in {pool} told to stop, with {self._grace} s of grace"
-            stops = [Preempt(v.id, YIELD if v.firm_id == workload.firm_id else RECLAIM, workload.id) for v in victims]
+            own = workload.firm_id
+            rules = [StopRule.YIELD if victim.firm_id == own else StopRule.RECLAIM for victim in victims]
+            stops = [Preempt(victim.id, rule, workload.id) for victim, rule in zip(victims, rules, strict=True)]
             return [*stops, Wait(workload.id, WaitReason.RECLAIM, detail, ready)]
         return []
 

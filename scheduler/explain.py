@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quotas.vocabulary import FirmId
 from scheduler.adapters import store
-from scheduler.adapters.tables import WorkloadRow
+from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.cycle import gpus
 from scheduler.facts import load_state
 from scheduler.index import indexed
@@ -19,7 +19,7 @@ from scheduler.preemption import Standings
 from scheduler.sharing import NO_QUOTA
 from scheduler.snapshot import State, Waiting
 from scheduler.terms import Terms
-from scheduler.vocabulary import JOB_OVER, JobState, WaitReason
+from scheduler.vocabulary import JOB_OVER, EndCause, JobState, WaitReason
 
 _REMEDIES = {
     WaitReason.NEW: "the next cycle, within a second or two",
@@ -99,7 +99,7 @@ async def why(tx: AsyncSession, job: WorkloadRow, terms: Terms, *, now: datetime
     live = await store.live_attempt(tx, job.id)
     return Explanation(
         job,
-        _sentence(job, reason),
+        _sentence(job, reason, live),
         reason.sentence if reason else None,
         _REMEDIES[reason] if reason else None,
         mine.standing if mine else None,
@@ -149,14 +149,20 @@ def _inside(work: Waiting, before: Waiting | None) -> str:
     return f"after {before.id} of its firm: {_RANKS[differs]}"
 
 
-def _sentence(job: WorkloadRow, reason: WaitReason | None) -> str:
+def _sentence(job: WorkloadRow, reason: WaitReason | None, live: AttemptRow | None) -> str:
     if reason is not None:
-        detail = f" ({job.wait_detail})" if job.wait_detail and job.wait_detail != reason.sentence else ""
-        return f"{reason.sentence[:-1]}{detail}."
+        said = job.wait_detail or ""
+        detail = f" ({said})" if said and said != reason.sentence else ""
+        evicted = job.last_message if job.last_cause == EndCause.EVICTED else None
+        before = f" Its last attempt was stopped: {evicted}." if evicted and evicted not in said else ""
+        return f"{reason.sentence[:-1]}{detail}.{before}"
     if job.pause_requested_at is not None and job.state in (JobState.STARTING, JobState.RUNNING):
         return "It has been told to pause and has its grace period to keep a checkpoint."
     if job.stop_requested_at is not None and job.state not in JOB_OVER:
         return "It has been told to stop and has its grace period."
+    if live is not None and live.stop_requested_at is not None:
+        told = f": {live.stop_message}" if live.stop_message else ""
+        return f"It has been told to stop and has its grace period to keep a checkpoint{told}."
     match JobState(job.state):
         case JobState.STARTING:
             return "It is placed; its node prepares, free of charge."

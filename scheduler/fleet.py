@@ -28,6 +28,7 @@ RESOURCE_LABEL, VARIABLE_LABEL = "heliu.io/resource", "heliu.io/devices-variable
 TOPOLOGY_PREFIX = "topology.heliu.io/"
 _CENTRE, _ACCELERATOR = re.compile(r"^[a-z0-9-]+$"), re.compile(r"^[a-z0-9.-]+$")
 _VARIABLE = re.compile(r"^[A-Z][A-Z0-9_]*$")
+_NODE_LOST = "its node was lost"
 DEVICES_VARIABLES = {"GPU": "CUDA_VISIBLE_DEVICES", "NPU": "ASCEND_RT_VISIBLE_DEVICES", "slot": None}
 """What Ray calls accelerators it knows → what names them to a program. A node's labels say it for any other."""
 
@@ -65,9 +66,9 @@ async def give_up_on(tx: AsyncSession, node_ids: Sequence[str], *, terms: Terms,
         attempt = await store.attempt(tx, attempt_id, lock=True)
         assert workload is not None and attempt is not None, "both were just seen"
         if attempt.state == AttemptState.PLACED:
-            await attempts.end(tx, workload, attempt, EndCause.NODE_LOST, "its node was lost", terms=terms, now=now)
+            await attempts.end(tx, workload, attempt, EndCause.NODE_LOST, _NODE_LOST, terms=terms, now=now)
         elif attempt.state != AttemptState.ENDED:
-            await attempts.request_stop(tx, attempt, EndCause.NODE_LOST, now=now)
+            await attempts.request_stop(tx, attempt, EndCause.NODE_LOST, _NODE_LOST, now=now)
 
 
 async def record_silence(tx: AsyncSession, *, terms: Terms, now: datetime) -> None:

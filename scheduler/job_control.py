@@ -28,7 +28,8 @@ async def pause_job(tx: AsyncSession, job_id: str, *, by: Principal, terms: Term
     job = await _under_way(tx, job_id)
     if job.pause_requested_at is not None:
         return job
-    job.pause_requested_at, job.pause_reason = now, f"paused by {by.id}"
+    reason = f"paused by {by.id}"
+    job.pause_requested_at, job.pause_reason = now, reason
     if job.cap_micro_yuan is not None:  # what ran before and is not kept was paid for: it may not run on for nothing
         job.hard_cap_micro_yuan = min(job.cap_micro_yuan, job.hard_cap_micro_yuan or job.cap_micro_yuan)
     attempt = await store.live_attempt(tx, job.id)
@@ -37,9 +38,9 @@ async def pause_job(tx: AsyncSession, job_id: str, *, by: Principal, terms: Term
     elif attempt.state == AttemptState.PLACED:
         attempt = await store.attempt(tx, attempt.id, lock=True)
         assert attempt is not None, "attempts are never deleted"
-        await attempts.end(tx, job, attempt, EndCause.PAUSED, job.pause_reason, terms=terms, now=now)
+        await attempts.end(tx, job, attempt, EndCause.PAUSED, reason, terms=terms, now=now)
     else:
-        await attempts.request_stop(tx, attempt, EndCause.PAUSED, now=now)
+        await attempts.request_stop(tx, attempt, EndCause.PAUSED, reason, now=now)
     await notify(tx, JOBS_CHANNEL, job.id)
     return job
 

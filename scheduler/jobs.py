@@ -219,7 +219,7 @@ async def stop(tx: AsyncSession, workload: WorkloadRow, reason: str, *, terms: T
         assert attempt is not None, "attempts are never deleted"
         await attempts.end(tx, workload, attempt, EndCause.CANCELLED, reason, terms=terms, now=now)
     else:
-        await attempts.request_stop(tx, attempt, EndCause.CANCELLED, now=now)
+        await attempts.request_stop(tx, attempt, EndCause.CANCELLED, reason, now=now)
         await events.append(
             tx, topic(workload, "stopping"), workload.id, {"reason": reason}, now=now, firm_id=workload.firm_id
         )

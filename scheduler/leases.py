@@ -91,14 +91,15 @@ async def _expire_one(tx: AsyncSession, attempt_id: str, terms: Terms, *, now: d
         case None:
             return 0
         case EndCause.TIME_LIMIT:
-            await attempts.request_stop(tx, attempt, EndCause.TIME_LIMIT, now=now)
+            message = f"it ran for its limit of {workload.max_runtime_seconds} seconds"
+            await attempts.request_stop(tx, attempt, EndCause.TIME_LIMIT, message, now=now)
         case EndCause.NODE_LOST:
             message = f"no runner claimed it within {terms.start_timeout_seconds} s"
             await attempts.end(tx, workload, attempt, EndCause.NODE_LOST, message, terms=terms, now=now)
         case cause:
-            if attempt.stop_cause == EndCause.EVICTED:  # our wish, and no failure of its own or of its node
-                cause = EndCause.EVICTED
             message = f"its runner was not heard of for {terms.lease_seconds + terms.margin_seconds} s"
+            if attempt.stop_cause == EndCause.EVICTED:  # our wish, and no failure of its own or of its node
+                cause, message = EndCause.EVICTED, attempt.stop_message or message
             await attempts.end(tx, workload, attempt, cause, message, terms=terms, now=now)
     return 1
 
@@ -108,11 +109,12 @@ async def _renew_or_stop(db: Database, attempt_id: str, terms: Terms, *, now: da
         return await db.retrying(lambda tx: _renew_one(tx, attempt_id, terms, now=now))
     except Refused as refusal:
         cause = EndCause.UNPAID if isinstance(refusal, NoMoney) else EndCause.EVICTED
+        message = refusal.message
         log.warning("a replica cannot be paid on", extra={"attempt": attempt_id, "why": refusal.message})
     async with db.transaction() as tx:
         _, attempt = await _both(tx, attempt_id)
         if attempt.state != AttemptState.ENDED:
-            await attempts.request_stop(tx, attempt, cause, now=now)
+            await attempts.request_stop(tx, attempt, cause, message, now=now)
     return 0
 
 

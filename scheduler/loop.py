@@ -43,6 +43,7 @@ from scheduler.memory import Memory
 from scheduler.mix import Mix
 from scheduler.notices import Notices
 from scheduler.ports import ClusterRuntime, NodeDirectory
+from scheduler.preemption import TOLD
 from scheduler.sharing import Sharing
 from scheduler.terms import Terms
 from scheduler.vocabulary import (
@@ -240,8 +241,9 @@ async def _preempt(controller: Controller, preempt: Preempt) -> bool:
         pool = PoolName(attempt.pool)
         if preempt.by and not await is_payable(tx, preempt.by, pool, terms=controller.terms, now=now):
             return False
-        await request_stop(tx, attempt, EndCause.EVICTED, now=now)
-        body = {"attempt_id": attempt.id, "rule": preempt.why}
+        message = f"{TOLD[preempt.why]} (rule: {preempt.why})"
+        await request_stop(tx, attempt, EndCause.EVICTED, message, now=now)
+        body = {"attempt_id": attempt.id, "rule": preempt.why, "message": message}
         await events.append(tx, topic(workload, "preempted"), workload.id, body, now=now, firm_id=workload.firm_id)
         return True
 

@@ -24,10 +24,16 @@ from typing import Protocol, TypeAlias
 from quotas.vocabulary import FirmId, PoolName, QoS
 from scheduler.sharing import Member, QuotaKey, Sharing
 from scheduler.snapshot import Running, Waiting
-from scheduler.vocabulary import WorkloadId
+from scheduler.vocabulary import StopRule, WorkloadId
 
 CLASS = {QoS.RESERVED: 0, QoS.STANDARD: 1, QoS.INTERRUPTIBLE: 2}
-RECLAIM, YIELD, DRAIN, WINDOW = "reclaim", "yield", "drain", "window"
+TOLD: Mapping[StopRule, str] = {
+    StopRule.RECLAIM: "it ran above its firm's own quota, and what it had borrowed goes back to who lent it",
+    StopRule.YIELD: "it ran above its firm's own quota, and makes room for its firm's work of a better class",
+    StopRule.DRAIN: "its node is closed and being emptied",
+    StopRule.WINDOW: "its node is kept for maintenance or a reservation from now on",
+}
+"""What the owner of stopped work is told: of other firms no more than that they lend."""
 
 Row: TypeAlias = tuple[int, WorkloadId, int]
 """What one workload has of a firm's quota: its class, its id, and how much."""

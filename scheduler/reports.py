@@ -122,8 +122,8 @@ async def finished_many(
         workload, attempt = live.get(identity.attempt_id, (None, None))
         if workload is None or attempt is None or attempt.claimed_at is None:
             continue
-        cause, message = end_cause(report, attempt, workload), _without_credentials(report.message)
-        message = attempts.SPENT if cause is EndCause.SPENDING_CAP else message or report.cause.value
+        cause = end_cause(report, attempt, workload)
+        message = _message(report, attempt, cause)
         fit = report.cause is Cause.MODEL_MISSING  # whoever names a model that is nowhere must not close nodes
         endings.append(attempts.Ending(workload, attempt, cause, message, report.ran_ms, report.exit_code, fit))
         heard.add(identity)
@@ -143,6 +143,15 @@ def end_cause(report: FinishedIn, attempt: Attempt, workload: Workload) -> EndCa
         if allowed is not None and report.ran_ms < allowed * 1000:
             return EndCause.SPENDING_CAP  # its runner was given less time than that, and this is why
     return _CAUSES[report.cause]
+
+
+def _message(report: FinishedIn, attempt: Attempt, cause: EndCause) -> str:
+    """What goes with that cause: a runner that was told to stop does not know why."""
+    if cause is EndCause.SPENDING_CAP:
+        return attempts.SPENT
+    if cause == attempt.stop_cause and attempt.stop_message:
+        return attempt.stop_message
+    return _without_credentials(report.message) or report.cause.value
 
 
 async def _seconds_allowed(

@@ -142,6 +142,15 @@ _SENTENCES: Mapping[WaitReason, str] = {
 }
 
 
+class StopRule(StrEnum):
+    """The rule by which a decision stops running work, to queue it again."""
+
+    RECLAIM = "reclaim"  # what it borrowed goes back
+    YIELD = "yield"  # its own firm's work of a better class needs the room
+    DRAIN = "drain"
+    WINDOW = "window"
+
+
 class AfterRule(StrEnum):
     """How the work that a job waits for has to end; ended otherwise, the job is cancelled."""
 
@@ -277,10 +286,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """Stop this running work with a grace period and queue it again. `why` is the named rule, `by` who needs it."""
+    """Stop this running work with a grace period and queue it again. `by` is who needs its room."""
 
     workload_id: WorkloadId
-    why: str
+    why: StopRule
     by: WorkloadId | None = None
 
 

@@ -74,6 +74,7 @@ class Attempt:
     lease_until: datetime | None
     started_at: datetime | None
     stop_cause: str | None
+    stop_message: str | None
     ended_at: datetime | None
     cause: str | None
     message: str | None

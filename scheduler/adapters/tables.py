@@ -243,6 +243,7 @@ class AttemptRow(_Table, table=True):
     metered_ms: int = _integer(big=True)
     stop_requested_at: datetime | None = _instant(nullable=True)
     stop_cause: str | None = _text(nullable=True)
+    stop_message: str | None = _text(nullable=True)  # why, for its owner: the runner only knows that it was told to
     ended_at: datetime | None = _instant(nullable=True)
     cause: str | None = _text(nullable=True)
     message: str | None = _text(nullable=True)

@@ -158,6 +158,7 @@ class AttemptOut(View):
     exit_code: int | None
     ran_ms: int | None
     kept_ms: int
+    stop_message: str | None = Field(description="why it was told to stop, if it was")
 
 
 class JobOut(View):

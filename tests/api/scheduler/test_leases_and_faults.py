@@ -58,6 +58,7 @@ async def test_a_runner_that_was_told_to_give_way_and_falls_silent_was_evicted_a
     await city.pass_time(26)
     seen = await city.view(firm, job_id)
     assert (seen["state"], seen["cause"], seen["charged_micro_yuan"]) == ("queued", "evicted", 0)
+    assert "(rule: drain)" in seen["message"], "that it fell silent is no news to its owner"
     row = await city.workload(job_id)
     assert (row.failures, row.held_until) == (0, None)
 

@@ -56,6 +56,8 @@ async def test_a_firm_borrows_what_others_of_its_cohort_do_not_use_and_gives_it_
     assert told["reason"] == "reclaim"
     own_use = "within quota: with it and what is before it, its firm uses 100% of its own"
     assert told["standing"] == f"{own_use}; the first of its firm"
+    stopping = (await red.http.get(f"/api/jobs/{borrowed}/why")).json()["sentence"]
+    assert stopping.startswith("It has been told to stop") and "(rule: reclaim)" in stopping
     await city.pass_time(15)
     assert await told_to_stop(city, own, borrowed) == [borrowed], "enough has been told to stop"
     await (await city.runner(borrowed)).finished(ran_ms=70_000, outcome="stopped", cause="stopped")
@@ -64,6 +66,10 @@ async def test_a_firm_borrows_what_others_of_its_cohort_do_not_use_and_gives_it_
     seen = await city.view(red, borrowed)
     assert (seen["state"], seen["cause"], seen["charged_micro_yuan"]) == ("queued", "evicted", 0)
     assert seen["wait_reason"] == "not_lent"
+    why = (await red.http.get(f"/api/jobs/{borrowed}/why")).json()["sentence"]
+    for told in (seen["message"], seen["attempts"][-1]["message"], why):
+        assert "what it had borrowed goes back" in told and "(rule: reclaim)" in told
+        assert blue.id not in told and mine not in told, "who takes it back is nobody's business"
     async with city.db.transaction() as tx:
         preempted = [e for e in await events.read(tx, topics=["job.preempted"]) if e.subject == borrowed]
     assert [dict(event.body)["rule"] for event in preempted] == ["reclaim"]

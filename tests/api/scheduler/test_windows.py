@@ -64,6 +64,7 @@ async def test_what_runs_when_a_window_begins_keeps_its_checkpoint_and_goes_on_e
     seen = await city.view(firm, job_id)
     assert (seen["state"], seen["attempts"][-1]["nodes"], seen["charged_micro_yuan"]) == ("starting", ["n2"], 20_000)
     assert seen["checkpoint"]["step"] == 4
+    assert "(rule: window)" in seen["message"] and "new fans" not in seen["message"]
 
 
 async def test_a_reserved_node_takes_only_its_firms_work(city: City, staff: httpx.AsyncClient) -> None:
@@ -94,6 +95,7 @@ async def test_a_drain_with_a_time_lets_work_end_and_moves_the_rest_then(city: C
     await runner.finished(ran_ms=31_000, outcome="stopped", cause="stopped")
     seen = await city.view(firm, job_id)
     assert (seen["state"], seen["cause"], seen["charged_micro_yuan"]) == ("queued", "evicted", 0)
+    assert "(rule: window)" in seen["message"]
     assert (await staff.post("/api/nodes/n1/uncordon")).status_code == 200
     await city.step()
     assert (await city.view(firm, job_id))["state"] == "starting"
