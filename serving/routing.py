@@ -1,6 +1,7 @@
 """Which replica takes a request: filter → score → pick, over what the gateway itself knows at this instant.
 
-A replica that never answers twice in a row is left alone for a while (circuit breaker); a full one gets nothing.
+A replica that does not answer three requests in a row is left alone for a while (circuit breaker); a full one, or one
+that says it has too much to do, gets nothing until it has room.
 """
 
 from collections import OrderedDict
@@ -11,6 +12,10 @@ from enum import StrEnum
 FAILURES_TO_OPEN = 3
 OPEN_FIRST_MS = 1_000
 OPEN_MAX_MS = 30_000
+BUSY_FIRST_MS = 250
+BUSY_MAX_MS = 1_000
+BUSY_OVER_MS = 2_000
+"""A replica that has not said for so long that it has too much to do is as any other again."""
 MISS_WEIGHT = 3
 """An uncached token delays its own request and those that queue behind it, and evicts what others would have hit:
 it weighs as much as this many tokens already queued (benchmarks/routing chose it; 2 to 8 do nearly as well)."""
@@ -22,43 +27,65 @@ class NoRoute(StrEnum):
     NO_REPLICA = "no_replica"  # none is ready: it may be starting
     NO_ADAPTER = "no_adapter"  # replicas are ready, but none has the adapter yet
     UNHEALTHY = "unhealthy"  # those that could are broken at the moment
-    FULL = "full"  # those that could run as much as they batch at once
+    FULL = "full"  # those that could run as much as they batch at once, or say so
 
 
 @dataclass(slots=True)
 class Breaker:
-    """Counts failures in a row; after a few it opens for a time that doubles, then lets single trials through."""
+    """Counts failures in a row; after a few it opens for a time that doubles, then lets single trials through.
+
+    A replica that says it has too much to do has not failed. It gets a request whenever it has answered one, else one
+    after each pause, until it has stopped saying so.
+    """
 
     failures: int = 0
     open_until_ms: int = 0
-    trial: bool = False
+    trial: str = ""  # the request that tries a broken replica
+    calm: bool = True  # nothing has been wrong since it answered last
+    busy_until_ms: int = 0
+    _pause_ms: int = 0
+    _said_busy_ms: int = 0
 
     def allows(self, now_ms: int) -> bool:
-        """Whether a request may go there now."""
+        """Whether it counts as healthy: a request may go there now, if there is room for it."""
         if self.failures < FAILURES_TO_OPEN:
             return True
         return now_ms >= self.open_until_ms and not self.trial
 
-    def begin(self) -> None:
-        """A request goes there; when the breaker was open this is the one trial."""
+    def begin(self, request: str, now_ms: int) -> None:
+        """A request goes to a replica that is not calm: others wait for what comes of it."""
         if self.failures >= FAILURES_TO_OPEN:
-            self.trial = True
+            self.trial = request
+        if now_ms - self._said_busy_ms > BUSY_OVER_MS:
+            self._pause_ms = 0
+        self.busy_until_ms = now_ms + self._pause_ms if self._pause_ms else 0
 
     def succeeded(self) -> None:
         """It answered."""
-        self.failures, self.open_until_ms, self.trial = 0, 0, False
+        if not self.calm:
+            self.failures, self.open_until_ms, self.trial, self.busy_until_ms = 0, 0, "", 0
+            self.calm = not self._pause_ms
+
+    def busy(self, now_ms: int) -> None:
+        """It answered that it has too much to do."""
+        if now_ms >= self.busy_until_ms:  # else it said so of requests that were on their way already
+            self._pause_ms = min(BUSY_MAX_MS, 2 * self._pause_ms or BUSY_FIRST_MS)
+        self.succeeded()
+        self.calm = False
+        self._said_busy_ms, self.busy_until_ms = now_ms, now_ms + self._pause_ms
 
     def failed(self, now_ms: int) -> None:
         """It did not answer, or broke off."""
         self.failures += 1
-        self.trial = False
+        self.trial, self.calm = "", False
         if self.failures >= FAILURES_TO_OPEN:
             doublings = min(self.failures - FAILURES_TO_OPEN, 10)
             self.open_until_ms = now_ms + min(OPEN_MAX_MS, OPEN_FIRST_MS << doublings)
 
-    def abandoned(self) -> None:
-        """The request ended without saying anything about the replica (its client left)."""
-        self.trial = False
+    def left(self, request: str) -> None:
+        """A request is no longer there; if it was the trial and said nothing about the replica, another may try."""
+        if self.trial == request:
+            self.trial = ""
 
 
 @dataclass(slots=True)
@@ -115,6 +142,10 @@ class Target:
     others_waiting: int = 0
     filled: float = 0.0  # share of its KV cache in use
 
+    def has_room(self, now_ms: int) -> bool:
+        """Whether it takes another request now, if it is healthy."""
+        return self.running < self.capacity and now_ms >= self.breaker.busy_until_ms
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -137,7 +168,7 @@ def candidates(targets: Iterable[Target], ask: Ask, *, now_ms: int) -> list[Targ
     healthy = [target for target in loaded if target.breaker.allows(now_ms)]
     if not healthy:
         return NoRoute.UNHEALTHY
-    free = [target for target in healthy if target.running < target.capacity]
+    free = [target for target in healthy if target.has_room(now_ms)]
     return free or NoRoute.FULL
 
 

@@ -92,7 +92,8 @@ class Dispatch(Intake, Sink):
             engine.target.prefills.begin(self.id, max(0, tokens - self._matched.get(engine.target.id, 0)))
         prompt_head = self._prompt_head if engine.hears else b""
         engine.target.running += 1
-        engine.target.breaker.begin()
+        if not engine.target.breaker.calm:
+            engine.target.breaker.begin(self.id, self._gateway.now_ms())
         self.replica, self.sent_at, self.first_at = engine.route.id, time.monotonic(), 0.0
         self.deadline = self.sent_at + self._gateway.settings.first_byte_seconds
         adapter = destination.adapter

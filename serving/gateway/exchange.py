@@ -12,7 +12,7 @@ from serving.gateway.dispatch import Dispatch
 from serving.gateway.endpoints import Family
 from serving.gateway.engine_errors import EngineAnswer, judge
 from serving.gateway.faults import where
-from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, OVERLOADED, UNAVAILABLE, Refusal
+from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, UNAVAILABLE, Refusal
 from serving.metering import NOTHING, Closed, Outcome, Tokens
 
 log = logging.getLogger(__name__)
@@ -103,10 +103,8 @@ class Exchange(Dispatch):
         engine = self._engine
         assert engine is not None
         self._connection = None
-        if self.gone or self._parked:
-            engine.target.breaker.abandoned()
-        elif not (reused and not began):
-            engine.target.breaker.failed(self._gateway.now_ms())
+        if not (self.gone or self._parked or (reused and not began)):
+            self._blame(engine)
         if self._stream is not None:
             self._end_stream(self._left() if self.gone else Outcome.ENGINE_FAILED)
         elif self.gone:
@@ -118,7 +116,12 @@ class Exchange(Dispatch):
         else:
             self._try_again(avoid=not reused, fresh=reused)
 
-    def _try_again(self, *, avoid: bool, fresh: bool = False, at_last: Refusal = UNAVAILABLE) -> None:
+    def _blame(self, engine: Engine) -> None:
+        """Its replica failed it. One request says that once of a replica: it may be the request that is to blame."""
+        if (engine.route.id, engine.route.engine_start) not in self._avoid:
+            engine.target.breaker.failed(self._gateway.now_ms())
+
+    def _try_again(self, *, avoid: bool, fresh: bool = False) -> None:
         """Nothing of an answer was seen: the request goes elsewhere, or once more on a new connection."""
         engine = self._engine
         assert engine is not None
@@ -128,7 +131,7 @@ class Exchange(Dispatch):
         self._resend = fresh
         self._answer, self._answer_bytes, self._status = [], 0, 0
         if self._tries >= self._gateway.settings.tries_max:
-            self.refuse(at_last)
+            self.refuse(UNAVAILABLE)
             return
         if avoid:
             self._avoid |= {(engine.route.id, engine.route.engine_start)}
@@ -156,11 +159,12 @@ class Exchange(Dispatch):
             case EngineAnswer() if self.gone:
                 self._finish(NOTHING, self._left())
             case EngineAnswer.ELSEWHERE:
-                engine.target.breaker.failed(self._gateway.now_ms())
+                self._blame(engine)
                 self._try_again(avoid=True)
             case EngineAnswer.BUSY:
-                engine.target.breaker.succeeded()  # too much to do is no fault
-                self._try_again(avoid=True, at_last=OVERLOADED)
+                engine.target.breaker.busy(self._gateway.now_ms())
+                self._tries -= 1  # it has not failed: the request goes where there is room, or waits for it
+                self._try_again(avoid=False)
             case Refusal():
                 engine.target.breaker.succeeded()
                 self.refuse(verdict)

@@ -36,6 +36,7 @@ class OpenRequest(ABC):
         "_hold", "_logged", "_matched", "_over", "_parked", "_prompt_head", "_reply", "_request", "_resend",
         "_reserve", "_status", "_stream", "_subjects", "_taken", "_tries", "at_ms", "began", "charged_tokens",
         "deadline", "first_at", "gone", "heard", "id", "quiet_since", "replica", "sent_at", "slow",
+        "waits_until_ms",
     )  # fmt: skip
 
     def __init__(self, gateway: "Gateway", request: Request, reply: Connection, endpoint: Endpoint) -> None:
@@ -67,6 +68,7 @@ class OpenRequest(ABC):
         self._matched: dict[str, int] = {}
         self._avoid: frozenset[tuple[str, str]] = frozenset()  # replicas and engine starts that failed it
         self.charged_tokens = 0  # to its firm, when its turn came
+        self.waits_until_ms = 0  # in line for a replica, once it had to
         self._tries = 0
         self._resend = False
         self._head = b""
@@ -154,6 +156,8 @@ class OpenRequest(ABC):
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.target.running -= 1
+            if engine.target.breaker.trial:
+                engine.target.breaker.left(self.id)
             if self._blocks is not None:
                 engine.target.prefills.drop(self.id)
             assert self._destination is not None

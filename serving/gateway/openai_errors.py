@@ -53,8 +53,6 @@ INTERNAL = Refusal(500, "internal_error", "the gateway failed on this request, a
 
 UNAVAILABLE = Refusal(503, "engine_unavailable", "the model's replicas do not answer", retry_after_seconds=2)
 
-OVERLOADED = Refusal(503, "overloaded", "every replica of this model is full", retry_after_seconds=2)
-
 HOLDS_TOO_MUCH = Refusal(
     503, "overloaded", "this gateway holds as much in memory as it may; try again", retry_after_seconds=5
 )

@@ -70,12 +70,16 @@ class WaitingRoom:
         if len(service.targets) != 1 or (service.lines is not None and service.lines.places):
             return None
         only = service.targets[0]
-        return only if only.running < only.capacity and only.breaker.failures == 0 else None
+        return only if only.running < only.capacity and only.breaker.calm else None
 
     def wait(self, exchange: "Dispatch", service: Service, why: NoRoute) -> Refusal | None:
-        """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already."""
-        deadline_ms = self._now_ms() + int(self._settings.wait_seconds * 1_000)
-        refusal = self._push(exchange, service, deadline_ms, for_adapter=why is NoRoute.NO_ADAPTER)
+        """Let a request wait for a replica, an adapter or a place; a Refusal when too many wait already.
+
+        One that comes back from a busy replica has no more time than it had.
+        """
+        if not exchange.waits_until_ms:
+            exchange.waits_until_ms = self._now_ms() + int(self._settings.wait_seconds * 1_000)
+        refusal = self._push(exchange, service, exchange.waits_until_ms, for_adapter=why is NoRoute.NO_ADAPTER)
         if refusal is None:
             self._fill(service)
         return refusal
@@ -153,7 +157,7 @@ class WaitingRoom:
             return
         while lines.places:
             now_ms = self._now_ms()
-            if not any(one.running < one.capacity and one.breaker.allows(now_ms) for one in service.targets):
+            if not any(one.has_room(now_ms) and one.breaker.allows(now_ms) for one in service.targets):
                 return
             # Many wait for the same: ask once for each need, not once for each of them.
             able: dict[Ask, bool] = {}

@@ -3,7 +3,8 @@
 `python -m tests.support.mock_engine --port 9100 --model NAME` answers `max_tokens` tokens (16 by default), one each
 `--interval-ms` (0: at once). A prompt may ask for trouble: `!500`, `!429`, `!drop` (before any answer), `!drop-after-N`
 (chunks), `!stall-after-N`, `!fail` (an error inside a stream), `!hang`, `!long` (over the context), `!tool`. Its
-counters are at /metrics as vLLM names them, and /requests shows the bodies it got.
+counters are at /metrics as vLLM names them, and /requests shows the bodies it got. With `--at-once N` it answers 429
+while it runs N requests.
 """
 
 import argparse
@@ -54,6 +55,7 @@ class Engine:
         self.key: str = options.key
         self.interval: float = options.interval_ms / 1000
         self.context: int = options.context
+        self.at_once: int = options.at_once
         self.prompt_tokens = self.generation_tokens = self.running = self.requests = 0
         self.keep_bodies: bool = options.keep_bodies
         self.bodies: list[Any] = []
@@ -143,6 +145,8 @@ class Connection(asyncio.Protocol):
         text = bytes(asked.messages) or bytes(asked.prompt) or bytes(asked.input) or b'""'
         if asked.model != engine.model and asked.model not in engine.adapters:
             self.refuse(404, f"The model `{asked.model}` does not exist.")
+        elif 0 < engine.at_once <= engine.running:
+            self.refuse(429, "too many requests")
         elif not self.trouble(text):
             self.work(path, asked, text)
 
@@ -396,5 +400,6 @@ if __name__ == "__main__":
     parser.add_argument("--key", default="")
     parser.add_argument("--interval-ms", type=float, default=0)
     parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--at-once", type=int, default=0)
     parser.add_argument("--keep-bodies", action="store_true")
     uvloop.run(serve(parser.parse_args()))

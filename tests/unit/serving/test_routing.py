@@ -2,7 +2,18 @@
 
 import pytest
 
-from serving.routing import FAILURES_TO_OPEN, OPEN_FIRST_MS, Ask, Breaker, NoRoute, Prefills, Target, route
+from serving.routing import (
+    BUSY_FIRST_MS,
+    BUSY_OVER_MS,
+    FAILURES_TO_OPEN,
+    OPEN_FIRST_MS,
+    Ask,
+    Breaker,
+    NoRoute,
+    Prefills,
+    Target,
+    route,
+)
 
 
 def target(id: str = "a", **changes: object) -> Target:
@@ -63,12 +74,41 @@ def test_an_open_breaker_lets_one_trial_through_when_its_time_is_over() -> None:
     breaker = broken(now_ms=1_000)
     assert not breaker.allows(1_000 + OPEN_FIRST_MS - 1)
     assert breaker.allows(1_000 + OPEN_FIRST_MS)
-    breaker.begin()
+    breaker.begin("req_1", 1_000 + OPEN_FIRST_MS)
     assert not breaker.allows(1_000 + OPEN_FIRST_MS)
     breaker.failed(3_000)
     assert not breaker.allows(3_000 + 2 * OPEN_FIRST_MS - 1), "each failed trial doubles the pause"
     breaker.succeeded()
     assert breaker.allows(3_001)
+
+
+def test_a_trial_that_says_nothing_makes_room_for_another() -> None:
+    breaker = broken()
+    breaker.begin("req_2", OPEN_FIRST_MS)
+    breaker.left("req_1")
+    assert not breaker.allows(OPEN_FIRST_MS), "it was not the trial that left"
+    breaker.left("req_2")
+    assert breaker.allows(OPEN_FIRST_MS)
+
+
+def test_a_busy_replica_gets_one_request_for_each_answer_or_after_each_pause_until_it_is_busy_no_more() -> None:
+    one = target(running=2)
+    one.breaker.busy(0)
+    one.breaker.busy(0)
+    assert route([one], Ask(), now_ms=BUSY_FIRST_MS - 1, coin=0) is NoRoute.FULL
+    assert route([one], Ask(), now_ms=BUSY_FIRST_MS, coin=0) is one
+    one.breaker.begin("req_1", BUSY_FIRST_MS)
+    assert route([one], Ask(), now_ms=2 * BUSY_FIRST_MS - 1, coin=0) is NoRoute.FULL, "one, and it may be refused"
+    one.breaker.succeeded()
+    assert route([one], Ask(), now_ms=BUSY_FIRST_MS, coin=0) is one, "it has answered one: there is room for another"
+    one.breaker.begin("req_2", BUSY_FIRST_MS)
+    one.breaker.busy(2 * BUSY_FIRST_MS)
+    assert not one.has_room(4 * BUSY_FIRST_MS - 1), "still busy after a pause: the next is longer"
+    calm_ms = 2 * BUSY_FIRST_MS + BUSY_OVER_MS + 1
+    one.breaker.begin("req_3", calm_ms)
+    assert one.has_room(calm_ms)
+    one.breaker.succeeded()
+    assert one.breaker.calm
 
 
 def test_what_shows_that_one_prompt_is_computed_shows_it_of_all_before() -> None:

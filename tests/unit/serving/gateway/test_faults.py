@@ -57,7 +57,7 @@ async def test_a_fault_is_that_request_s_alone(
     inject, stream = FAULTS[when]
     if when == "while a replica is chosen":
         only = next(iter(gateway.gateway.directory.services.values())).targets[0]
-        only.breaker.failures = 1  # so that the router is asked
+        only.breaker.failed(0)  # so that the router is asked
     with monkeypatch.context() as patch:
         inject(patch, gateway)
         client = await RawClient.to(gateway.port)

@@ -181,19 +181,6 @@ async def test_a_request_goes_to_another_replica_when_the_first_cannot_be_reache
     assert [answer.status for answer in answers] == [200] * 6
 
 
-async def test_an_engine_with_too_much_to_do_is_asked_no_more_of_this_request_and_takes_the_next(
-    plane: FakePlane, tmp_path: Path
-) -> None:
-    """A 429 is no fault: it opens no circuit breaker, however often it comes."""
-    async with running(plane, tmp_path, tries_max=4, wait_seconds=0.3) as gateway:
-        for _ in range(3):
-            refused = await post(gateway.port, chat("!429"))
-            assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
-            assert refused.headers["retry-after"] == "2"
-        answer = await post(gateway.port, chat(max_tokens=1))
-    assert answer.status == 200, answer.body
-
-
 async def test_a_replica_that_never_answers_ends_in_a_refusal(plane: FakePlane, tmp_path: Path) -> None:
     plane.engines = ["http://127.0.0.1:9"]
     async with running(plane, tmp_path, tries_max=2, wait_seconds=0.3) as gateway:

@@ -10,6 +10,7 @@ import pytest
 
 from serving.gateway.exchange import Exchange
 from serving.gateway.server import RunningGateway
+from serving.routing import OPEN_FIRST_MS
 from tests.support.gateways import KEY, FakePlane, RawClient, chat, grant, post, request, running
 from tests.support.mock_engines import MockEngine, mock_engine
 from tests.support.until import until_async
@@ -149,6 +150,56 @@ async def test_a_replica_whose_breaker_closes_again_is_given_what_waited_for_it(
         for _ in range(3):
             breaker.failed(gateway.gateway.now_ms())
         assert (await asyncio.wait_for(post(gateway.port, chat(max_tokens=1)), 10)).status == 200
+
+
+async def test_one_request_that_an_engine_cannot_answer_breaks_its_replica_for_nobody(
+    plane: FakePlane, tmp_path: Path
+) -> None:
+    async with running(plane, tmp_path) as gateway:
+        only = next(iter(gateway.gateway.directory.engines))
+        assert (await post(gateway.port, chat("!drop"))).status == 503
+        assert only.target.breaker.failures == 1
+        assert (await asyncio.wait_for(post(gateway.port, chat(max_tokens=1)), 5)).status == 200
+        assert only.target.breaker.calm
+
+
+async def test_a_broken_replica_is_tried_again_though_the_last_trial_said_nothing_about_it(
+    plane: FakePlane, tmp_path: Path
+) -> None:
+    """A connection that has served before and breaks may just have been old: that is no failure, and no success."""
+    async with running(plane, tmp_path, tries_max=1) as gateway:
+        assert (await post(gateway.port, chat(max_tokens=1))).status == 200  # leaves a connection behind
+        breaker = next(iter(gateway.gateway.directory.engines)).target.breaker
+        for _ in range(3):
+            breaker.failed(gateway.gateway.now_ms() - OPEN_FIRST_MS)
+        assert (await post(gateway.port, chat("!drop"))).status == 503
+        assert (await asyncio.wait_for(post(gateway.port, chat(max_tokens=1)), 5)).status == 200
+
+
+async def test_requests_wait_for_a_replica_that_says_it_is_busy(plane: FakePlane, tmp_path: Path) -> None:
+    """Others may keep it so: it is asked now and then, not again at once, and the lines stay fair and bounded."""
+    with mock_engine("--interval-ms", "10", "--at-once", "1") as busy:
+        plane.engines, plane.max_concurrency = [busy.url], 64
+        async with running(plane, tmp_path) as gateway:
+            metrics = gateway.gateway.metrics
+            async with asked(gateway, (chat(stream=True, max_tokens=60), KEY)) as (first,):
+                answers = await asyncio.gather(*(post(gateway.port, chat(stream=True, max_tokens=2)) for _ in range(8)))
+                assert [answer.events()[-1] for answer in answers] == ["[DONE]"] * 8
+                assert (await first.answer()).status == 200
+            assert 1 <= metrics.retries["rep_0"] <= 9, "the first, then one a pause, not all at once"
+            assert metrics.refusals == {}
+
+
+async def test_who_waited_too_long_for_a_busy_replica_is_told_so(plane: FakePlane, tmp_path: Path) -> None:
+    async with running(plane, tmp_path, wait_seconds=0.6) as gateway:
+        began = asyncio.get_running_loop().time()
+        refused = await asyncio.wait_for(post(gateway.port, chat("!429")), 10)
+        assert asyncio.get_running_loop().time() - began < 3
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "5"
+        assert 2 <= gateway.gateway.metrics.retries["rep_0"] <= 4
+        assert (await post(gateway.port, chat(max_tokens=1))).status == 200
+        await gauge(gateway, "requests_waiting", 0)
 
 
 async def test_a_client_that_leaves_the_line_is_forgotten(plane: FakePlane, tmp_path: Path) -> None:
