@@ -3,8 +3,7 @@
 `python -m tests.support.mock_engine --port 9100 --model NAME` answers `max_tokens` tokens (16 by default), one each
 `--interval-ms` (0: at once). A prompt may ask for trouble: `!500`, `!429`, `!drop` (before any answer), `!drop-after-N`
 (chunks), `!stall-after-N`, `!fail` (an error inside a stream), `!hang`, `!long` (over the context), `!tool`. Its
-counters are at /metrics as vLLM names them, and /requests shows the bodies it got. With `--at-once N` it answers 429
-while it runs N requests.
+counters are at /metrics as vLLM names them, and /requests shows the bodies it got. Beyond `--at-once` it answers 429.
 """
 
 import argparse
@@ -240,10 +239,6 @@ class Connection(asyncio.Protocol):
 
     async def generate(self, path: bytes, asked: Body, text: bytes, tokens: int, choices: int) -> None:
         engine, prompt = self.engine, self.size(text)
-        drop = _DROP_AFTER.search(text.decode())
-        drop_after = int(drop[1]) if drop else -1
-        stall = _STALL_AFTER.search(text.decode())
-        stall_after = int(stall[1]) if stall else -1
         engine.prompt_tokens += prompt
         engine.running += 1
         try:
@@ -253,24 +248,15 @@ class Connection(asyncio.Protocol):
                     engine.generation_tokens += choices
                 self.reply(200, self.whole(path, asked, prompt, tokens, choices, False))
                 return
-            await self.stream(
-                path, asked, prompt, tokens, choices, drop_after, b"!tool" in text, b"!fail" in text, stall_after
-            )
+            await self.stream(path, asked, text, prompt, tokens, choices)
         finally:
             engine.running -= 1
 
-    async def stream(
-        self,
-        path: bytes,
-        asked: Body,
-        prompt: int,
-        tokens: int,
-        choices: int,
-        drop_after: int,
-        tool: bool,
-        failing: bool,
-        stall_after: int,
-    ) -> None:
+    async def stream(self, path: bytes, asked: Body, text: bytes, prompt: int, tokens: int, choices: int) -> None:
+        tool, failing = b"!tool" in text, b"!fail" in text
+        drop_after, stall_after = (
+            int(found[1]) if (found := asks.search(text.decode())) else -1 for asks in (_DROP_AFTER, _STALL_AFTER)
+        )
         engine, options = self.engine, asked.stream_options or {}
         usage, each = options.get("include_usage", False), options.get("continuous_usage_stats", False)
         chat = path == b"/v1/chat/completions"
