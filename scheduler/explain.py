@@ -13,6 +13,7 @@ from scheduler.adapters.tables import AttemptRow, WorkloadRow
 from scheduler.cycle import gpus
 from scheduler.facts import load_state
 from scheduler.index import indexed
+from scheduler.lifetimes import seconds_left
 from scheduler.lines import rank
 from scheduler.ordering import Standing, Turn, in_order
 from scheduler.preemption import Standings
@@ -111,17 +112,32 @@ async def why(tx: AsyncSession, job: WorkloadRow, terms: Terms, *, now: datetime
 
 
 def expected_finish(job: WorkloadRow, *, now: datetime) -> datetime | None:
-    """When it is expected to end: by its progress where it reports one, else by its recipe's estimate."""
-    if job.state in JOB_OVER or job.expected_seconds is None:
+    """When what is left of it is expected to be done; None where nobody knows.
+
+    What runs is judged by its progress where it reports one, else by its expected duration: once that has passed, or
+    when it has been told to stop, nothing is known. What is safe in a checkpoint need not run again.
+    """
+    left = seconds_left(job.expected_seconds, job.kept_ms)
+    if left is None or job.stop_requested_at is not None or job.pause_requested_at is not None:
         return None
-    if job.state == JobState.QUEUED:
-        return job.eta + timedelta(seconds=job.expected_seconds) if job.eta else None
-    if job.state == JobState.STARTING or job.started_at is None:
-        return now + timedelta(seconds=job.expected_seconds)
+    match JobState(job.state):
+        case JobState.QUEUED:
+            return max(now, job.eta) + timedelta(seconds=left) if job.eta else None
+        case JobState.STARTING:
+            return now + timedelta(seconds=left)
+        case JobState.RUNNING if job.running_since is not None:
+            return _running_until(job, job.running_since, left, now=now)
+        case _:
+            return None
+
+
+def _running_until(job: WorkloadRow, since: datetime, left: int, *, now: datetime) -> datetime | None:
     step, total = (job.progress or {}).get("step", 0), (job.progress or {}).get("total_steps", 0)
-    if step and total:
-        return job.started_at + (now - job.started_at) * (total / step)
-    return max(now, job.started_at + timedelta(seconds=job.expected_seconds))
+    if step and total:  # a program that goes on from a checkpoint counts the steps before it too
+        worked = timedelta(milliseconds=job.kept_ms) + (now - since)
+        return now + worked * max(0, total / step - 1)
+    expected = since + timedelta(seconds=left)
+    return expected if expected > now else None
 
 
 def _standing(turn: Turn, state: State) -> str:

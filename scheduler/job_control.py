@@ -53,6 +53,7 @@ async def resume_job(tx: AsyncSession, job_id: str, *, by: Principal, now: datet
     job.pause_requested_at = job.pause_reason = None
     if job.state == JobState.PAUSED:  # else its attempt still ends, and it is queued again when that is done
         job.state, job.wait_reason, job.wait_detail = JobState.QUEUED, WaitReason.NEW, WaitReason.NEW.sentence
+        job.progress = None  # its next attempt tells where it begins
         await tx.flush()
         await dependencies.settle(tx, job, now=now)
         await events.append(tx, topic(job, "resumed"), job.id, {"by": by.id}, now=now, firm_id=job.firm_id)

@@ -27,7 +27,8 @@ _BEGIN = text("""
         SET state = 'running', lease_until = :until, started_at = coalesce(a.started_at, :now)
         FROM live WHERE a.id = live.id
     ), workloads AS (
-        UPDATE scheduler.workload AS w SET state = 'running', started_at = coalesce(w.started_at, :now)
+        UPDATE scheduler.workload AS w
+        SET state = 'running', started_at = coalesce(w.started_at, :now), running_since = :now
         FROM live WHERE w.id = live.workload_id AND live.is_first
     )
     SELECT id, workload_id, kind, firm_id, is_first FROM live""")

@@ -140,6 +140,7 @@ class WorkloadRow(Gang, _Table, table=True):
     submitted_at: datetime = _instant()
     started_at: datetime | None = _instant(nullable=True)
     ended_at: datetime | None = _instant(nullable=True)
+    running_since: datetime | None = _instant(nullable=True)  # the start of its last attempt that has started
     kept_ms: int = _count()  # of its running time, by ended attempts and safe in a checkpoint
     lost_gpu_ms: int = _count()  # what the platform lost of its work; nobody paid for it
     pause_requested_at: datetime | None = _instant(nullable=True)

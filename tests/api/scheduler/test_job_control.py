@@ -1,13 +1,14 @@
 """An owner's hand on a job under way: pause, resume, cancel in every state, priority, a cap, tries and durations."""
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import httpx
 import pytest
 
 from quotas import api as quotas
-from tests.support.scheduling import City, Firm
+from tests.support.scheduling import City, Firm, later
 
 
 async def queued(city: City, firm: Firm) -> str:
@@ -141,6 +142,27 @@ async def test_a_running_job_keeps_a_checkpoint_is_charged_and_goes_on_from_ther
     plan = (await (await city.runner(job_id)).plan()).json()
     assert (plan["checkpoint"]["step"], plan["max_runtime_seconds"]) == (3, 95)
     await city.assert_ledger()
+
+
+async def test_a_resumed_job_is_expected_to_end_when_what_it_had_not_kept_is_done(city: City) -> None:
+    firm = await city.firm()
+    job_id = await running(city, firm, expected_seconds=60)
+    runner = await city.runner(job_id)
+    await runner.heartbeat(step=2, total=6)
+    await act(firm, job_id, "pause")
+    await city.pass_time(10)
+    await runner.keep(b"so far", step=2, ran_ms=10_000)
+    await runner.finished(ran_ms=10_000, outcome="stopped", cause="stopped")
+    await city.pass_time(1000)
+    assert (await city.view(firm, job_id))["expected_finish"] is None
+    await act(firm, job_id, "resume")
+    await city.step()
+    await city.pass_time(5)
+    await (await city.runner(job_id)).begin()
+    await city.pass_time(20)
+    seen = await city.view(firm, job_id)
+    assert datetime.fromisoformat(seen["expected_finish"]) == later(city, 30), "50 s are left of it, 20 s of them ran"
+    assert seen["started_at"] < seen["attempts"][-1]["started_at"]
 
 
 async def test_a_node_lost_while_a_job_pauses_leaves_it_paused(city: City) -> None:

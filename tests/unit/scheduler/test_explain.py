@@ -8,7 +8,8 @@ import pytest
 
 from kit.units import GpuMilli
 from quotas.vocabulary import CohortName, FirmId, PoolName, QoS
-from scheduler.explain import standings
+from scheduler.adapters.tables import WorkloadRow
+from scheduler.explain import expected_finish, standings
 from scheduler.ordering import in_order
 from scheduler.sharing import Quota, Seat
 from scheduler.snapshot import Node, State, Waiting
@@ -87,3 +88,48 @@ def test_what_may_go_before_its_place_says_so() -> None:
 def test_what_borrows_comes_after_what_its_firms_quota_holds() -> None:
     small, large = work("job_2", workers=1), work("job_1", workers=6, priority=9)
     assert told(small, large)[1].endswith("after job_2 of its firm: that is within quota")
+
+
+def under_way(**changes: Any) -> WorkloadRow:
+    """A job of 600 s that has kept 200 s in a checkpoint and runs again since 100 s, an hour after its first start."""
+    fields: dict[str, Any] = {
+        "state": "running",
+        "expected_seconds": 600,
+        "kept_ms": 200_000,
+        "started_at": NOW - timedelta(hours=1),
+        "running_since": NOW - timedelta(seconds=100),
+    }
+    return WorkloadRow(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({}, 300),
+        ({"kept_ms": 0}, 500),
+        ({"progress": {"step": 3, "total_steps": 4}}, 100),  # three quarters took 300 s
+        ({"progress": {"step": 4, "total_steps": 4}}, 0),
+        ({"state": "starting"}, 400),
+        ({"state": "queued", "eta": NOW + timedelta(seconds=50)}, 450),
+        ({"state": "queued", "eta": NOW - timedelta(seconds=50)}, 400),
+    ],
+)
+def test_a_job_is_expected_to_end_when_what_is_left_of_it_is_done(changes: dict[str, Any], seconds: int) -> None:
+    assert expected_finish(under_way(**changes), now=NOW) == NOW + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"running_since": NOW - timedelta(seconds=401)},  # longer than expected
+        {"pause_requested_at": NOW},
+        {"stop_requested_at": NOW},
+        {"state": "queued", "eta": None},
+        {"state": "blocked"},
+        {"state": "paused", "progress": {"step": 3, "total_steps": 4}},
+        {"state": "succeeded"},
+        {"expected_seconds": None},
+    ],
+)
+def test_no_end_is_told_where_nobody_knows_it(changes: dict[str, Any]) -> None:
+    assert expected_finish(under_way(**changes), now=NOW) is None
