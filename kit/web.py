@@ -41,6 +41,7 @@ STATUS: dict[type[errors.HeliuError], int] = {
 REQUESTS = Counter("heliu_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 SECONDS = Histogram("heliu_http_request_seconds", "Time to answer an HTTP request", ["method", "route"])
 
+_KIND = re.compile(r"(list|function-[a-z]+)\[.*\]")
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -182,15 +183,20 @@ async def _on_heliu_error(_request: Request, error: Exception) -> Response:
 
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [
-        {"field": ".".join(str(part) for part in fault["loc"] if part != "body"), "message": fault["msg"]}
-        for fault in error.errors()
-    ]
-    first = faults[0] if faults else {"field": "", "message": "it does not fit the schema"}
+    found = error.errors()
+    faults = [{"field": _field(fault["loc"]), "message": fault["msg"]} for fault in found]
+    deepest = max((len(fault["loc"]) for fault in found), default=0)  # of what may be this or that: what came furthest
+    told = (one for one, fault in zip(faults, found, strict=True) if len(fault["loc"]) == deepest)
+    first = next(told, {"field": "", "message": "it does not fit the schema"})
     where = f"{first['field']}: " if first["field"] else ""
     return problem(
         422, "invalid_input", where + first["message"], hint="see /docs for what this route takes", faults=faults
     )
+
+
+def _field(place: Sequence[str | int]) -> str:
+    """Where it is, without what pydantic calls the kinds that it may be."""
+    return ".".join(str(part) for part in place if part != "body" and not _KIND.fullmatch(str(part)))
 
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:

@@ -89,5 +89,6 @@ from quotas.web.deps import CurrentPrincipal as CurrentPrincipal
 from quotas.web.deps import Db as Db
 from quotas.web.deps import Now as Now
 from quotas.web.deps import Origin as Origin
+from quotas.web.names import Pool as Pool
 
 MIGRATIONS: Path = Path(__file__).parent / "adapters" / "migrations"

@@ -5,12 +5,22 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from kit.patterns import Pattern
 from kit.web import Body, View
 from quotas.vocabulary import ChannelKind
 from quotas.web.money_schemas import Amount
 from quotas.web.schemas import Id
 
 Percent = Annotated[int, Field(ge=1, le=1000)]
+Target = Annotated[
+    str,
+    StringConstraints(min_length=3, max_length=500),
+    Pattern(
+        r"^(https?://\S+|[^@\s]+@[^@\s]+)$",
+        "a target is a web address or an e-mail address, without spaces",
+        "https://studio.example/heliu",
+    ),
+]
 
 
 class BudgetIn(Body):
@@ -42,7 +52,7 @@ class BudgetOut(View):
 class ChannelIn(Body):
     firm_id: Id | None = None
     kind: ChannelKind
-    target: Annotated[str, StringConstraints(min_length=3, max_length=500, pattern=r"^(https?://\S+|[^@\s]+@[^@\s]+)$")]
+    target: Target
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:

@@ -9,11 +9,12 @@ from quotas.access import Action, require
 from quotas.cohorts import is_firm
 from quotas.vocabulary import CohortName, FirmId
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
+from quotas.web.names import CohortNode
 from quotas.web.schemas import Instant, PlacementIn, PlacementOut
 
 router = APIRouter(prefix="/api/cohorts", tags=["quotas"])
 
-Node = Annotated[str, Path(max_length=63, pattern=r"^(firm_[0-9a-z]+|[a-z][a-z0-9-]*)$")]
+Node = Annotated[CohortNode, Path()]
 
 
 @router.put("/{node}")

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.units import Ppm
@@ -13,6 +13,7 @@ from quotas.pricing import Tariff
 from quotas.vocabulary import CentreName, FirmId, ModelName, MoneyAction, Period, PoolName, QoS, TariffId
 from quotas.web.deps import CurrentPrincipal, Db, Now, Origin
 from quotas.web.money_deeds import PROPOSED, ContractOrder, do_or_propose
+from quotas.web.names import Centre
 from quotas.web.price_schemas import (
     ContractIn,
     ContractOut,
@@ -26,8 +27,6 @@ from quotas.web.price_schemas import (
 from quotas.web.schemas import Instant
 
 router = APIRouter(prefix="/api", tags=["prices"])
-
-Centre = Annotated[str, Path(max_length=60, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 @router.post("/tariffs", status_code=201, response_model=TariffOut, responses=PROPOSED)

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from kit.errors import InvalidInput
+from kit.patterns import Pattern
 from kit.units import PPM
 from kit.web import Body, View
 from quotas.centre_contracts import CentreContract
@@ -18,9 +19,18 @@ from quotas.web.schemas import Id, Instant, Line, Paragraph
 Rate = Annotated[int, Field(ge=0, le=2**40)]
 Share = Annotated[int, Field(ge=0, le=PPM)]
 Resource = Annotated[
-    str, StringConstraints(min_length=1, max_length=120, pattern=r"^(\*|[a-zA-Z0-9][a-zA-Z0-9._/-]*)$")
+    str,
+    StringConstraints(min_length=1, max_length=120),
+    Pattern(
+        r"^(\*|[a-zA-Z0-9][a-zA-Z0-9._/-]*)$",
+        "a price is for a pool or a model, of letters, digits, '.', '_', '/' and '-', or by * for all of them",
+        "east/a100",
+    ),
 ]
-WindowName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]{0,30}$")]
+WindowName = Annotated[
+    str,
+    Pattern(r"^[a-z][a-z-]{0,30}$", "a window is named by 1 to 31 of a-z and '-', with a letter first", "valley"),
+]
 
 
 class WindowIn(Body):

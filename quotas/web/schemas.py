@@ -6,10 +6,12 @@ from typing import Annotated
 from fastapi import Query
 from pydantic import AfterValidator, AwareDatetime, Field, SecretStr, StringConstraints
 
+from kit.patterns import Pattern
 from kit.web import Body, View
 from quotas.limits import MAX_NOMINAL
 from quotas.sessions import PASSWORD_LENGTH
 from quotas.vocabulary import FirmKind, FirmState, IndustryCluster, RequestState, ReviewStep, Role, Scope
+from quotas.web.names import Cohort, Pool
 
 _EARLIEST, _LATEST = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
 INT32_MAX = 2**31 - 1
@@ -33,15 +35,17 @@ ShortLine = Annotated[str, StringConstraints(min_length=1, max_length=100), Afte
 Paragraph = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Email = Annotated[
     str,
-    StringConstraints(max_length=254, to_lower=True, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$"),
+    StringConstraints(max_length=254, to_lower=True),
+    Pattern(r"^[^@\s]+@[^@\s]+\.[^@\s]+$", "an e-mail address has one @, a domain and no spaces", "li@studio.example"),
     AfterValidator(_printable),
 ]
-Phone = Annotated[str, StringConstraints(pattern=r"^[0-9+() -]{5,30}$")]
+Phone = Annotated[
+    str,
+    Pattern(r"^[0-9+() -]{5,30}$", "a phone number is 5 to 30 of 0-9, '+', '(', ')', '-', ' '", "+86 27 5920"),
+]
 Password = Annotated[SecretStr, Field(min_length=PASSWORD_LENGTH[0], max_length=PASSWORD_LENGTH[1])]
 Token = Annotated[SecretStr, Field(min_length=1, max_length=200)]
 Instant = Annotated[AwareDatetime, AfterValidator(_of_our_time)]
-Pool = Annotated[str, StringConstraints(max_length=120, pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
-Cohort = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z][a-z0-9-]*$")]
 Id = Annotated[str, StringConstraints(max_length=64)]
 
 Milli = Annotated[int, Field(ge=0, le=MAX_NOMINAL)]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from kit.errors import InvalidInput, NotFound, TooLarge
+from kit.patterns import Pattern
 from kit.web import chunks_of
 from quotas import audit
 from quotas.access import Action, require
@@ -27,7 +28,19 @@ router = APIRouter(prefix="/api", tags=["usage"])
 
 EVENTS_MAX = 1000
 FILE_BYTES_MAX = 32 << 20
-Pair = Annotated[str, Field(max_length=300, pattern=r"^[^=]+=[^=]+$")]
+Pair = Annotated[
+    str,
+    StringConstraints(max_length=300),
+    Pattern(r"^[^=]+=[^=]+$", "it is two names with one '=' between", "a=b"),
+]
+Source = Annotated[
+    str,
+    Pattern(
+        r"^[a-z0-9][a-z0-9.-]{0,60}$",
+        "a source is named by 1 to 61 of a-z, 0-9, '.' and '-', with a letter or digit first",
+        "east-slurm",
+    ),
+]
 
 
 class _Rehearsed(Exception):
@@ -82,7 +95,7 @@ async def import_file(
     db: Db,
     now: Now,
     origin: Origin,
-    source: Annotated[str, Query(pattern=r"^[a-z0-9][a-z0-9.-]{0,60}$", description="names the cluster for ever")],
+    source: Annotated[Source, Query(description="names the cluster for ever")],
     account: Annotated[list[Pair], Query(description="Slurm account=firm, or account=firm/project")],
     partition: Annotated[list[Pair], Query(description="Slurm partition=pool")],
     qos: QoS = QoS.STANDARD,

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from kit.errors import InvalidInput
 from kit.units import Tokens
@@ -11,9 +11,9 @@ from kit.web import Body, View
 from quotas.metering import QUANTITY_MAX, TOKENS_MAX, UsageRecord
 from quotas.usage_imports import ImportResult
 from quotas.vocabulary import NO_KEY, FirmId, KeyId, MeteredUsage, ModelName, ProjectId, TokenUsage, UsageKind
+from quotas.web.names import Model
 from quotas.web.schemas import Id, Instant, Line
 
-Model = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/-]*$")]
 Count = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 OWN_SOURCES = "heliu/"
 FUTURE = timedelta(minutes=5)

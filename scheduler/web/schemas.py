@@ -1,12 +1,15 @@
 """What the routes of jobs, files and nodes take and give."""
 
+import hashlib
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
+from kit.patterns import Pattern
 from kit.web import Body, View
+from quotas.api import Pool
 from quotas.vocabulary import QoS
 from scheduler.node.protocol import plain_name
 from scheduler.vocabulary import PRIORITY_MAX, PRIORITY_MIN, WORKERS_MAX, AfterRule, JobState, Spread, WaitReason
@@ -32,11 +35,17 @@ def _sensible(instant: datetime) -> datetime:
 
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
-Topology = Annotated[str, StringConstraints(max_length=40, pattern=r"^[a-z][a-z0-9-]*$")]
+Topology = Annotated[
+    str,
+    StringConstraints(max_length=40),
+    Pattern(r"^[a-z][a-z0-9-]*$", "a topology label is a-z, 0-9 and '-', with a letter first", "rack"),
+]
 Id = Annotated[str, StringConstraints(max_length=64)]
-Pool = Annotated[str, StringConstraints(max_length=120, pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
 FileName = Annotated[str, StringConstraints(max_length=512), AfterValidator(plain_name)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[
+    str,
+    Pattern(r"^[0-9a-f]{64}$", "a SHA-256 is 64 of 0-9 and a-f", hashlib.sha256().hexdigest()),
+]
 FirmQuery = Annotated[str | None, Query(alias="firm_id", max_length=64, description="default: your own firm")]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Before = Annotated[str | None, Query(max_length=64, description="continue an earlier page: its last id")]

@@ -5,9 +5,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from kit.patterns import Pattern
 from kit.web import Body, View
+from quotas.api import Pool
 from quotas.vocabulary import QoS
 from serving.counting import Verdict
+from serving.naming import SLUG_RULE
 from serving.vocabulary import (
     AdapterState,
     Capability,
@@ -18,9 +21,17 @@ from serving.vocabulary import (
     ReplicaState,
 )
 
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
+Slug = Annotated[str, Pattern(r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$", f"it is named by {SLUG_RULE}", "qwen-7b")]
 Text120 = Annotated[str, Field(min_length=1, max_length=120)]
-Source = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=200)]
+Source = Annotated[
+    str,
+    Field(max_length=200),
+    Pattern(
+        r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        "a source is a folder of the models' folder, or a model of the hub with its owner",
+        "Qwen/Qwen2.5-7B-Instruct",
+    ),
+]
 Reference = Annotated[str, Field(min_length=1, max_length=64)]
 Context = Annotated[int, Field(ge=64, le=1 << 21)]
 GpuNeed = Annotated[int, Field(ge=1000, le=64_000, multiple_of=1000)]
@@ -121,7 +132,7 @@ class DeploymentIn(Body):
 
     model: Slug
     kind: DeploymentKind
-    pool: Annotated[str, Field(min_length=3, max_length=129, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")]
+    pool: Pool
     replicas: Count = 1
     replicas_min: Count = 0
     replicas_max: Count | None = None

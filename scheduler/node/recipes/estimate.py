@@ -5,9 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-ModelSlug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]{0,62}[a-z0-9]$")]
+from kit.patterns import Pattern
+
+ModelSlug = Annotated[
+    str,
+    Pattern(
+        r"^[a-z0-9][a-z0-9.\-]{0,62}[a-z0-9]$",
+        "it is named by 2 to 64 of a-z, 0-9, '.' and '-', with a letter or digit at both ends",
+        "smollm2-135m-instruct",
+    ),
+]
 
 _MODEL_SIZE = re.compile(r"(?:^|-)(\d+(?:\.\d+)?)([mb])(?:-|$)")
 _REFERENCE_PARAMETERS = 135_000_000

@@ -58,5 +58,18 @@ async def test_a_bad_value_anywhere_is_a_problem_with_a_code_and_never_an_error_
                 refused.append(answer.status_code)
                 assert answer.headers["content-type"] == "application/problem+json"
                 assert answer.json()["code"] and answer.json()["detail"]
+                assert "match pattern" not in answer.text, "a regular expression is nothing for people"
     assert refused.count(422) > 1_000
     assert (await city.admin.get("/api/me")).status_code == 200, "it was the administrator all along"
+
+
+async def test_a_pool_that_is_none_is_refused_in_words_wherever_it_stands(city: City) -> None:
+    for path, body, field in (
+        ("/api/quotas", {"pool": "East A100"}, "pool"),
+        ("/api/deployments", {"pool": "East A100"}, "pool"),
+        ("/api/quotes", {"pools": ["East A100"]}, "pools.0"),
+        ("/api/quotes", {"pools": [["East A100"]]}, "pools.0.0"),
+    ):
+        answer = await city.admin.post(path, json=body)
+        told = {fault["field"]: fault["message"] for fault in answer.json()["faults"]}
+        assert told[field].startswith("a pool is centre/accelerator") and "east/a100" in told[field], (path, told)

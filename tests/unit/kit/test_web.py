@@ -20,6 +20,7 @@ router = APIRouter()
 class Order(Body):
     count: int
     note: str = ""
+    sizes: list[int | list[int]] = []
 
 
 @router.post("/orders")
@@ -134,6 +135,13 @@ async def test_a_body_that_does_not_fit_is_refused_by_field(
     answer = await client.post("/orders", json=body)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
     assert [fault["field"] for fault in answer.json()["faults"]] == [field]
+
+
+async def test_of_what_may_be_this_or_that_the_kind_it_comes_nearest_to_says_what_is_wrong(
+    client: httpx.AsyncClient,
+) -> None:
+    said = (await client.post("/orders", json={"count": 1, "sizes": [[1, "2"]]})).json()
+    assert said["detail"].startswith("sizes.0.1: ")
 
 
 async def test_what_is_not_json_is_refused(client: httpx.AsyncClient) -> None:
