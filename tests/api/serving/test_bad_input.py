@@ -71,5 +71,5 @@ async def test_a_pool_that_is_none_is_refused_in_words_wherever_it_stands(city: 
         ("/api/quotes", {"pools": [["East A100"]]}, "pools.0.0"),
     ):
         answer = await city.admin.post(path, json=body)
-        told = {fault["field"]: fault["message"] for fault in answer.json()["faults"]}
-        assert told[field].startswith("a pool is centre/accelerator") and "east/a100" in told[field], (path, told)
+        told = [fault["message"] for fault in answer.json()["faults"] if fault["field"] == field]
+        assert any(one.startswith("a pool is centre/accelerator") and "east/a100" in one for one in told), (path, told)
