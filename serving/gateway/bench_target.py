@@ -79,9 +79,9 @@ async def furnish(
             tokens_per_minute=REQUESTS_PER_MINUTE * 1_000,
         )  # fmt: skip
         issued = await quotas.issue_key(tx, firm_id, spec, by=SYSTEM, now=now)
-    capabilities = frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.TOOLS})
+    everything = frozenset(Capability) - {Capability.EMBEDDINGS}  # the engine itself says what it cannot do
     spec = ModelSpec(
-        model, model, "bench", "Apache-2.0", Modality.TEXT, context_tokens, capabilities, model, "1", max_loras=0
+        model, model, "bench", "Apache-2.0", Modality.IMAGE_TEXT, context_tokens, everything, model, "1", max_loras=0
     )
     await _publish_prices(db, [spec.name, *(other.name for other in others)])
     for offered in (spec, *others):

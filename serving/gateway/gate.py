@@ -7,8 +7,9 @@ import time
 from typing import NamedTuple
 
 from quotas.vocabulary import KeyGrant
+from serving.gateway.openai_errors import Refusal
 from serving.gateway.windows import Windows
-from serving.limits import WINDOW_MS, Limited, Limits, Meter, Short, undo
+from serving.limits import WINDOW_MS, Limited, LimitReason, Limits, Meter, Short, undo
 
 METERS_MAX = 100_000
 _LEFT = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
@@ -24,6 +25,23 @@ class Denied(NamedTuple):
 
     limited: Limited
     whose: str
+
+    def refusal(self, tokens: int) -> Refusal:
+        """What a client is told whose request reserves so many tokens."""
+        reason, limit = self.limited.reason, f"{self.limited.limit:,}"
+        match reason:
+            case LimitReason.TOO_LARGE:
+                why = f"{limit} tokens per minute and this request alone reserves {tokens:,}"
+                return Refusal(429, reason, f"{self.whose} is {why}; lower max_tokens or send a shorter prompt")
+            case LimitReason.TOKENS:
+                why = f"{limit} tokens per minute, and of this one too few are left for the {tokens:,} it reserves"
+            case LimitReason.REQUESTS:
+                why = f"{limit} requests per minute, and so many were made in this one"
+            case LimitReason.CONCURRENCY:
+                why = f"{limit} requests at once, and so many are running"
+        return Refusal(
+            429, reason, f"{self.whose} is {why}", retry_after_seconds=-(-self.limited.retry_after_ms // 1_000)
+        )
 
 
 class Gate:

@@ -25,7 +25,7 @@ from serving.gateway.http_messages import Request
 from serving.gateway.images import ImageBounds, ImageFetcher
 from serving.gateway.keys import KeyRing
 from serving.gateway.metrics import NO_MODEL, GatewayMetrics
-from serving.gateway.openai_errors import INTERNAL, Refusal
+from serving.gateway.openai_errors import INTERNAL, NO_KEY, Refusal
 from serving.gateway.pages import Pages, bearer_of, plain_path
 from serving.gateway.ports import Routes, Spending
 from serving.gateway.purses import Purses
@@ -173,7 +173,7 @@ class Gateway:
         reply.listener = exchange
         self.active.add(exchange)
         bearer = bearer_of(request)
-        refusal = self.closed() if bearer else _NO_KEY
+        refusal = self.closed() if bearer else NO_KEY
         if refusal is not None:
             exchange.refuse(refusal)
             return
@@ -199,7 +199,8 @@ class Gateway:
     def answer(self, reply: Connection, refusal: Refusal, extra: bytes = b"") -> None:
         """Refuse what never became an exchange."""
         self.metrics.refusals[NO_MODEL, refusal.code] += 1
-        reply.respond(refusal.status, refusal.body(), refusal.headers() + extra)
+        anthropic = reply.current is not None and reply.current.path.startswith(b"/v1/messages")
+        reply.respond(refusal.status, refusal.body(anthropic=anthropic), refusal.headers() + extra)
 
     # --- what runs beside requests --------------------------------------------------------------------------------
 
@@ -297,6 +298,3 @@ def _guarded(exchange: Exchange, act: Callable[..., None], *arguments: object) -
 
 def _log_fault(error: BaseException) -> None:
     log.error("something beside requests failed", extra={"fault": where(error)})
-
-
-_NO_KEY = Refusal(401, "missing_api_key", "send your API key as `Authorization: Bearer hl_…`")

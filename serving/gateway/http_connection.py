@@ -12,7 +12,7 @@ import httptools
 
 from serving.gateway.http_answers import Answers
 from serving.gateway.http_memory import LARGE_BYTES
-from serving.gateway.http_messages import HEADS, KnownHead, Listener, Request, head_refusal
+from serving.gateway.http_messages import HEADS, UPGRADE, KnownHead, Listener, Request, head_refusal
 from serving.gateway.openai_errors import error_body
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Connection(Answers, asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._break(501, "upgrade_not_supported", "protocol upgrades and CONNECT are not supported here")
+            self._break(*UPGRADE)
         except httptools.HttpParserCallbackError:
             if self._broken is None:
                 raise

@@ -16,6 +16,11 @@ REASONS: dict[int, bytes] = {
     504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
 }  # fmt: skip
 LENGTH_DIGITS_MAX = 9
+UPGRADE = (
+    501, "upgrade_not_supported",
+    "protocol upgrades (h2c, websocket) and CONNECT are not supported: tell your client to speak HTTP/1.1 "
+    "(in Java: HttpClient.Version.HTTP_1_1)",
+)  # fmt: skip
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)\r\n", re.IGNORECASE)
 HEADS: dict[int, bytes] = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, b"Status")) for status in range(100, 600)
@@ -93,7 +98,7 @@ def head_refusal(
 ) -> tuple[int, str, str] | None:
     """(status, code, message) for a head that llhttp lets through and we do not; None for a good one."""
     if upgrade:
-        return 501, "upgrade_not_supported", "protocol upgrades and CONNECT are not supported here"
+        return UPGRADE
     if version not in ("1.1", "1.0"):
         return 505, "http_version_not_supported", "speak HTTP/1.1"
     if b"host" not in headers and version == "1.1":

@@ -13,7 +13,14 @@ from serving.admission import TopUp, reserve
 from serving.gateway.endpoints import Asked, Family, decode
 from serving.gateway.gate import Denied
 from serving.gateway.open_request import OpenRequest
-from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, ENCODED, HOLDS_TOO_MUCH, Refusal, refusal_for
+from serving.gateway.openai_errors import (
+    ADDRESS_NOT_ALLOWED,
+    ENCODED,
+    HOLDS_TOO_MUCH,
+    UNKNOWN_KEY,
+    Refusal,
+    refusal_for,
+)
 from serving.metering import NOTHING
 
 _NO_LIMITS = Refusal(
@@ -39,7 +46,7 @@ class Intake(OpenRequest):
             self.refuse(refusal_for(error))
             return
         if grant is None:
-            self.refuse(Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked"))
+            self.refuse(UNKNOWN_KEY)
         elif self.gone:
             self._release(NOTHING)
         else:
@@ -59,7 +66,7 @@ class Intake(OpenRequest):
         if taken is None:
             self._gateway.spawn(self._wait_for_limits(grant), self.fault)
         elif isinstance(taken, Denied):
-            self._refuse_limited(taken)
+            self.refuse(taken.refusal(self._reserve.tokens))
         else:
             self._taken = taken
             self._hold_money(grant)
@@ -72,7 +79,7 @@ class Intake(OpenRequest):
             self.refuse(_NO_LIMITS)
             return
         if isinstance(taken, Denied):
-            self._refuse_limited(taken)
+            self.refuse(taken.refusal(self._reserve.tokens))
             return
         self._taken = taken
         if self.gone:
@@ -148,19 +155,6 @@ class Intake(OpenRequest):
         if destination.adapter is not None:
             self._gateway.adapter_wanted(destination.adapter.id)
         return None
-
-    def _refuse_limited(self, denied: Denied) -> None:
-        limited, whose = denied
-        reason = str(limited.reason)
-        self.refuse(
-            Refusal(
-                429,
-                reason,
-                f"{whose} is {limited.limit} {reason.replace('_', ' ')}; this request reserves "
-                f"{self._reserve.tokens} tokens",
-                retry_after_seconds=-(-limited.retry_after_ms // 1_000),
-            )
-        )
 
     async def _top_up(self, payer: str, tokens: int) -> None:
         purses = self._gateway.purses

@@ -45,9 +45,15 @@ class Refusal:
         return error_body(self.status, self.code, self.message, param=self.param, type=self.type)
 
     def headers(self) -> bytes:
-        """Header lines beside the body."""
-        return b"" if self.retry_after_seconds is None else b"retry-after: %d\r\n" % self.retry_after_seconds
+        """Header lines beside the body. SDKs try again after a 429 unless they are told that it is of no use."""
+        if self.retry_after_seconds is not None:
+            return b"retry-after: %d\r\n" % self.retry_after_seconds
+        return b"x-should-retry: false\r\n" if self.status == 429 else b""
 
+
+NO_KEY = Refusal(401, "missing_api_key", "send your API key as `Authorization: Bearer hl_…`")
+
+UNKNOWN_KEY = Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked")
 
 INTERNAL = Refusal(500, "internal_error", "the gateway failed on this request, and has noted where; try again")
 
@@ -70,17 +76,18 @@ def error_body(status: int, code: str, message: str, *, param: str | None = None
 
 def refusal_for(error: HeliuError) -> Refusal:
     """What the control plane refused, as /v1 says it."""
+    message = error.message if error.hint is None else f"{error.message} {error.hint}"
     match error:
         case Unauthenticated():
-            return Refusal(401, "invalid_api_key", error.message)
+            return Refusal(401, "invalid_api_key", message)
         case Forbidden():
-            return Refusal(403, error.code, error.message)
+            return Refusal(403, error.code, message)
         case NoMoney():
             code = "insufficient_quota" if error.code == NoMoney.default_code else error.code
-            return Refusal(402, code, error.message)
+            return Refusal(402, code, message)
         case Refused():
-            return Refusal(429, error.code, error.message, type="insufficient_quota")
+            return Refusal(429, error.code, message, type="insufficient_quota")
         case RateLimited():
-            return Refusal(429, error.code, error.message, retry_after_seconds=int(error.retry_after_seconds or 1))
+            return Refusal(429, error.code, message, retry_after_seconds=int(error.retry_after_seconds or 1))
         case _:
-            return Refusal(503, error.code, error.message, retry_after_seconds=2)
+            return Refusal(503, error.code, message, retry_after_seconds=2)

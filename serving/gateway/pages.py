@@ -1,5 +1,6 @@
 """The paths that are answered without an engine: health, the models a key may use, what it has spent."""
 
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
@@ -8,13 +9,18 @@ import msgspec
 from kit.clock import utc_now
 from kit.errors import HeliuError
 from quotas.vocabulary import KeyGrant
+from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.http_connection import Connection
 from serving.gateway.http_messages import Request
-from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, Refusal, refusal_for
+from serving.gateway.openai_errors import ADDRESS_NOT_ALLOWED, NO_KEY, UNKNOWN_KEY, Refusal, refusal_for
 from serving.gateway.ports import Spending
 
 if TYPE_CHECKING:
     from serving.gateway.gateway import Gateway
+
+
+_PATHS = ENDPOINTS.keys() | {b"/v1/models", b"/v1/usage"}
+_SLASHES = re.compile(rb"//+")
 
 
 class Pages:
@@ -44,7 +50,7 @@ class Pages:
                     reply, Refusal(405, "method_not_allowed", "this path takes GET"), b"allow: GET, HEAD\r\n"
                 )
         else:
-            self._gateway.answer(reply, Refusal(404, "unknown_path", "there is no such path; the API is under /v1"))
+            self._gateway.answer(reply, _unknown(path))
 
     async def _for_key(self, request: Request, reply: Connection) -> None:
         """What a key may read about itself."""
@@ -52,9 +58,7 @@ class Pages:
         try:
             grant = (self._gateway.keys.cached(bearer) or await self._gateway.keys.load(bearer)) if bearer else None
             if grant is None:
-                self._gateway.answer(
-                    reply, Refusal(401, "invalid_api_key", "this API key is unknown, expired or revoked")
-                )
+                self._gateway.answer(reply, UNKNOWN_KEY if bearer else NO_KEY)
             elif not self._gateway.allows_address(grant, request, reply):
                 self._gateway.answer(reply, ADDRESS_NOT_ALLOWED)
             elif request.path == b"/v1/usage":
@@ -96,10 +100,25 @@ class Pages:
 
 
 def plain_path(path: bytes) -> bytes:
-    """The path that a request target of another form names: an absolute one (RFC 9112 §3.2.2), one with escapes."""
+    """The path that a request target of another form names: an absolute one (RFC 9112 §3.2.2), one with escapes.
+
+    Slashes at the end or doubled come from base URLs that end in one, and say nothing.
+    """
     if path[:8].lower().startswith((b"http://", b"https://")):
         path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
-    return unquote_to_bytes(path)
+    return _SLASHES.sub(b"/", unquote_to_bytes(path)).removesuffix(b"/") or b"/"
+
+
+def _unknown(path: bytes) -> Refusal:
+    """No such path; what a client most likely meant."""
+    shown = path[:200].decode("utf-8", "replace")
+    if b"/v1" + path in _PATHS:
+        hint = "the base URL ends in /v1"
+    elif path.startswith(b"/v1/v1/"):
+        hint = "the base URL has one /v1 too many (Anthropic's clients add it themselves)"
+    else:
+        hint = "the API is under /v1, and GET /v1/models lists what is served"
+    return Refusal(404, "unknown_path", f"there is no `{shown}` here; {hint}")
 
 
 def bearer_of(request: Request) -> bytes:

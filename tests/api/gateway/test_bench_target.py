@@ -55,10 +55,13 @@ def test_it_prints_where_it_serves_and_a_key_that_works_and_leaves_nothing_behin
                 assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [7] * 20
                 streamed = client.post("/v1/chat/completions", json=body | {"stream": True}).text
                 assert streamed.endswith("data: [DONE]\n\n")
+                image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aaaa"}}
+                seeing = body | {"messages": [{"role": "user", "content": [image]}]}
+                assert client.post("/v1/chat/completions", json=seeing).status_code == 200
                 assert client.get("/v1/models").json()["data"][0]["id"] == "any-model"
                 without = client.post("/v1/chat/completions", json=body, headers={"Authorization": "Bearer hl_x_y"})
                 assert without.status_code == 401
-            assert engine.counted("generation_tokens_total") == 21 * 7
+            assert engine.counted("generation_tokens_total") == 22 * 7
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         assert list(short_folder.glob("heliu-bench-*")) == []

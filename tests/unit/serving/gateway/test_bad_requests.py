@@ -74,11 +74,54 @@ async def test_a_compressed_body_is_refused_for_what_it_is(gateway: RunningGatew
 
 @pytest.mark.parametrize(
     "target",
-    ["http://gateway/v1/chat/completions", "HTTPS://gateway:443/v1/chat/completions", "/v1/chat%2Fcompletions"],
+    [
+        "http://gateway/v1/chat/completions",
+        "HTTPS://gateway:443/v1/chat/completions",
+        "/v1/chat%2Fcompletions",
+        "/v1/chat/completions/",
+        "//v1//chat/completions",
+    ],
 )
 async def test_a_target_in_another_form_names_the_same_path(gateway: RunningGateway, target: str) -> None:
     assert (await post(gateway.port, chat(max_tokens=1), path=target)).status == 200
     assert (await post(gateway.port, chat(), path="http://gateway")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "the base URL ends in /v1"),
+        ("/v1/v1/messages", "the base URL has one /v1 too many"),
+        ("/v1/audio/speech", "the API is under /v1"),
+    ],
+)
+async def test_a_path_that_is_not_there_is_named_with_what_was_meant(
+    gateway: RunningGateway, path: str, hint: str
+) -> None:
+    answer = await post(gateway.port, chat(), path=path)
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (404, "unknown_path")
+    assert f"`{path}`" in error["message"]
+    assert hint in error["message"]
+
+
+async def test_below_messages_every_refusal_has_anthropics_shape(gateway: RunningGateway) -> None:
+    client = await RawClient.to(gateway.port)
+    for path, status, kind in (("", 405, "invalid_request_error"), ("/batches", 404, "not_found_error")):
+        client.send(f"GET /v1/messages{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = await client.answer()
+        assert (answer.status, answer.json()["type"], answer.json()["error"]["type"]) == (status, "error", kind)
+    await client.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/usage"])
+async def test_a_page_says_whether_the_key_is_missing_or_wrong(gateway: RunningGateway, path: str) -> None:
+    client = await RawClient.to(gateway.port)
+    for header, code in (("", "missing_api_key"), ("Authorization: Bearer hl_no_key\r\n", "invalid_api_key")):
+        client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode())
+        answer = await client.answer()
+        assert (answer.status, answer.json()["error"]["code"]) == (401, code)
+    await client.close()
 
 
 @pytest.mark.parametrize("name", ["mock-model", "mock%2Dmodel", "%6dock-model"])

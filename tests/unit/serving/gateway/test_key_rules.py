@@ -10,6 +10,8 @@ import pytest
 from kit.errors import NoMoney, Refused
 from kit.proxies import TrustedProxies
 from quotas.vocabulary import Scope
+from serving.gateway.gate import Denied
+from serving.limits import Limited, LimitReason
 from tests.support.gateways import FakePlane, RawClient, chat, grant, post, running
 from tests.support.mock_engines import MockEngine, mock_engine
 
@@ -45,7 +47,7 @@ async def test_a_key_is_held_to_what_it_allows(
 @pytest.mark.parametrize(
     ("rule", "changes", "status", "code", "kind"),
     [
-        (NoMoney("used up", code="budget_reached"), {}, 402, "budget_reached", "insufficient_quota"),
+        (NoMoney("used up", code="budget_reached", hint="Ask."), {}, 402, "budget_reached", "insufficient_quota"),
         (Refused("none left", code="limit_tokens"), {"counts_tokens": True}, 429, "limit_tokens", "insufficient_quota"),
         (None, {}, 402, "insufficient_quota", "insufficient_quota"),
     ],
@@ -68,6 +70,26 @@ async def test_a_refusal_for_money_names_the_rule_in_openais_shape(
         answer = await post(gateway.port, chat(max_tokens=5), key="hl_a_key")
     error = answer.json()["error"]
     assert (answer.status, error["code"], error["type"]) == (status, code, kind)
+    assert answer.headers.get("x-should-retry") == ("false" if status == 429 else None), "SDKs would try again"
+    if rule is not None and rule.hint is not None:
+        assert error["message"] == f"{rule.message} {rule.hint}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "says", "again"),
+    [
+        (LimitReason.REQUESTS, "this key's limit is 9,000 requests per minute, and so many", b"retry-after: 2\r\n"),
+        (LimitReason.TOKENS, "this key's limit is 9,000 tokens per minute, and of this one", b"retry-after: 2\r\n"),
+        (LimitReason.CONCURRENCY, "this key's limit is 9,000 requests at once", b"retry-after: 2\r\n"),
+        (LimitReason.TOO_LARGE, "this request alone reserves 12,345; lower max_tokens", b"x-should-retry: false\r\n"),
+    ],
+)
+def test_a_limit_says_whose_it_is_how_much_it_allows_and_when_to_try_again(
+    reason: LimitReason, says: str, again: bytes
+) -> None:
+    refusal = Denied(Limited(reason, 9_000, 1_500), "this key's limit").refusal(12_345)
+    assert (refusal.status, refusal.code, refusal.headers()) == (429, reason, again)
+    assert says in refusal.message
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/mock-model", "/v1/usage"])
