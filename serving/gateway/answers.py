@@ -4,6 +4,7 @@ Usage that the client did not ask for is taken out again; nothing else of an ans
 """
 
 import re
+from typing import Annotated
 
 import msgspec
 from msgspec import Raw
@@ -15,22 +16,25 @@ from serving.metering import RunningUsage, Tokens
 EVENT_BYTES_MAX = 16 << 20
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
     """All shapes of usage at once: OpenAI's, Responses' and Anthropic's."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    total_tokens: _Count | None = None
     prompt_tokens_details: _Details | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
     input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -75,17 +79,17 @@ def tokens_of(usage: _Usage, family: Family) -> Tokens:
 
 
 def whole(body: bytes, asked: Asked) -> tuple[bytes, Tokens | None]:
-    """A complete answer: (what the client gets, what was used or None when it does not say)."""
+    """A complete answer: (what the client gets, what was used or None when it does not say).
+
+    Raises MsgspecError for what is no answer of this API.
+    """
     try:
         said = _answer.decode(body)
         if said.model in (asked.model, msgspec.UNSET) and asked.endpoint.family is not Family.FREE:
             return body, None if said.usage is None else tokens_of(said.usage, asked.endpoint.family)
     except msgspec.MsgspecError:
         pass  # the long way says what it is
-    try:
-        fields = _object.decode(body)
-    except msgspec.MsgspecError:
-        return body, None
+    fields = _object.decode(body)
     model = Raw(_encode(asked.model))
     if fields.get("model", model) != model:
         fields["model"] = model

@@ -107,6 +107,8 @@ _REFUSED = {
     "background": "responses are not stored; leave it out or use a text-batch job",
     "vllm_xargs": "it is internal to the engine",
 }
+_VECTORS_AS = ("float", "base64", None)
+"""How vectors may be sent. vLLM's other ways are no JSON and say nowhere what they used."""
 _STRIPPED = ("cache_salt", "request_id", "session_id", "store", "data_parallel_rank")
 _SPECIAL = _REFUSED.keys() | frozenset(_STRIPPED)
 _JSON = (b"application/json", b"")
@@ -122,6 +124,7 @@ _USAGE_OPTIONS = Raw(b'{"include_usage":true,"continuous_usage_stats":true}')
 _object = msgspec.json.Decoder(dict[str, Raw])
 _items = msgspec.json.Decoder(list[Raw])
 _string = msgspec.json.Decoder(str)
+_name = msgspec.json.Decoder(str | None)
 _integer = msgspec.json.Decoder(int)
 _encode = msgspec.json.Encoder().encode
 
@@ -217,6 +220,9 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
     stream = fields.get("stream", _NULL)
     if stream not in _BOOLEANS:
         return Refusal(400, "invalid_type", "`stream` is true or false", "stream")
+    if endpoint.family is Family.POOLING and not _as_json(fields):
+        why = "`encoding_format` is `float` or `base64`"
+        return Refusal(400, "unsupported_parameter", why, "encoding_format")
     numbers = _numbers(endpoint, fields)
     if isinstance(numbers, Refusal):
         return numbers
@@ -233,6 +239,14 @@ def decode(endpoint: Endpoint, body: bytes, content_type: bytes) -> Asked | Refu
     asked = Asked(endpoint, fields, model, streamed, shape)
     asked.remote_images = media.remote
     return _with_stream_options(asked) if streamed and "stream_options" in fields else asked
+
+
+def _as_json(fields: dict[str, Raw]) -> bool:
+    """Whether vectors are asked for in a form that says what it used."""
+    try:
+        return _name.decode(fields.get("encoding_format", _NULL)) in _VECTORS_AS
+    except msgspec.MsgspecError:
+        return False
 
 
 def _numbers(endpoint: Endpoint, fields: dict[str, Raw]) -> dict[str, int] | Refusal:

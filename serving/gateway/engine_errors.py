@@ -43,7 +43,7 @@ def judge(status: int, body: bytes, asked_model: str, *, engine_name: str) -> Re
     if status == 404:
         # The route table names this model, so its replica has lost it (an adapter that was unloaded meanwhile).
         return EngineAnswer.ELSEWHERE if engine_name in error.message else Refusal(404, "not_found", message)
-    if status >= 500:
+    if not 400 <= status < 500:
         return Refusal(502, "engine_error", "the model's engine failed on this request")
     if any(sign in message for sign in _TOO_LONG):
         return Refusal(400, "context_length_exceeded", message, error.param or "messages")

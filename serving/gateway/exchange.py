@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from serving.gateway.answer_room import FREE_BYTES
 from serving.gateway.answers import EventStream, error_event, whole
 from serving.gateway.directory import Engine
@@ -12,7 +14,7 @@ from serving.gateway.dispatch import Dispatch
 from serving.gateway.endpoints import Family
 from serving.gateway.engine_errors import EngineAnswer, judge
 from serving.gateway.faults import where
-from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, UNAVAILABLE, Refusal
+from serving.gateway.openai_errors import HOLDS_TOO_MUCH, INTERNAL, NO_ANSWER, UNAVAILABLE, Refusal
 from serving.metering import NOTHING, Closed, Outcome, Tokens
 
 log = logging.getLogger(__name__)
@@ -148,7 +150,12 @@ class Exchange(Dispatch):
         if self._status == 200:
             engine.target.breaker.succeeded()
             engine.target.prefills.done(self.id)
-            passed, tokens = whole(body, asked)
+            try:
+                passed, tokens = whole(body, asked)
+            except msgspec.MsgspecError:
+                self._uncounted(engine)
+                self.refuse(NO_ANSWER)
+                return
             outcome = self._left() if self.gone else Outcome.COMPLETED
             if tokens is None and asked.endpoint.family is not Family.FREE:
                 self._uncounted(engine)

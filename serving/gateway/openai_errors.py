@@ -57,6 +57,8 @@ UNKNOWN_KEY = Refusal(401, "invalid_api_key", "this API key is unknown, expired 
 
 INTERNAL = Refusal(500, "internal_error", "the gateway failed on this request, and has noted where; try again")
 
+NO_ANSWER = Refusal(502, "engine_failed", "the model's engine answered what nobody can read; try again")
+
 UNAVAILABLE = Refusal(503, "engine_unavailable", "the model's replicas do not answer", retry_after_seconds=2)
 
 HOLDS_TOO_MUCH = Refusal(

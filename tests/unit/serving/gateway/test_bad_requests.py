@@ -66,6 +66,20 @@ async def test_a_bad_request_is_refused_in_openais_shape(
     assert not gateway.gateway.active
 
 
+@pytest.mark.parametrize(
+    ("wanted", "status"), [("bytes", 400), ("bytes_only", 400), (3, 400), (None, 200), ("float", 200)]
+)
+async def test_vectors_are_only_sent_in_a_form_that_says_what_it_used(
+    gateway: RunningGateway, wanted: object, status: int
+) -> None:
+    """vLLM's `bytes` carries its usage nowhere in the body: it would be free of charge."""
+    body = {"model": "mock-model", "input": "x", "encoding_format": wanted}
+    answer = await post(gateway.port, body, path="/v1/embeddings")
+    assert answer.status == status
+    if status == 400:
+        assert answer.json()["error"]["param"] == "encoding_format"
+
+
 async def test_a_compressed_body_is_refused_for_what_it_is(gateway: RunningGateway) -> None:
     body = gzip.compress(json.dumps(chat()).encode())
     answer = await post(gateway.port, body, extra="Content-Encoding: gzip\r\n")
