@@ -48,6 +48,11 @@ class Endpoint:
     paired: bool = False  # whether what is given once goes into the prompt of each input
 
     @cached_property
+    def anthropic(self) -> bool:
+        """Whether its clients read errors and headers as Anthropic writes them."""
+        return self.path.startswith(b"/v1/messages")
+
+    @cached_property
     def number_fields(self) -> tuple[str, ...]:
         """Those that hold a whole number."""
         return ("n", "best_of", *self.output_fields)

@@ -10,7 +10,7 @@ from serving.admission import Hold, Reserve, cost, settle
 from serving.gateway.answer_room import FREE_BYTES
 from serving.gateway.answers import EventStream
 from serving.gateway.directory import Destination, Engine
-from serving.gateway.endpoints import Asked, Endpoint, Family
+from serving.gateway.endpoints import Asked, Endpoint
 from serving.gateway.gate import Subjects, Taken
 from serving.gateway.http_client import EngineConnection
 from serving.gateway.http_connection import Connection
@@ -112,7 +112,7 @@ class OpenRequest(ABC):
         self._release(NOTHING)
         if self._gateway.traces is not None:
             self._trace(self._gateway.traces, NOTHING, error=refusal.code, status=refusal.status)
-        anthropic = self._endpoint.family is Family.ANTHROPIC
+        anthropic = self._endpoint.anthropic
         self._reply.listener = None
         self._reply.respond(refusal.status, refusal.body(anthropic=anthropic), self._headers() + refusal.headers())
 
@@ -182,4 +182,6 @@ class OpenRequest(ABC):
             limits = gateway.gate.headers(self._subjects, now_ms=gateway.now_ms()) if self._subjects else b""
             notices = b"" if self._destination is None else self._destination.service.notices
             self._head = b"x-request-id: %b\r\n%b%b" % (self.id.encode(), limits, notices)
+            if self._endpoint.anthropic:
+                self._head = b"request-id: %b\r\n%b" % (self.id.encode(), self._head)
         return self._head

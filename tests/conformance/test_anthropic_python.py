@@ -25,6 +25,7 @@ def test_it_gets_a_message(client: anthropic.Anthropic) -> None:
     answer: Any = client.messages.create(model=CHAT, messages=ASK, max_tokens=5, system="be brief")
     assert (answer.content[0].text, answer.stop_reason, answer.model) == ("tok " * 5, "max_tokens", CHAT)
     assert answer.usage.output_tokens == 5
+    assert answer._request_id.startswith("req_"), "what a question to the platform names"
 
 
 @covers("anthropic Python", "/v1/messages", "streamed")
@@ -53,7 +54,11 @@ def test_it_counts_tokens(client: anthropic.Anthropic) -> None:
 def test_its_errors_are_the_sdks_own(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as unknown:
         client.messages.create(model="no-such-model", messages=ASK, max_tokens=1)
-    body: Any = unknown.value.body
-    assert body["type"] == "error" and body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.NotFoundError) as uncounted:
+        client.messages.count_tokens(model="no-such-model", messages=ASK)
+    for refused in (unknown.value, uncounted.value):
+        body: Any = refused.body
+        assert body["type"] == "error" and body["error"]["type"] == "not_found_error"
+        assert refused.request_id is not None and refused.request_id.startswith("req_")
     with pytest.raises(anthropic.AuthenticationError):
         client.with_options(api_key="hl_nobody_nothing").messages.create(model=CHAT, messages=ASK, max_tokens=1)
