@@ -114,7 +114,7 @@ _REFUSED = {
 }
 _VECTORS_AS = ("float", "base64", None)
 """How vectors may be sent. vLLM's other ways are no JSON and say nowhere what they used."""
-_STRIPPED = ("cache_salt", "request_id", "session_id", "store", "data_parallel_rank")
+_STRIPPED = ("cache_salt", "request_id", "session_id", "store", "data_parallel_rank", "stream_interval")
 _SPECIAL = _REFUSED.keys() | frozenset(_STRIPPED)
 _JSON = (b"application/json", b"")
 _NULL, _TRUE = Raw(b"null"), Raw(b"true")

@@ -80,6 +80,16 @@ async def test_vectors_are_only_sent_in_a_form_that_says_what_it_used(
         assert answer.json()["error"]["param"] == "encoding_format"
 
 
+@pytest.mark.parametrize("name", ["cache_salt", "request_id", "session_id", "data_parallel_rank", "stream_interval"])
+async def test_what_is_the_platform_s_to_set_never_reaches_an_engine(
+    gateway: RunningGateway, engine: MockEngine, name: str
+) -> None:
+    """With an interval between counts, what is made between two would be free for who leaves."""
+    answer = await post(gateway.port, chat(stream=True, max_tokens=1) | {name: 1_000_000})
+    assert answer.status == 200
+    assert engine.requests()[-1]["body"].get(name) in (None, "firm_1")
+
+
 async def test_a_compressed_body_is_refused_for_what_it_is(gateway: RunningGateway) -> None:
     body = gzip.compress(json.dumps(chat()).encode())
     answer = await post(gateway.port, body, extra="Content-Encoding: gzip\r\n")
