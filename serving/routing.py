@@ -12,8 +12,7 @@ from enum import StrEnum
 FAILURES_TO_OPEN = 3
 OPEN_FIRST_MS = 1_000
 OPEN_MAX_MS = 30_000
-BUSY_FIRST_MS = 250
-BUSY_MAX_MS = 1_000
+BUSY_MS = 250
 BUSY_OVER_MS = 2_000
 """A replica that has not said for so long that it has too much to do is as any other again."""
 MISS_WEIGHT = 3
@@ -43,8 +42,7 @@ class Breaker:
     trial: str = ""  # the request that tries a broken replica
     calm: bool = True  # nothing has been wrong since it answered last
     busy_until_ms: int = 0
-    _pause_ms: int = 0
-    _said_busy_ms: int = 0
+    said_busy_ms: int = 0  # when it last had too much to do; 0: long ago
 
     def allows(self, now_ms: int) -> bool:
         """Whether it counts as healthy: a request may go there now, if there is room for it."""
@@ -56,23 +54,21 @@ class Breaker:
         """A request goes to a replica that is not calm: others wait for what comes of it."""
         if self.failures >= FAILURES_TO_OPEN:
             self.trial = request
-        if now_ms - self._said_busy_ms > BUSY_OVER_MS:
-            self._pause_ms = 0
-        self.busy_until_ms = now_ms + self._pause_ms if self._pause_ms else 0
+        if now_ms - self.said_busy_ms > BUSY_OVER_MS:
+            self.said_busy_ms = 0
+        self.busy_until_ms = now_ms + BUSY_MS if self.said_busy_ms else 0
 
     def succeeded(self) -> None:
         """It answered."""
         if not self.calm:
             self.failures, self.open_until_ms, self.trial, self.busy_until_ms = 0, 0, "", 0
-            self.calm = not self._pause_ms
+            self.calm = not self.said_busy_ms
 
     def busy(self, now_ms: int) -> None:
         """It answered that it has too much to do."""
-        if now_ms >= self.busy_until_ms:  # else it said so of requests that were on their way already
-            self._pause_ms = min(BUSY_MAX_MS, 2 * self._pause_ms or BUSY_FIRST_MS)
         self.succeeded()
         self.calm = False
-        self._said_busy_ms, self.busy_until_ms = now_ms, now_ms + self._pause_ms
+        self.said_busy_ms, self.busy_until_ms = now_ms, now_ms + BUSY_MS
 
     def failed(self, now_ms: int) -> None:
         """It did not answer, or broke off."""

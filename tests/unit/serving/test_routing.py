@@ -3,7 +3,7 @@
 import pytest
 
 from serving.routing import (
-    BUSY_FIRST_MS,
+    BUSY_MS,
     BUSY_OVER_MS,
     FAILURES_TO_OPEN,
     OPEN_FIRST_MS,
@@ -92,21 +92,20 @@ def test_a_trial_that_says_nothing_makes_room_for_another() -> None:
 
 
 def test_a_busy_replica_gets_one_request_for_each_answer_or_after_each_pause_until_it_is_busy_no_more() -> None:
-    one = target(running=2)
-    one.breaker.busy(0)
-    one.breaker.busy(0)
-    assert route([one], Ask(), now_ms=BUSY_FIRST_MS - 1, coin=0) is NoRoute.FULL
-    assert route([one], Ask(), now_ms=BUSY_FIRST_MS, coin=0) is one
-    one.breaker.begin("req_1", BUSY_FIRST_MS)
-    assert route([one], Ask(), now_ms=2 * BUSY_FIRST_MS - 1, coin=0) is NoRoute.FULL, "one, and it may be refused"
+    one, now_ms = target(running=2), 10_000
+    one.breaker.busy(now_ms)
+    assert route([one], Ask(), now_ms=now_ms + BUSY_MS - 1, coin=0) is NoRoute.FULL
+    now_ms += BUSY_MS
+    assert route([one], Ask(), now_ms=now_ms, coin=0) is one
+    one.breaker.begin("req_1", now_ms)
+    assert route([one], Ask(), now_ms=now_ms + BUSY_MS - 1, coin=0) is NoRoute.FULL, "one, and it may be refused"
     one.breaker.succeeded()
-    assert route([one], Ask(), now_ms=BUSY_FIRST_MS, coin=0) is one, "it has answered one: there is room for another"
-    one.breaker.begin("req_2", BUSY_FIRST_MS)
-    one.breaker.busy(2 * BUSY_FIRST_MS)
-    assert not one.has_room(4 * BUSY_FIRST_MS - 1), "still busy after a pause: the next is longer"
-    calm_ms = 2 * BUSY_FIRST_MS + BUSY_OVER_MS + 1
-    one.breaker.begin("req_3", calm_ms)
-    assert one.has_room(calm_ms)
+    assert route([one], Ask(), now_ms=now_ms, coin=0) is one, "it has answered one: there is room for another"
+    one.breaker.begin("req_2", now_ms)
+    assert not one.has_room(now_ms)
+    now_ms = 10_000 + BUSY_OVER_MS + 1
+    one.breaker.begin("req_3", now_ms)
+    assert one.has_room(now_ms)
     one.breaker.succeeded()
     assert one.breaker.calm
 
