@@ -177,7 +177,11 @@ def require_person(principal: Principal) -> None:
 
 def firm_not_found(firm_id: FirmId | None) -> NotFound:
     """The one answer for a firm that does not exist and for one that is not the caller's."""
-    return NotFound(f"There is no firm {firm_id}.", code="firm_not_found")
+    return NotFound(
+        f"There is no firm {firm_id}.",
+        code="firm_not_found",
+        hint="leave it out for your own firm; the platform's staff see: heliu firm list",
+    )
 
 
 def _who(principal: Principal) -> str:

@@ -74,4 +74,7 @@ async def replay(
 
 def thing_not_found(table: str, thing_id: str) -> NotFound:
     """The one answer for what does not exist and for what is another firm's."""
-    return NotFound(f"There is no {table.replace('_', ' ')} {thing_id}.", code=f"{table}_not_found")
+    seen_by = "heliu alert channels" if table == "alert_channel" else "heliu alert list"
+    return NotFound(
+        f"There is no {table.replace('_', ' ')} {thing_id}.", code=f"{table}_not_found", hint=f"see: {seen_by}"
+    )

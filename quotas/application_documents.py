@@ -124,4 +124,4 @@ async def document_of(tx: AsyncSession, document_id: str) -> DocumentRow:
 
 def document_not_found(document_id: str) -> NotFound:
     """The one answer for a document that does not exist and for one of another firm."""
-    return NotFound(f"There is no document {document_id}.", code="document_not_found")
+    return NotFound(f"There is no document {document_id}.", code="document_not_found", hint="see: heliu document list")

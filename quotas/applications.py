@@ -213,6 +213,7 @@ async def _limit_applications(tx: AsyncSession, origin: str | None, *, now: date
         raise RateLimited(
             f"{APPLICATIONS_PER_HOUR} firms applied from this address within an hour.",
             code="too_many_applications",
+            hint="apply again in an hour",
             retry_after_seconds=hour.total_seconds(),
         )
 

@@ -157,7 +157,9 @@ async def proposal_of(tx: AsyncSession, approval_id: str) -> ProposalRow:
     """The proposal, locked. Raises NotFound."""
     row = await tx.get(ProposalRow, approval_id, with_for_update=True, populate_existing=True)
     if row is None:
-        raise NotFound(f"There is no proposal {approval_id}.", code="proposal_not_found")
+        raise NotFound(
+            f"There is no proposal {approval_id}.", code="proposal_not_found", hint="see: heliu approval list"
+        )
     return row
 
 
@@ -192,7 +194,11 @@ async def refuse(
 
 def _must_be_open(row: ProposalRow) -> None:
     if row.state != ProposalState.OPEN:
-        raise Conflict(f"This proposal is {row.state} already.", code="proposal_decided")
+        raise Conflict(
+            f"This proposal is {row.state} already.",
+            code="proposal_decided",
+            hint="see what became of it: heliu approval list",
+        )
 
 
 def _amounts(row: ApprovalPolicyRow) -> dict[str, str]:

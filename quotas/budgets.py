@@ -43,7 +43,11 @@ async def set_budget(
     """Make a budget; returns its id. Raises Conflict (`budget_exists`), NotFound for a foreign project or key."""
     await require_active(tx, spec.firm_id)
     if spec.project_id is not None and spec.key_id is not None:
-        raise InvalidInput("A budget is a firm's, a project's or a key's.", code="budget_of_two")
+        raise InvalidInput(
+            "A budget is a firm's, a project's or a key's.",
+            code="budget_of_two",
+            hint="leave out the project or the key; a key has its project already",
+        )
     if spec.project_id is not None:
         await project_of(tx, spec.project_id, spec.firm_id)
     line: str | None = None
@@ -142,7 +146,7 @@ async def _watch(tx: AsyncSession, period: str, *, now: datetime) -> int:
 
 def budget_not_found(budget_id: str) -> NotFound:
     """The one answer for a budget that does not exist and for another firm's."""
-    return NotFound(f"There is no budget {budget_id}.", code="budget_not_found")
+    return NotFound(f"There is no budget {budget_id}.", code="budget_not_found", hint="see: heliu budget list")
 
 
 async def _raise(tx: AsyncSession, row: Mapping[str, Any], threshold: int, period: str, *, now: datetime) -> int:

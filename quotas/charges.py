@@ -225,11 +225,17 @@ def charge_seen(line: Mapping[str, Any], parts: Sequence[VoucherPart] = ()) -> C
     )
 
 
+def charge_not_found(charge_id: ChargeId) -> NotFound:
+    """The answer for a charge that does not exist, and for a credit note where a charge is asked for."""
+    hint = "its month shows it: heliu statement YYYY-MM"
+    return NotFound(f"There is no charge {charge_id}.", code="charge_not_found", hint=hint)
+
+
 async def charge_of(tx: AsyncSession, charge_id: ChargeId) -> Charge:
     """A charge by its id. Raises NotFound."""
     row = await tx.get(ChargeRow, charge_id, populate_existing=True)
     if row is None:
-        raise NotFound(f"There is no charge {charge_id}.", code="charge_not_found")
+        raise charge_not_found(charge_id)
     return charge_view(row)
 
 

@@ -98,7 +98,7 @@ async def contract_of(tx: AsyncSession, discount_id: str) -> Contract:
 
 def discount_not_found(discount_id: str) -> NotFound:
     """The one answer for a discount that does not exist and for one of somebody else."""
-    return NotFound(f"There is no discount {discount_id}.", code="discount_not_found")
+    return NotFound(f"There is no discount {discount_id}.", code="discount_not_found", hint="see: heliu discount list")
 
 
 async def grant_discount(
@@ -173,7 +173,9 @@ async def end_discount(tx: AsyncSession, discount_id: str, *, now: datetime) -> 
     end = max(now, await discount_used_until(tx, before.terms.firm_id, before.terms.id) or now)
     row = await tx.get_one(DiscountRow, discount_id, with_for_update=True, populate_existing=True)
     if not (row.validity.upper is None or row.validity.upper > end):
-        raise Conflict(f"Discount {discount_id} is over.", code="discount_over")
+        raise Conflict(
+            f"Discount {discount_id} is over.", code="discount_over", hint="see what is in force: heliu discount list"
+        )
     if before.terms.valid_from >= end:
         await tx.delete(row)
         await tx.flush()

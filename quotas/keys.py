@@ -53,9 +53,15 @@ async def issue_key(
     await require_active(tx, firm_id)
     project = await project_of(tx, spec.project_id, firm_id)
     if spec.expires_at is not None and spec.expires_at <= now:
-        raise InvalidInput("A key must expire in the future.", code="expiry_past")
+        raise InvalidInput(
+            "A key must expire in the future.",
+            code="expiry_past",
+            hint="give a later time, or none: then it does not expire",
+        )
     if not spec.scopes:
-        raise InvalidInput("A key needs at least one scope.", code="scope_missing")
+        raise InvalidInput(
+            "A key needs at least one scope.", code="scope_missing", hint=f"one or more of {', '.join(Scope)}"
+        )
     if firm_id != PLATFORM_FIRM and (foreign := spec.scopes & PLATFORM_SCOPES):
         raise InvalidInput(
             f"Only the platform's own keys may have the scope {', '.join(sorted(foreign))}.",
@@ -155,7 +161,7 @@ async def rotate_key(
 
 def key_not_found(key_id: str) -> NotFound:
     """The one answer for a key that does not exist and for another firm's."""
-    return NotFound(f"There is no key {key_id}.", code="key_not_found")
+    return NotFound(f"There is no key {key_id}.", code="key_not_found", hint="see: heliu key list")
 
 
 async def _record_issue(

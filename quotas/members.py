@@ -110,7 +110,9 @@ async def invitation_row(tx: AsyncSession, invitation_id: str) -> InvitationRow:
 
 def invitation_not_found(invitation_id: str) -> NotFound:
     """The one answer for an invitation that does not exist and for another firm's."""
-    return NotFound(f"There is no invitation {invitation_id}.", code="invitation_not_found")
+    return NotFound(
+        f"There is no invitation {invitation_id}.", code="invitation_not_found", hint="see: heliu member invitations"
+    )
 
 
 async def revoke_invitation(
@@ -139,7 +141,7 @@ async def member_row(tx: AsyncSession, member_id: MemberId) -> MemberRow:
 
 def member_not_found(member_id: str) -> NotFound:
     """The one answer for a member who does not exist and for another firm's."""
-    return NotFound(f"There is no member {member_id}.", code="member_not_found")
+    return NotFound(f"There is no member {member_id}.", code="member_not_found", hint="see: heliu member list")
 
 
 async def set_roles(
@@ -239,7 +241,9 @@ async def _among_others(tx: AsyncSession, member_id: MemberId) -> tuple[MemberRo
     together = await store.lock_members(tx, known.firm_id)
     found = next((one for one in together if one.id == member_id), None)
     if found is None:
-        raise Conflict(f"{known.name} has left already.", code="member_left")
+        raise Conflict(
+            f"{known.name} has left already.", code="member_left", hint="see who is there: heliu member list"
+        )
     return found, [one for one in together if one.id != member_id]
 
 

@@ -151,7 +151,7 @@ async def grant_voucher(
     # The row is locked so that two grants cannot both fit under one cap.
     row = await tx.get(ProgrammeRow, programme_id, with_for_update=True)
     if row is None:
-        raise NotFound(f"There is no programme {programme_id}.", code="programme_not_found")
+        raise _not_found(programme_id)
     spec = _spec(row)
     pool = chart.programme_pool(programme_id)
     voucher_id = VoucherId("vch_" + ledger_store.request_hash([programme_id, key]).hex()[:26])
@@ -194,6 +194,11 @@ async def grant_voucher(
     return await _one(tx, voucher_id)
 
 
+def _not_found(programme_id: ProgrammeId) -> NotFound:
+    hint = "see: heliu programme list"
+    return NotFound(f"There is no programme {programme_id}.", code="programme_not_found", hint=hint)
+
+
 async def _check_grant(
     tx: AsyncSession,
     programme_id: ProgrammeId,
@@ -207,6 +212,7 @@ async def _check_grant(
         raise Refused(
             f"{spec.name!r} grants from {spec.valid_from.isoformat()} until {spec.valid_until.isoformat()} only.",
             code=RefusalReason.PROGRAMME_CLOSED.value,
+            hint="grant within that time, or open another: heliu programme create",
         )
     year = datetime(now.astimezone(SHANGHAI).year, 1, 1, tzinfo=SHANGHAI)
     granted = await tx.execute(

@@ -138,12 +138,18 @@ async def withdraw(
 
 def request_not_found(request_id: str) -> NotFound:
     """The one answer for a request that does not exist and for another firm's."""
-    return NotFound(f"There is no quota request {request_id}.", code="quota_request_not_found")
+    return NotFound(
+        f"There is no quota request {request_id}.", code="quota_request_not_found", hint="see: heliu quota requests"
+    )
 
 
 def _must_be_open(row: QuotaRequestRow) -> None:
     if row.state != RequestState.OPEN:
-        raise Conflict(f"This request is {row.state.replace('_', ' ')} already.", code="request_decided")
+        raise Conflict(
+            f"This request is {row.state.replace('_', ' ')} already.",
+            code="request_decided",
+            hint="see what became of it: heliu quota requests; ask anew: heliu quota ask",
+        )
 
 
 def _must_say_why(reason: str | None) -> None:

@@ -47,7 +47,11 @@ async def set_quota(
     if start < now:
         raise InvalidInput("A quota cannot change the past.", code="quota_backdated", hint="Leave the start out: now.")
     if lending_gpu_milli is not None and lending_gpu_milli > nominal_gpu_milli:
-        raise InvalidInput("A firm cannot lend more than its quota.", code="lending_above_quota")
+        raise InvalidInput(
+            "A firm cannot lend more than its quota.",
+            code="lending_above_quota",
+            hint=f"lend at most {nominal_gpu_milli} thousandths of an accelerator, or set a larger quota",
+        )
     before = await store.in_force(tx, firm_id=firm_id, pool=pool, at=start)
     row = QuotaVersionRow(
         firm_id=firm_id,

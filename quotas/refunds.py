@@ -6,14 +6,14 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from kit.errors import Conflict, NotFound
+from kit.errors import Conflict
 from kit.ids import new_id
 from kit.units import MicroYuan, format_yuan
 from quotas import chart
 from quotas.adapters import ledger_store
 from quotas.adapters.ledger_store import Posting
 from quotas.adapters.money_tables import ChargeRow
-from quotas.charges import charge_view
+from quotas.charges import charge_not_found, charge_view
 from quotas.chart import AccountSpec
 from quotas.ledger import posted
 from quotas.periods import billing_periods
@@ -55,7 +55,7 @@ async def refundable(tx: AsyncSession, charge_id: ChargeId) -> Charge:
 async def _refundable(tx: AsyncSession, charge_id: ChargeId) -> ChargeRow:
     row = await tx.get(ChargeRow, charge_id, with_for_update=True, populate_existing=True)
     if row is None or row.reverses is not None:
-        raise NotFound(f"There is no charge {charge_id}.", code="charge_not_found")
+        raise charge_not_found(charge_id)
     found = await tx.execute(select(ChargeRow).where(col(ChargeRow.reverses) == charge_id))
     if found.scalar_one_or_none() is not None:
         raise Conflict(

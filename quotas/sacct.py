@@ -71,7 +71,7 @@ def read_header(line: str, zone: timezone) -> Header:
             hint=f"sacct -P -X --format={','.join(NEEDED)}",
         )
     if doubled := [name for name in NEEDED if names.count(name) > 1]:
-        raise InvalidInput(f"line 1 names {', '.join(doubled)} twice")
+        raise InvalidInput(f"line 1 names {', '.join(doubled)} twice", hint="name each column of sacct -o once")
     return Header({name: names.index(name) for name in NEEDED}, len(names), zone)
 
 

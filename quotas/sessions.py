@@ -53,7 +53,11 @@ async def sign_in(db: Database, email: str, password: str, *, now: datetime, ori
     stored = member.password_hash if member else await asyncio.to_thread(_decoy)
     matches = await asyncio.to_thread(verify_password, password, stored)
     if not matches or member is None or firm is None or _has_left(member, firm):
-        raise Unauthenticated("The e-mail address or the password is wrong.", code="wrong_credentials")
+        raise Unauthenticated(
+            "The e-mail address or the password is wrong.",
+            code="wrong_credentials",
+            hint="check both; in the password capitals count",
+        )
     if firm.state in OVER:
         refuse_unless_active(firm)
     async with db.transaction() as tx:
@@ -101,7 +105,9 @@ async def change_password(
         attempt = SignInAttemptRow(email=member.email, origin=origin, at=now)
         await store.insert(tx, attempt)
     if not await asyncio.to_thread(verify_password, old, member.password_hash):
-        raise InvalidInput("The present password is wrong.", code="wrong_password")
+        raise InvalidInput(
+            "The present password is wrong.", code="wrong_password", hint="type the one that you signed in with"
+        )
     new_hash = await asyncio.to_thread(hash_password, new)
     async with db.transaction() as tx:
         (await tx.merge(attempt)).succeeded = True

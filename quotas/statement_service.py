@@ -178,6 +178,7 @@ async def close_statement(tx: AsyncSession, firm_id: FirmId, period: Period, *, 
         raise HeliuError(
             f"statement {firm_id} {period} does not add up: {findings[0].detail}",
             code="statement_wrong",
+            hint="nothing was closed; see: heliu ledger verify",
         )
     body = asdict(made)
     del body["hash"], body["state"], body["closed_at"]

@@ -75,7 +75,7 @@ async def ingest_usage(
     `refuse_unpriced` the first that has no price (`no_tariff`); then nothing is taken.
     """
     if len(records) > BATCH_MAX:
-        raise InvalidInput(f"a batch carries at most {BATCH_MAX} records, not {len(records)}")
+        raise InvalidInput(f"a batch carries at most {BATCH_MAX} records, not {len(records)}", hint="send it in parts")
     check_records(records)
     if not records:
         return IngestResult(0, 0)

@@ -144,5 +144,6 @@ async def _pools_under(tx: AsyncSession, scope: str, target: str) -> set[str]:
         case WindowScope.CENTRE:
             pools = {pool.name for pool in await store.pools(tx) if pool.centre == target}
     if not pools:
-        raise NotFound(f"There is no {scope} {target}.", code=f"{scope}_not_found")
+        hint = "see: heliu node list" if scope == WindowScope.NODE else "see: heliu pool list"
+        raise NotFound(f"There is no {scope} {target}.", code=f"{scope}_not_found", hint=hint)
     return pools

@@ -49,7 +49,7 @@ async def create_upload(
     try:
         name = plain_name(name)
     except ValueError as error:
-        raise InvalidInput(str(error), code="bad_file_name") from None
+        raise InvalidInput(str(error), code="bad_file_name", hint="name it like data/train.jsonl") from None
     if await stored_bytes(tx, firm_id) + size_bytes > terms.firm_storage_bytes:
         raise storage_full(terms)
     row = UploadRow(
@@ -98,7 +98,7 @@ async def add_part(
     stored = await blobs.put(part, chunks, limit_bytes=row.size_bytes - offset)
     if stored.size == 0:
         await blobs.delete(part)
-        raise InvalidInput("the part is empty", code="empty_part")
+        raise InvalidInput("the part is empty", code="empty_part", hint="send at least one byte, or complete it")
     try:
         async with db.transaction() as tx:
             await _append(tx, row, offset, part, stored.size)
@@ -190,7 +190,7 @@ def blob_of(row: UploadRow) -> str:
 
 def _expect(row: UploadRow, offset: int) -> None:
     if row.state == COMPLETE:
-        raise Conflict("the upload is complete", code="upload_complete")
+        raise Conflict("the upload is complete", code="upload_complete", hint="begin another: heliu upload")
     if offset != row.received_bytes:
         raise Conflict(
             f"the next byte is number {row.received_bytes}, not {offset}",

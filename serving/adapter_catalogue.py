@@ -103,7 +103,7 @@ async def get_adapter(tx: AsyncSession, adapter: str, *, firm_id: str | None) ->
 
 def not_found(adapter: str) -> NotFound:
     """The one answer for an adapter that does not exist and for one that is another firm's."""
-    return NotFound(f"there is no adapter {adapter}", code="adapter_not_found")
+    return NotFound(f"there is no adapter {adapter}", code="adapter_not_found", hint="see: heliu adapter list")
 
 
 async def _training(tx: AsyncSession, job_id: str, *, name: str | None) -> Training | None:

@@ -56,7 +56,11 @@ async def register_model(tx: AsyncSession, spec: ModelSpec, *, by: Principal, no
     if standing := await store.model(tx, spec.name):
         if all(getattr(standing, key) == value for key, value in values.items()):
             return store.model_of(standing)
-        raise Conflict(f"a model named {spec.name} is already in the catalogue", code="model_name_taken")
+        raise Conflict(
+            f"a model named {spec.name} is already in the catalogue",
+            code="model_name_taken",
+            hint="see: heliu model list; take another name",
+        )
     if await store.name_is_an_adapters(tx, spec.name):
         raise Conflict(f"the name {spec.name} is in use", code="model_name_taken", hint="choose another name")
     row = ModelRow(**values, created_at=now)
@@ -89,7 +93,9 @@ async def change_model(tx: AsyncSession, name: str, changes: dict[str, Any], *, 
         if key in changes:
             setattr(row, key, changes[key])
     if row.retires_at and row.retires_at < (row.deprecated_at or now):
-        raise InvalidInput("a model retires after it is deprecated", code="model_retires_too_early")
+        raise InvalidInput(
+            "a model retires after it is deprecated", code="model_retires_too_early", hint="give a later retires_at"
+        )
     if any(getattr(row, key) != before[key] for key in NEEDS_NEW_ENGINE & set(changes)):
         await _renew_deployments(tx, name, now=now)
     await tx.flush()

@@ -47,7 +47,11 @@ async def create(
         await store.lock_name(tx, f"deployment:{spec.firm_id}:{key}")
         standing = await store.deployment_by_key(tx, spec.firm_id, key)
         if standing is not None and standing.asked != asked:
-            raise Conflict("this idempotency key was used for another deployment", code="idempotency_conflict")
+            raise Conflict(
+                "this idempotency key was used for another deployment",
+                code="idempotency_conflict",
+                hint="send another key",
+            )
         if standing is not None:
             return store.deployment_of(standing)
     model = await catalogue.get_model(tx, spec.model)
@@ -129,7 +133,9 @@ async def get(tx: AsyncSession, deployment_id: str) -> Deployment:
 
 def not_found(deployment_id: str) -> NotFound:
     """The one answer for a deployment that does not exist and for one that is somebody else's."""
-    return NotFound(f"there is no deployment {deployment_id}", code="deployment_not_found")
+    return NotFound(
+        f"there is no deployment {deployment_id}", code="deployment_not_found", hint="see: heliu deploy list"
+    )
 
 
 async def _row(tx: AsyncSession, deployment_id: str, *, lock: bool = False) -> DeploymentRow:

@@ -47,5 +47,9 @@ def allow(principal: Principal, action: Action, firm_id: str, *, seen: bool, abs
         raise absent
     if action not in allowed_actions(principal, firm_id=FirmId(firm_id)):
         if firm_id == PLATFORM_FIRM and not is_staff(principal):
-            raise Forbidden("this belongs to the platform; only its administrators change it", code="not_allowed")
+            raise Forbidden(
+                "this belongs to the platform; only its administrators change it",
+                code="not_allowed",
+                hint="ask the platform's administrators",
+            )
         require(principal, action, firm_id=FirmId(firm_id))

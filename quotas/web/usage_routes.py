@@ -80,12 +80,17 @@ async def _check_whose(tx: AsyncSession, events: Sequence[UsageEvent]) -> None:
         try:
             await project_of(tx, ProjectId(project), FirmId(firm))
         except NotFound:
-            raise InvalidInput(f"event {event!r}: firm {firm} has no project {project}") from None
+            raise InvalidInput(
+                f"event {event!r}: firm {firm} has no project {project}", hint=f"see: heliu project list --firm {firm}"
+            ) from None
     owners = await firms_of_keys(tx, {KeyId(e.data.key_id) for e in events if e.data.key_id})
     for event in events:
         key = event.data.key_id
         if key and owners.get(KeyId(key)) != event.data.firm_id:
-            raise InvalidInput(f"event {event.id!r}: firm {event.data.firm_id} has no key {key}")
+            raise InvalidInput(
+                f"event {event.id!r}: firm {event.data.firm_id} has no key {key}",
+                hint=f"see: heliu key list --firm {event.data.firm_id}",
+            )
 
 
 @router.post("/usage-imports")

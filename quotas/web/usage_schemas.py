@@ -62,9 +62,13 @@ class UsageEvent(Body):
         if given != set(needed) or (self.data.cached_input is not None and "input" not in needed):
             raise InvalidInput(f"{about}: {self.type} counts {' and '.join(needed)}, and nothing else")
         if self.source.startswith(OWN_SOURCES):
-            raise InvalidInput(f"{about}: sources that begin with {OWN_SOURCES} are the platform's own")
+            raise InvalidInput(
+                f"{about}: sources that begin with {OWN_SOURCES} are the platform's own", hint="name yours otherwise"
+            )
         if self.time > now + FUTURE:
-            raise InvalidInput(f"{about} is of {self.time.isoformat()}, which is still to come")
+            raise InvalidInput(
+                f"{about} is of {self.time.isoformat()}, which is still to come", hint="set the source's clock right"
+            )
 
     def _counts(self) -> dict[str, int | None]:
         names = {"input", "cached_input", "output", "images", "audio_ms", "byte_hours"}

@@ -178,7 +178,9 @@ async def download(
         try:
             seen = await artifacts.artifact_view(tx, artifact_id, firm_id=firm_id)
         except NotFound:
-            raise NotFound("There is no such artifact any more.", code="artifact_not_found") from None
+            raise NotFound(
+                "There is no such artifact any more.", code="artifact_not_found", hint="see: heliu artifact list"
+            ) from None
     start = range_start(request, seen.size_bytes)
     _, chunks = await artifacts.open_artifact(db, edge.blobs, artifact_id, firm_id=firm_id, start=start)
     return stream(chunks, seen.size_bytes, start, _attachment(seen))

@@ -59,4 +59,6 @@ async def decisions(
 def _require_staff(principal: Principal) -> None:
     require(principal, Action.QUEUE_READ, firm_id=None)
     if not is_staff(principal):
-        raise Forbidden("only the platform's staff sees what all firms submitted")
+        raise Forbidden(
+            "only the platform's staff sees what all firms submitted", hint="a firm has its jobs: heliu job list"
+        )

@@ -78,7 +78,11 @@ def adapter_router(blobs: Blobs) -> APIRouter:
     @adapters.post("", status_code=201)
     async def register_adapter(body: AdapterIn, principal: CurrentPrincipal, db: Db, now: Now) -> AdapterOut:
         """Register the adapter of a finished fine-tune job (done by itself; needed after its name was refused)."""
-        absent = NotFound(f"there is no job {body.job_id} with an adapter", code="job_not_found")
+        absent = NotFound(
+            f"there is no job {body.job_id} with an adapter",
+            code="job_not_found",
+            hint="name a fine-tune that succeeded; see: heliu job list",
+        )
         async with db.transaction() as tx:
             made = await scheduler.artifacts_of(tx, body.job_id)
         if not made:
