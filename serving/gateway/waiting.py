@@ -116,7 +116,10 @@ class WaitingRoom:
         self._fill(service)
 
     def tick(self) -> None:
-        """Send who can go now that a broken replica may be tried again; refuse who waited too long."""
+        """Refuse who waited too long; send who can go now that a broken replica may be tried again.
+
+        In this order: who comes back from a busy replica is over time at last.
+        """
         now_ms = self._now_ms()
         for service in list(self._services):
             lines = service.lines
@@ -126,13 +129,13 @@ class WaitingRoom:
                     self._services.remove(service)
                     service.lines = None
                 continue
-            self._fill(service)
             for exchange in (*lines.places.expire(now_ms), *lines.adapters.expire(now_ms)):
                 del self._waiting[exchange]
                 found = candidates(service.targets, exchange.need(), now_ms=now_ms)
                 code, message = _NO_ROUTE[found if isinstance(found, NoRoute) else NoRoute.FULL]
                 waited = f"{message}; the request waited {self._settings.wait_seconds:g} s"
                 self._guarded(exchange, exchange.refuse, Refusal(503, code, waited, retry_after_seconds=5))
+            self._fill(service)
 
     def _push(self, exchange: "Dispatch", service: Service, deadline_ms: int, *, for_adapter: bool) -> Refusal | None:
         lines = service.lines
