@@ -57,6 +57,7 @@ async def furnish(
     max_concurrency: int = 4096,
     paid_in: int = MILLION_YUAN,
     others: Sequence[ModelSpec] = (),
+    sees: bool = False,
 ) -> Furnished:
     """A firm with money, prices, a key, and `model` (and `others`) served by the engines at these addresses."""
     now = utc_now() - timedelta(seconds=1)
@@ -79,9 +80,12 @@ async def furnish(
             tokens_per_minute=REQUESTS_PER_MINUTE * 1_000,
         )  # fmt: skip
         issued = await quotas.issue_key(tx, firm_id, spec, by=SYSTEM, now=now)
-    everything = frozenset(Capability) - {Capability.EMBEDDINGS}  # the engine itself says what it cannot do
+    capabilities = frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.TOOLS})
+    if sees:
+        capabilities |= {Capability.VISION}
+    modality = Modality.IMAGE_TEXT if sees else Modality.TEXT
     spec = ModelSpec(
-        model, model, "bench", "Apache-2.0", Modality.IMAGE_TEXT, context_tokens, everything, model, "1", max_loras=0
+        model, model, "bench", "Apache-2.0", modality, context_tokens, capabilities, model, "1", max_loras=0
     )
     await _publish_prices(db, [spec.name, *(other.name for other in others)])
     for offered in (spec, *others):
@@ -156,7 +160,8 @@ def _serve_forever(
     async def prepare() -> Furnished:
         db = Database(url)
         try:
-            return await furnish(db, engines, model=model, engine_key=engine_key, context_tokens=context)
+            # The engine itself says when it sees no images.
+            return await furnish(db, engines, model=model, engine_key=engine_key, context_tokens=context, sees=True)
         finally:
             await db.close()
 
