@@ -28,9 +28,9 @@ class Connection(Answers, asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_broken", "_chunked", "_continue", "_head_bytes", "_headers", "_in_head",
+        "_begun", "_body", "_body_bytes", "_broken", "_chunked", "_continue", "_head_bytes", "_headers", "_in_head",
         "_in_message", "_known", "_known_head", "_once_sent", "_paused", "_plain_bytes_max", "_pumping", "_queue",
-        "_reading", "_refused", "_target",
+        "_reading", "_refused", "_target", "_without_body",
         "current", "deadline", "limits", "listener", "parser", "peer", "server", "started", "transport",
     )  # fmt: skip
 
@@ -49,7 +49,9 @@ class Connection(Answers, asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._target = b""
         self._body: list[bytes] = []
-        self._body_bytes = self._head_bytes = 0
+        self._begun = 0  # messages
+        self._head_bytes = self._body_bytes = 0
+        self._without_body = 0  # bytes in a row: of a head that is not complete, of trailers
         self._in_head = self._in_message = self._continue = False
         self._paused = self._pumping = False
         self._reading = True
@@ -121,7 +123,8 @@ class Connection(Answers, asyncio.Protocol):
             request.headers.pop(b"content-length", None)  # of those that follow it is another
 
     def _parse(self, data: bytes) -> None:
-        mid_head = self._in_head
+        expected = self._begun + (not self._in_message)  # the message that goes on, or begins, with the first byte
+        body_bytes = self._body_bytes
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -131,10 +134,12 @@ class Connection(Answers, asyncio.Protocol):
                 raise
         except httptools.HttpParserError as error:
             self._break(400, "malformed_http", f"this is not well-formed HTTP/1.1: {error}")
-        if mid_head and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > self.limits.head_bytes_max:
+        if self._in_message and self._begun == expected and self._body_bytes == body_bytes:
+            self._without_body += len(data)
+            if self._without_body > self.limits.head_bytes_max:
                 self._break(431, "headers_too_large", f"request headers exceed {self.limits.head_bytes_max} bytes")
+        else:
+            self._without_body = 0
 
     def eof_received(self) -> bool:
         return False  # a client that closes its side is gone
@@ -164,6 +169,7 @@ class Connection(Answers, asyncio.Protocol):
         self._headers = {}
         self._target = b""
         self._body = []
+        self._begun += 1
         self._head_bytes = self._body_bytes = 0
         if self.current is None and not self._paused:
             self.deadline = self.server.loop.time() + self.limits.head_seconds_max

@@ -258,6 +258,16 @@ async def test_what_came_before_an_odd_request_is_still_answered(client: RawClie
     assert await client.closed()
 
 
+async def test_trailers_without_end_are_refused_and_not_kept(client: RawClient) -> None:
+    client.send(H + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: ")
+    refused = asyncio.create_task(client.answer())
+    while not refused.done():
+        client.send(b"a" * 1_000)
+        await asyncio.sleep(0)
+    assert (await refused).status == 431
+    assert await client.closed()
+
+
 @pytest.mark.parametrize("part", [b"", b"POST /echo HT", H + b"X: a", H + b"Content-Length: 5\r\n\r\nab"])
 async def test_a_client_too_slow_to_say_its_request_is_cut(client: RawClient, part: bytes) -> None:
     client.send(part)
