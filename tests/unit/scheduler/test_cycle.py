@@ -20,6 +20,7 @@ from scheduler.vocabulary import (
     Reject,
     RejectReason,
     Start,
+    StopRule,
     Wait,
     WaitReason,
     WorkloadId,
@@ -161,7 +162,7 @@ def test_lack_of_money_is_looked_at_again_after_its_pause() -> None:
 
 def test_work_on_a_draining_node_is_preempted_once() -> None:
     made = decisions(state(node("a", 4, is_open=False, draining=True), node("b"), runs("x", "a"), runs("y", "b")))
-    assert made == {"x": Preempt(WorkloadId("x"), "drain")}
+    assert made == {"x": Preempt(WorkloadId("x"), StopRule.DRAIN)}
 
 
 def test_an_unknown_pool_is_rejected() -> None:
@@ -229,5 +230,5 @@ def test_a_cycle_that_tells_nobody_still_takes_back_what_was_lent() -> None:
     of = replace(of, quotas={(RED, POOL): Quota(GpuMilli(4000)), (BLUE, POOL): Quota(GpuMilli(0))})
     _, done = decide(of, (), Policy(), now=NOW, tell=False)
     assert [d for d in done.made if isinstance(d, Preempt)] == [
-        Preempt(WorkloadId("lent"), "reclaim", WorkloadId("owner"))
+        Preempt(WorkloadId("lent"), StopRule.RECLAIM, WorkloadId("owner"))
     ]
