@@ -59,3 +59,14 @@ async def test_what_is_no_answer_is_an_error_and_costs_nothing(says: bytes, code
         assert not gateway.gateway.active
         assert gateway.gateway.shipper.backlog == 0
     assert plane.records == []
+
+
+async def test_a_replica_that_refuses_one_request_three_times_has_failed_once(tmp_path: Path) -> None:
+    async with before(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", tmp_path) as (gateway, _):
+        client = await RawClient.to(gateway.port)
+        client.send(request(chat()))
+        assert (await client.answer()).status == 503
+        await client.close()
+        (only,) = gateway.gateway.directory.engines
+        assert gateway.gateway.metrics.retries[only.route.id] == 3
+        assert only.target.breaker.failures == 1
